@@ -1,0 +1,445 @@
+"""``rounds``: the command line.
+
+Only typer is imported here; everything else is imported where a command needs it, so that ``rounds --help`` is quick.
+Exit codes: 0 done, 1 a stage failed, 2 the user's mistake, 3 finished but not everything could be reported, 130 cancelled.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from flows.config import RunConfig
+    from flows.launch import Outcome
+    from flows.plan import Plan, Planned
+    from flows.workspace import Run
+    from tasks.retry import StageError
+
+FAILED, MISTAKE, UNREPORTED, CANCELLED = 1, 2, 3, 130
+
+
+class Format(StrEnum):
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+class What(StrEnum):
+    policy = "policy"
+    critic = "critic"
+    reward_model = "reward_model"
+
+
+class Commands(TyperGroup):
+    """Turns our errors into one sentence and an exit code, and takes ``--home`` behind a command too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return list(super().parse_args(ctx, home_first(args)))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            say("cancelled")
+            raise typer.Exit(CANCELLED) from interrupt
+        except Exception as error:
+            code, sentence = explain(error)
+            if code is None:
+                raise
+            say(sentence)
+            raise typer.Exit(code) from error
+
+
+def home_first(args: Sequence[str]) -> list[str]:
+    """The arguments with ``--home DIR`` in front, wherever it was written."""
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = iter(args)
+    for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+        elif argument == "--home":
+            front += [argument, *([value] if (value := next(remaining, None)) is not None else [])]
+        elif argument.startswith("--home="):
+            front.append(argument)
+        else:
+            rest.append(argument)
+    return front + rest
+
+
+def explain(error: Exception) -> tuple[int | None, str]:
+    """The exit code of an error and a sentence about it; no code for a defect, whose traceback is wanted."""
+    from tasks.errors import TransientError, UserError
+    from tasks.retry import StageError
+
+    if isinstance(error, UserError):
+        return MISTAKE, f"error: {error}"
+    if isinstance(error, TransientError):
+        return FAILED, f"error: {error}"
+    if isinstance(error, StageError):
+        return explain_stage(error)
+    return None, ""
+
+
+def explain_stage(error: "StageError") -> tuple[int, str]:
+    """What a failed stage means for whoever started the run."""
+    if error.kind == "cancelled":
+        return CANCELLED, "cancelled; nothing that was committed is lost, and the same command continues"
+    where = f" in {error.stage}" if error.stage else ""
+    if error.kind == "user":
+        return MISTAKE, f"error{where}: {error.message}"
+    log = f"; details are in {error.log}" if error.log and error.log not in error.message else ""
+    return FAILED, f"error{where}: {error.message}{log}; when it is mended, the same command continues"
+
+
+def say(sentence: str) -> None:
+    """One line on standard error; it may quote what a model or a file says."""
+    from flows.text import printable
+
+    print(printable(sentence), file=sys.stderr, flush=True)
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="rounds",
+    help="PPO-RLHF in rounds: run them, look at rollouts, rerun any stage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
+]
+RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name or directory; default: the latest.")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"rounds {version('rlhf-rounds')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    home: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where runs live; default: $ROUNDS_HOME, else .rounds here.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+    from tasks import settings
+
+    ctx.obj = settings.home_directory(home)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The file to write.")] = Path("rounds.yaml"),
+) -> None:
+    """Write a commented configuration to start from."""
+    from flows.config import PRESETS
+    from tasks.errors import ConfigError
+
+    try:
+        with file.open("x") as stream:
+            stream.write((PRESETS / "template.yaml").read_text())
+    except FileExistsError as error:
+        raise ConfigError(f"{file} exists already; name another file, or remove it") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}); name another file") from error
+    print(f"wrote {file}; name your data and model in it, then: {shlex.join(['rounds', 'run', str(file)])}")
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")],
+    name: Annotated[str | None, typer.Option(metavar="N", help="The run's name; default: the configuration's.")] = None,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Run all rounds with live progress. The same command continues a run that was stopped."""
+    from tasks import settings
+
+    settings.quieten(hub=True)
+    from flows.config import load_config
+
+    loaded = load_config(config, set_ or [])
+    settings.quieten(hub=loaded.needs_hub())
+    from flows.launch import prepared, start
+
+    chosen = name or Path(config).stem
+    plan = prepared(ctx.obj, chosen, loaded)
+    finish(start(ctx.obj, chosen, loaded, plan), loaded, as_json=as_json)
+
+
+def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
+    """Print what the run came to, and end with the code that says whether all of it was reported."""
+    from flows.results import result_columns, summary_of
+    from flows.views import next_steps, results_table
+
+    run = outcome.run
+    results = [summary_of(report) for report in outcome.reports]
+    if as_json:
+        unreported = list(outcome.unreported)
+        print_json({"run": run.name, "directory": str(run.root), "rounds": results, "unreported": unreported})
+    else:
+        show(results_table(result_columns(config), results))
+        print("\n".join(next_steps(run)))
+    for sentence in outcome.unreported:
+        say(f"not reported: {sentence}")
+    if outcome.unreported:
+        raise typer.Exit(UNREPORTED)
+
+
+@app.command("list")
+def list_(ctx: typer.Context, as_json: Json = False) -> None:
+    """All runs, the one worked on last first."""
+    from dataclasses import asdict
+
+    from flows.results import overview
+    from flows.workspace import list_runs
+
+    overviews = [overview(run) for run in list_runs(ctx.obj)]
+    if as_json:
+        print_json([asdict(item) for item in overviews])
+    elif overviews:
+        from flows.views import runs_table
+
+        show(runs_table(overviews))
+    else:
+        print(f"{ctx.obj} has no runs yet; start one with: rounds run quickstart")
+
+
+@app.command()
+def status(ctx: typer.Context, run: RunName = None, as_json: Json = False) -> None:
+    """A run's rounds and stages: state, rows, time and headline metrics."""
+    from flows.plan import make_plan
+    from flows.results import reports_of, result_columns, run_state, stage_statuses, summary_of
+    from flows.workspace import find_run
+
+    found = find_run(ctx.obj, run)
+    config = found.config
+    plan = make_plan(found, config)
+    statuses, state = stage_statuses(plan), run_state(found, plan)
+    results = [summary_of(report) for report in reports_of(plan)]
+    if as_json:
+        print_json(
+            {
+                "run": found.name,
+                "directory": str(found.root),
+                "state": state,
+                "stages": [item.as_dict() for item in statuses],
+                "rounds": results,
+            }
+        )
+        return
+    from flows.views import results_table, status_view
+
+    print(f"{found.name}: {state} ({found.root})\n")
+    show(status_view(statuses))
+    if results:
+        print()
+        show(results_table(result_columns(config), results))
+
+
+@app.command()
+def rerun(
+    ctx: typer.Context,
+    run: RunName = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Recompute from this stage on, though it is committed."),
+    ] = None,
+    round: Annotated[int | None, typer.Option(metavar="R", help="Of this round; default: the last.")] = None,
+    iteration: Annotated[int | None, typer.Option(metavar="I", help="Of this iteration; default: the first.")] = None,
+    set_: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be executed and reused.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Recompute what a stage or a changed setting reaches, and nothing else; without either, continue the run."""
+    from tasks import settings
+
+    settings.quieten(hub=True)
+    from flows.config import checked, dump, with_overrides
+    from flows.workspace import find_run
+    from tasks.errors import ConfigError
+
+    found = find_run(ctx.obj, run)
+    config = checked(with_overrides(dump(found.config), set_ or []), where=f"run {found.name}")
+    settings.quieten(hub=config.needs_hub())
+    from flows.launch import prepared, start
+    from flows.plan import forced_by
+
+    if from_ is None and (round is not None or iteration is not None):
+        raise ConfigError("--round and --iteration say where --from begins; name the stage with --from too")
+    plan = prepared(found.home, found.name, config)
+    forced = forced_by(plan, from_, round=round, iteration=iteration) if from_ is not None else []
+    if dry_run:
+        show_steps(found, plan, forced, as_json=as_json)
+    else:
+        finish(start(found.home, found.name, config, plan, force=[p.key for p in forced]), config, as_json=as_json)
+
+
+def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bool) -> None:
+    """What a rerun would do; nothing is touched."""
+    from dataclasses import asdict
+
+    from flows.results import steps
+    from flows.views import steps_table, steps_total
+
+    found = steps(run, plan, forced)
+    if as_json:
+        expected = sum(step.expected_seconds or 0.0 for step in found if step.executes)
+        print_json({"run": run.name, "stages": [asdict(step) for step in found], "expected_seconds": expected})
+    else:
+        show(steps_table(found))
+        print(steps_total(found))
+
+
+@app.command()
+def rollouts(
+    ctx: typer.Context,
+    run: RunName = None,
+    round: Annotated[int | None, typer.Option(metavar="R", help="Default: the latest.")] = None,
+    iteration: Annotated[int | None, typer.Option(metavar="I", help="Default: the latest.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Largest first; -COLUMN puts the smallest first.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: 10 in a table, else all.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="A pandas query, such as: score < 0 and length > 20.")
+    ] = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="jsonl has every column, csv those that are no lists.")
+    ] = (Format.table),
+    as_json: Json = False,
+) -> None:
+    """Look at the rollouts of one iteration and their rewards."""
+    from flows.rollout_rows import full_rows, rollouts_of, selected
+    from flows.text import json_text, printable_lines
+    from flows.workspace import find_run
+
+    found = rollouts_of(find_run(ctx.obj, run), round, iteration)
+    is_table = format_ is Format.table and not as_json
+    everything = found.frame()
+    frame = selected(everything, where=where, sort=sort, top=top or (10 if is_table else None))
+    if not found.is_current:
+        say("note: the run's configuration or code changed since; these rollouts were made before that")
+    if as_json:
+        rows = full_rows(found, frame)
+        print_json({"round": found.round, "iteration": found.iteration, "stage": found.stage, "rollouts": rows})
+    elif format_ is Format.jsonl:
+        for row in full_rows(found, frame):
+            print(json_text(row))
+    elif format_ is Format.csv:
+        texts = frame.select_dtypes(exclude="number").columns
+        print(frame.assign(**{name: frame[name].map(printable_lines) for name in texts}).to_csv(index=False), end="")
+    else:
+        from flows.views import rollouts_table
+
+        show(rollouts_table(found, frame))
+        print(f"round {found.round}, iteration {found.iteration}: {len(frame)} of {len(everything)} rollouts")
+
+
+@app.command("show")
+def show_(
+    ctx: typer.Context,
+    rollout_id: Annotated[str, typer.Argument(metavar="ROLLOUT_ID", help="As rounds rollouts lists it.")],
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run's name or directory; default: the latest.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One rollout, token by token: logprob, reference logprob, KL, reward, value, advantage, return."""
+    from flows.rollout_rows import one_rollout
+    from flows.workspace import find_run
+
+    found = one_rollout(find_run(ctx.obj, run), rollout_id)
+    if as_json:
+        print_json({**found.row, "tokens": found.tokens})
+    else:
+        from flows.views import rollout_view
+
+        show(rollout_view(found))
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty directory.")],
+    run: RunName = None,
+    what: Annotated[What, typer.Option(help="Which model.")] = What.policy,
+    round: Annotated[
+        int | None, typer.Option(metavar="R", help="As it was after this round; default: the last.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the policy, critic or reward model as a Hugging Face directory with a model card."""
+    from flows.export import export_model
+    from flows.workspace import find_run
+
+    found = export_model(find_run(ctx.obj, run), to, part=what.value, round=round)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print(f"wrote {found.sentence}")
+
+
+@app.command()
+def up(ctx: typer.Context) -> None:
+    """Start the Prefect server of this home, if it does not run yet."""
+    from tasks import settings
+
+    settings.quieten(hub=False)
+    from flows import servers
+
+    print(servers.ensure_prefect(ctx.obj).removesuffix("/api"))
+
+
+@app.command()
+def down(ctx: typer.Context) -> None:
+    """Stop the Prefect server of this home."""
+    from flows import servers
+    from flows.workspace import list_runs
+
+    if busy := [run.name for run in list_runs(ctx.obj) if run.is_in_progress()]:
+        from tasks.errors import RunError
+
+        raise RunError(f"run {busy[0]} is in progress and needs the server; wait for it, or stop it first")
+    print("stopped" if servers.stop_server(ctx.obj) else "no server was running")
+
+
+def show(renderable: Any) -> None:
+    """Print a table on standard output; into a pipe as wide as it needs to be."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)
+    console.print(renderable)
+
+
+def print_json(value: Any) -> None:
+    from flows.text import json_text
+
+    print(json_text(value, indent=1))
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,239 @@
+"""The configuration of a run: one document whose parts belong to the stages that they configure.
+
+A run is one configuration and its directory. Everything that a run does follows from it, so it is checked whole before
+anything starts, and a mistake is one sentence that names the field, the value and the next move.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from ppo_core.config import PPOConfig
+from tasks.compute_advantages import AdvantagesConfig
+from tasks.errors import ConfigError
+from tasks.evaluate_policy import EvaluationConfig
+from tasks.generate_rollouts import RolloutsConfig
+from tasks.prepare_data import DataConfig, FromScratchConfig
+from tasks.report_round import ReportRoundConfig
+from tasks.rewards import RewardConfig
+from tasks.stage import ExecutionConfig, StageConfig
+from tasks.train_reward_model import RewardModelConfig
+from tasks.update_policy import OptimizersConfig
+from tasks.warm_up import WarmUpConfig
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class ModelConfig(StageConfig):
+    """The policy that training starts from; it stays the reference of all rounds."""
+
+    policy: str | None = None
+    """Name on a hub, or directory, as ``from_pretrained`` takes it."""
+    from_scratch: FromScratchConfig | None = None
+    """A new model instead, whose tokenizer is trained on ``data.texts``."""
+    critic: str | None = None
+    """Name or directory of the model the critic starts from: by default the reward model, without one the policy."""
+    revision: str | None = None
+    """Branch, tag or commit of a policy on a hub."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Off: a model is data."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.policy is None) == (self.from_scratch is None):
+            raise ValueError("give either policy or from_scratch")
+        return self
+
+
+class TrackingConfig(StageConfig):
+    """Where metrics and artifacts are logged; the server is that of ``MLFLOW_TRACKING_URI``, else one file in the home."""
+
+    experiment: str = "rlhf-rounds"
+    """MLflow experiment that the runs are listed under."""
+
+
+class RunConfig(StageConfig):
+    """One run, whole."""
+
+    seed: int = Field(0, ge=0)
+    """Every random draw of the run is a function of it."""
+    rounds: int = Field(1, gt=0)
+    """A round trains the reward model on the preferences known by then, then makes ``iterations`` iterations."""
+    iterations: int = Field(8, gt=0)
+    """An iteration is rollouts, scores, advantages and one update."""
+    model: ModelConfig
+    data: DataConfig
+    warm_up: WarmUpConfig | None = None
+    reward_model: RewardModelConfig | None = None
+    rewards: Mapping[str, RewardConfig] = Field(min_length=1)
+    rollouts: RolloutsConfig
+    advantages: AdvantagesConfig = AdvantagesConfig()
+    ppo: PPOConfig = PPOConfig()
+    optimizers: OptimizersConfig = OptimizersConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportRoundConfig = ReportRoundConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        trained = any(reward.is_trained_in_run for reward in self.rewards.values())
+        if trained and self.reward_model is None:
+            raise ValueError("rewards: one says model: trained, but there is no reward_model section; add one")
+        if self.reward_model is not None and not trained:
+            raise ValueError(
+                "reward_model: no reward says model: trained, so nothing would use it; add one or leave it out"
+            )
+        if self.reward_model is not None and not self.data.preferences:
+            raise ValueError("data.preferences: a reward model needs preferences to train on; name a source")
+        if self.warm_up is not None and not self.data.texts:
+            raise ValueError("data.texts: a warm-up needs texts to train on; name a source")
+        if self.model.from_scratch is not None and not self.data.texts:
+            raise ValueError("data.texts: a model from scratch needs texts for its tokenizer; name a source")
+        if shared := set(self.rewards) & set(self.evaluation.held_out_rewards):
+            raise ValueError(
+                f"evaluation.held_out_rewards: {sorted(shared)[0]} is a training reward too; name it differently"
+            )
+        for name in [*self.rewards, *self.evaluation.held_out_rewards]:
+            if not name.isidentifier():
+                raise ValueError(
+                    f"rewards: the name {name!r} becomes part of a column's name; use letters, digits and _"
+                )
+        if any(reward.is_trained_in_run for reward in self.evaluation.held_out_rewards.values()):
+            raise ValueError(
+                "evaluation.held_out_rewards: the trained reward model is not held out; name another model"
+            )
+        if not any(source.from_round == 1 for source in self.data.prompts):
+            raise ValueError("data.prompts: no source counts from round 1 on; give one from_round: 1")
+        if self.reward_model is not None and not any(source.from_round == 1 for source in self.data.preferences):
+            raise ValueError("data.preferences: no source counts from round 1 on; give one from_round: 1")
+        return self
+
+    def needs_hub(self) -> bool:
+        """Whether a model or data set is named that is no local directory."""
+        names = [self.model.policy, self.model.critic, self.reward_model and self.reward_model.base]
+        names += [
+            r.model
+            for r in (*self.rewards.values(), *self.evaluation.held_out_rewards.values())
+            if not r.is_trained_in_run
+        ]
+        sources = (*self.data.prompts, *self.data.held_out_prompts, *self.data.preferences, *self.data.texts)
+        return any(name and not Path(name).expanduser().is_dir() for name in names) or any(s.dataset for s in sources)
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A preset by its name or a YAML file, with ``a.b=value`` overrides, checked."""
+    return checked(with_overrides(read_document(name), overrides), where=name)
+
+
+def read_document(name: str) -> dict[str, Any]:
+    """The plain document behind a preset's name or a file."""
+    path = Path(name).expanduser()
+    if (PRESETS / f"{name}.yaml").is_file():
+        path = PRESETS / f"{name}.yaml"
+    elif not path.is_file():
+        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "template")
+        raise ConfigError(f"{name}: no such file, and no preset of that name; presets are {', '.join(known)}")
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: not readable as YAML ({' '.join(str(error).split())}); mend that place") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{name}: holds {type(document).__name__}, not a mapping of settings; see rounds init")
+    return document
+
+
+def with_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The document with each ``a.b=value`` set; the value is read as YAML."""
+    changed: dict[str, Any] = json.loads(json.dumps(document))
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--set {override}: not of the form a.b=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not readable as YAML; quote it") from error
+        *parents, last = path.split(".")
+        node: Any = changed
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else node[position(node, parent, override)]
+            if node is None or not isinstance(node, dict | list):
+                raise ConfigError(f"--set {override}: {parent} is no section; set it whole")
+        if isinstance(node, list):
+            node[position(node, last, override)] = value
+        else:
+            node[last] = value
+    return changed
+
+
+def position(items: list[Any], text: str, override: str) -> int:
+    """An index into a list of the document, given as text."""
+    if not text.isdigit() or int(text) >= len(items):
+        raise ConfigError(f"--set {override}: {text} is no position in a list of {len(items)}; count from 0")
+    return int(text)
+
+
+def checked(document: Mapping[str, Any], *, where: str) -> RunConfig:
+    """The configuration of a document, or one sentence about its first mistake."""
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {sentence(error)}") from error
+
+
+def sentence(error: ValidationError) -> str:
+    """The first mistake of a validation, for people: field, value, next move."""
+    # A misspelt key is the likeliest cause of a missing one, so it is told first.
+    mistakes = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "unexpected_keyword_argument"))
+    mistake = mistakes[0]
+    location = [str(part) for part in mistake["loc"] if str(part) not in ("dict", "float", "tuple[float,float]")]
+    field = ".".join(location)
+    kind = mistake["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = difflib.get_close_matches(location[-1], known_keys(location[:-1]), n=1, cutoff=0.5)
+        known = ", ".join(known_keys(location[:-1]))
+        return f"{field}: unknown key; " + (
+            f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known are {known}"
+        )
+    if kind in ("missing", "missing_keyword_only_argument"):
+        return f"{field}: missing; add it"
+    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind == "value_error":
+        return f"{field}: {message}" if field else message
+    return f"{field}={mistake['input']!r:.80}: {message[0].lower()}{message[1:]}"
+
+
+def known_keys(path: Sequence[str]) -> list[str]:
+    """The keys that a part of the configuration may have; empty for a part that is free or unknown."""
+    node: Any = RunConfig
+    for part in path:
+        if part.isdigit() or isinstance(node, Mapping):
+            continue
+        fields = fields_of(node)
+        if part in fields:
+            node = fields[part]
+    return list(fields_of(node))
+
+
+def fields_of(node: Any) -> dict[str, Any]:
+    """Names and types of the fields of a configuration class, looked for inside optional, sequence and mapping types."""
+    if isinstance(node, type) and issubclass(node, BaseModel):
+        return {name: field.annotation for name, field in node.model_fields.items()}
+    if isinstance(node, type) and hasattr(node, "__dataclass_fields__"):
+        return {name: field.type for name, field in node.__dataclass_fields__.items()}
+    for inner in get_args(node):
+        if found := fields_of(inner):
+            return found
+    return {}
+
+
+def dump(config: BaseModel) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    document: dict[str, Any] = json.loads(config.model_dump_json())
+    return document

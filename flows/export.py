@@ -1,0 +1,225 @@
+"""A model of a run as a Hugging Face directory of its own, with a card that says where it came from."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.config import RunConfig
+from flows.results import Found, find_outputs, result_columns, result_rows, summary_of
+from flows.workspace import Run
+from tasks.errors import ConfigError, RunError
+from tasks.store import Manifest, read_json
+
+STAGE_OF = {"policy": "update_policy", "critic": "update_policy", "reward_model": "train_reward_model"}
+PIPELINE_TAGS = {"policy": "text-generation", "critic": "text-classification", "reward_model": "text-classification"}
+LICENSE_COMMENT = "# license: yours to choose; it must agree with those of the base model and the data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written where, and which of the run's outputs it is."""
+
+    run: Run
+    part: str
+    directory: Path
+    found: Found
+
+    @property
+    def where(self) -> str:
+        place = self.found.place
+        return f"round {place.round}" + (f", iteration {place.iteration}" if place.iteration else "")
+
+    @property
+    def sentence(self) -> str:
+        return f"the {self.part.replace('_', ' ')} of run {self.run.name} ({self.where}) to {self.directory}"
+
+    def as_dict(self) -> dict[str, Any]:
+        place = self.found.place
+        return {
+            "run": self.run.name,
+            "what": self.part,
+            "directory": str(self.directory),
+            "round": place.round,
+            "iteration": place.iteration or None,
+            "digest": self.found.ref.digest,
+        }
+
+
+def export_model(run: Run, directory: Path, *, part: str, round: int | None) -> Exported:
+    """Copy a model of a run into ``directory``, which must be new or empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"--to {directory} exists and is not an empty directory; name another one")
+    found = model_output(run, part, round)
+    exported = Exported(run=run, part=part, directory=directory, found=found)
+    # Beside its final place first, so that a copy that breaks off is not taken for a model.
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}")
+    try:
+        shutil.copytree(found.ref.directory / part, partial)
+        (partial / "README.md").write_text(model_card(exported, partial))
+        with contextlib.suppress(FileNotFoundError):
+            directory.rmdir()
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(directory)
+    except OSError as error:
+        raise ConfigError(f"--to {directory} cannot be written ({error.strerror}); name another directory") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return exported
+
+
+def model_output(run: Run, part: str, round: int | None) -> Found:
+    """The run's last output that holds such a model, up to the end of ``round`` where one is given."""
+    stage = STAGE_OF[part]
+    outputs = find_outputs(run)
+    if part == "reward_model" and run.config.reward_model is None:
+        raise ConfigError(f"--what reward_model: run {run.name} trains none; it has a policy and a critic")
+    if round is not None and not any(found.place.round == round for found in outputs):
+        rounds = sorted({str(found.place.round) for found in outputs})
+        raise ConfigError(f"--round {round}: run {run.name} has no such round; it has {', '.join(rounds) or 'none'}")
+    candidates = [found for found in outputs if found.stage == stage and (round is None or found.place.round <= round)]
+    if part != "reward_model" and round is not None:
+        candidates = [found for found in candidates if found.place.round == round]
+    # What an earlier configuration made further on is not this one's last.
+    candidates = [found for found in candidates if found.is_current] or candidates
+    if not candidates:
+        raise RunError(
+            f"run {run.name} has no {part.replace('_', ' ')} yet; rounds status {run.name} shows how far it is"
+        )
+    return max(candidates, key=lambda found: found.place)
+
+
+def model_card(exported: Exported, directory: Path) -> str:
+    """README.md: YAML front matter for the hub, then text for people."""
+    run, part, found = exported.run, exported.part, exported.found
+    config = run.config
+    manifest = Manifest.read(found.ref.directory)
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": PIPELINE_TAGS[part],
+        "tags": ["ppo", "rlhf", "rlhf-rounds"],
+    }
+    base = base_model(config, part)
+    if base is not None and not Path(base).expanduser().exists():
+        # The hub knows its own models alone; a directory of this machine would only be a dead link.
+        front["base_model"] = base
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).rstrip(),
+        LICENSE_COMMENT,
+        "---",
+        "",
+        f"# {run.name}: {part.replace('_', ' ')} after {exported.where}",
+        "",
+        f"{TITLES[part]} Trained by [rlhf-rounds]({HOMEPAGE}) in a run of {config.rounds} rounds of {config.iterations} "
+        f"iterations, seed {config.seed}, from {base or 'a new model with random weights'}.",
+        "",
+        "## Evaluation",
+        "",
+        *evaluation_lines(run, config, found.place.round),
+        "",
+        "## Rewards",
+        "",
+        *reward_lines(config),
+        "",
+        "## How to load it",
+        "",
+        *loading_lines(part, directory),
+        "",
+        "## Where it came from",
+        "",
+        f"- run: `{run.name}`, {exported.where}, stage `{manifest.stage}`",
+        f"- digest of the output: `{found.ref.digest}`",
+        f"- fingerprint of its recipe: `{manifest.fingerprint}`",
+        *(f"- sha256 of `{name}`: `{entry['sha256']}`" for name, entry in weight_files(manifest, part)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+HOMEPAGE = "https://pypi.org/project/rlhf-rounds"
+TITLES = {
+    "policy": "A causal language model, trained with PPO against the rewards below.",
+    "critic": "The critic of a PPO run: its estimate, at each token, of the return still to come.",
+    "reward_model": "A reward model: one score per response, from a Bradley–Terry fit of preferences.",
+}
+
+
+def base_model(config: RunConfig, part: str) -> str | None:
+    """What the model was trained from, as the configuration names it."""
+    if part == "reward_model" and config.reward_model is not None and config.reward_model.base is not None:
+        return config.reward_model.base
+    if part == "critic" and config.model.critic is not None:
+        return config.model.critic
+    return config.model.policy
+
+
+def weight_files(manifest: Manifest, part: str) -> list[tuple[str, Mapping[str, Any]]]:
+    return [
+        (name.removeprefix(f"{part}/"), entry)
+        for name, entry in sorted(manifest.files.items())
+        if name.startswith(f"{part}/") and name.endswith(".safetensors")
+    ]
+
+
+def evaluation_lines(run: Run, config: RunConfig, round: int) -> list[str]:
+    """The results of the rounds so far, as a Markdown table."""
+    reports = [f for f in find_outputs(run) if f.stage == "report_round" and f.place.round <= round]
+    summaries = [summary_of(found.ref) for found in sorted(reports, key=lambda found: found.place)]
+    if not summaries:
+        return ["The run was not evaluated yet."]
+    columns = result_columns(config)
+    rows = result_rows(columns, summaries)
+    return [
+        "Means over responses to held-out prompts; gains in standard deviations of the reference's scores.",
+        "",
+        *markdown_table(["", *(column.title for column in columns)], rows),
+    ]
+
+
+def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
+    def line(cells: list[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    return [line(titles), line(["---", *("---:" for _ in titles[1:])]), *(line(row) for row in rows)]
+
+
+def reward_lines(config: RunConfig) -> list[str]:
+    return [
+        f"- `{name}`, weight {reward.weight:g}: "
+        + (
+            "the reward model trained in the run"
+            if reward.is_trained_in_run
+            else f"`{reward.model or reward.function}`"
+        )
+        for name, reward in config.rewards.items()
+    ]
+
+
+def loading_lines(part: str, directory: Path) -> list[str]:
+    """Python that loads the model, and for a scalar model how its output becomes a score."""
+    automatic = "AutoModelForCausalLM" if part == "policy" else "AutoModelForSequenceClassification"
+    lines = [
+        "```python",
+        f"from transformers import {automatic}, AutoTokenizer",
+        "",
+        'directory = "."  # where this file lies',
+        f"model = {automatic}.from_pretrained(directory)",
+        "tokenizer = AutoTokenizer.from_pretrained(directory)",
+        "```",
+    ]
+    if part == "policy":
+        return lines
+    settings = read_json(directory / "config.json", default={})
+    mean, std = settings.get("score_mean", 0.0), settings.get("score_std", 1.0)
+    return [
+        *lines,
+        "",
+        "The run's scores are `(logit - score_mean) / score_std`, with both numbers in `config.json`: "
+        f"`score_mean = {mean:.6g}`, `score_std = {std:.6g}`.",
+    ]

@@ -1,0 +1,121 @@
+"""From a plan to its execution on this machine: the Prefect server, the display, and what Ctrl-C does."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from flows import servers
+from flows.config import RunConfig
+from flows.display import display_for
+from flows.plan import Plan, make_plan
+from flows.workspace import RUN_FILE, Run, create_or_open
+from tasks.engine import Engine
+from tasks.errors import UserError
+from tasks.imports import import_function
+from tasks.retry import StageError
+from tasks.rewards import RewardConfig
+from tasks.store import Ref
+
+CANCELLED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A run that went through: the report of each round, and what could not be published."""
+
+    run: Run
+    reports: Sequence[Ref]
+    unreported: Sequence[str]
+
+
+def prepared(home: Path, name: str, config: RunConfig) -> Plan:
+    """The plan of a run that may not exist yet, so that a mistake is told before anything is written."""
+    for field, reward in named_rewards(config):
+        if reward.function is not None:
+            import_function(reward.function, field=f"{field}.function")
+    return make_plan(Run(home / "runs" / name), config)
+
+
+def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
+    """All rewards of a configuration with the fields that hold them."""
+    held_out = config.evaluation.held_out_rewards
+    return [
+        *((f"rewards.{name}", reward) for name, reward in config.rewards.items()),
+        *((f"evaluation.held_out_rewards.{name}", reward) for name, reward in held_out.items()),
+    ]
+
+
+def start(home: Path, name: str, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
+    """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
+    run = create_or_open(home, name)
+    is_new = not (run.root / RUN_FILE).exists()
+    try:
+        with run.locked():
+            run.set_config(config)
+            if force:
+                run.raise_generations(list(force))
+            return execute(run, config, plan)
+    except (UserError, StageError) as error:
+        is_mistake = isinstance(error, UserError) or error.kind == "user"
+        if is_new and is_mistake and not run.is_in_progress() and run.is_empty():
+            run.remove()
+        raise
+
+
+def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
+    """Run all rounds with live progress; raises ``StageError``."""
+    servers.ensure_prefect(run.home)
+    # Prefect reads where its server is when it is imported.
+    from flows.rlhf import run_rounds
+
+    with only_our_words(), display_for(len(plan.stages)) as display:
+        engine = Engine(run.root / "engine.log")
+        with ctrl_c_cancels(engine):
+            unreported = run_rounds(run, config, display, engine=engine)
+    reports = [display.reports[number] for number in sorted(display.reports)]
+    return Outcome(run=run, reports=reports, unreported=unreported)
+
+
+@contextmanager
+def only_our_words() -> Iterator[None]:
+    """Keep the tracebacks of failed tasks off the terminal; the Prefect server and the engine's log have them."""
+    loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.propagate = propagate
+
+
+@contextmanager
+def ctrl_c_cancels(engine: Engine) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM kills the engine, whereupon the flow ends by itself; the second ends this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        del number, frame
+        if asked:
+            # Nothing is lost: a stage commits by one rename, or it did not happen.
+            os._exit(CANCELLED)
+        asked = True
+        engine.cancel()
+
+    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,29 @@
+"""What happens in a run, told to whoever shows it: the command line, or nobody in a served run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.stage import StageCall
+from tasks.store import Ref
+
+
+class Observer:
+    """Hears of every stage. Called from the threads of Prefect's task runner, so that implementations must lock."""
+
+    def stage_reused(self, call: StageCall, ref: Ref) -> None:
+        """The stage's committed output was found."""
+
+    def stage_started(self, call: StageCall) -> None:
+        """The engine begins to execute the stage."""
+
+    def stage_progress(self, call: StageCall, event: Mapping[str, Any]) -> None:
+        """``done`` of ``total`` ``unit``, and ``tokens`` processed since the stage began."""
+
+    def stage_finished(self, call: StageCall, ref: Ref, seconds: float) -> None:
+        """The stage committed its output."""
+
+    def stage_failed(self, call: StageCall, message: str, *, will_retry: bool) -> None:
+        """An attempt at the stage failed."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line that is no stage."""

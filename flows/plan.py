@@ -1,0 +1,223 @@
+"""The plan of a run: its stages in order, each with its committed output or the reason why it would execute.
+
+The plan is found by running the flows themselves with a caller that looks up instead of executing, so that plan, status
+and execution cannot disagree on what a run is.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.config import RunConfig, dump
+from flows.round import rlhf_round
+from flows.state import Externals, RoundState
+from flows.workspace import Run
+from tasks.errors import ConfigError
+from tasks.external import model_ref
+from tasks.imports import code_digest
+from tasks.rewards import RewardConfig
+from tasks.stage import StageCall, StageConfig
+from tasks.store import Manifest, Place, Recipe, Ref, Store
+
+STAGES = (
+    "prepare_data",
+    "warm_up",
+    "train_reward_model",
+    "generate_rollouts",
+    "score_rollouts",
+    "compute_advantages",
+    "update_policy",
+    "evaluate_policy",
+    "report_round",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Planned:
+    """One stage of a plan. ``ref`` is its committed output; without one, ``reason`` says why it would execute."""
+
+    stage: str
+    place: Place
+    key: str
+    """Its place in the store, the same for all variants."""
+    ref: Ref | None
+    reason: str
+    inputs: list["Planned"] = field(default_factory=list)
+
+    def manifest(self) -> Manifest | None:
+        return Manifest.read(self.ref.directory) if self.ref else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All stages of a run in the order of the flow, and the state that each round would leave."""
+
+    stages: list[Planned]
+    rounds: list[RoundState]
+
+    def select(self, stage: str, *, round: int | None = None, iteration: int | None = None) -> list[Planned]:
+        """The stages of that name, of one round and iteration where they are given."""
+        return [
+            planned
+            for planned in self.stages
+            if planned.stage == stage
+            and round in (None, planned.place.round)
+            and iteration in (None, planned.place.iteration)
+        ]
+
+    def with_downstream(self, first: Iterable[Planned]) -> list[Planned]:
+        """These stages and all that are made from them, in the order of the flow."""
+        chosen = set(first)
+        for planned in self.stages:
+            if any(made_from in chosen for made_from in planned.inputs):
+                chosen.add(planned)
+        return [planned for planned in self.stages if planned in chosen]
+
+
+class Planner:
+    """Calls stages by looking them up."""
+
+    def __init__(self, run: Run, config: RunConfig) -> None:
+        self._run = run
+        self._config = config
+        self._generations = run.generations
+        self.stages: list[Planned] = []
+
+    def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Any) -> Planned:
+        call = stage_call(self._run, self._config, stage, place, config, self._generations)
+        made_from = [x for value in inputs.values() for x in (value if isinstance(value, list | tuple) else [value])]
+        waits_for = [x for x in made_from if isinstance(x, Planned)]
+        refs = {name: resolved(value) for name, value in inputs.items()}
+        recipe = call.with_inputs(refs).recipe()
+        ready = all(planned.ref for planned in waits_for)
+        ref = self._run.store.find(recipe) if ready else None
+        reason = "" if ref else why(self._run.store, recipe, waits_for)
+        planned = Planned(stage=stage, place=place, key=recipe.directory, ref=ref, reason=reason, inputs=waits_for)
+        self.stages.append(planned)
+        return planned
+
+
+def resolved(value: Any) -> Any:
+    """Refs of a planner's placeholders; None for one that is not committed."""
+    if isinstance(value, list | tuple):
+        return [item for item in (resolved(item) for item in value) if item is not None]
+    return value.ref if isinstance(value, Planned) else value
+
+
+def why(store: Store, recipe: Recipe, inputs: Sequence[Planned]) -> str:
+    """Why a stage has no committed output: never ran, an input is not there, or what differs from its latest variant."""
+    directory = store.root / "stages" / recipe.directory
+    variants = [Manifest.read(path.parent) for path in directory.glob("*/manifest.json")]
+    if missing := [planned for planned in inputs if planned.ref is None]:
+        return f"input {missing[0].stage} changes" if variants else "not run yet"
+    if not variants:
+        return "not run yet"
+    latest = max(variants, key=lambda manifest: manifest.origin.get("committed_at", 0))
+    ours, theirs = recipe.as_dict(), latest.recipe
+    if latest.fingerprint == recipe.fingerprint:
+        return "output is damaged"
+    if ours["generation"] != theirs["generation"]:
+        return "forced"
+    if ours["version"] != theirs["version"]:
+        return f"stage version {theirs['version']} → {ours['version']}"
+    if changed := changed_fields(theirs["settings"], ours["settings"]):
+        return ", ".join(changed)
+    names = [name for name in ours["inputs"] if ours["inputs"][name] != theirs["inputs"].get(name)]
+    return f"input {', '.join(names)} changed" if names else "seed changed"
+
+
+def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``a.b: old → new`` for each leaf that differs."""
+    changes: list[str] = []
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changes += changed_fields(old, new, f"{prefix}{name}.")
+        elif old != new:
+            # Digests say nothing to people but that what they are of has changed.
+            named = {"source_digests": "data changed", "code": f"code of {prefix.rstrip('.')} changed"}
+            changes.append(named.get(name, f"{prefix}{name}: {old!s:.30} → {new!s:.30}"))
+    return changes
+
+
+def stage_call(
+    run: Run, config: RunConfig, stage: str, place: Place, settings: StageConfig, generations: Mapping[str, int]
+) -> StageCall:
+    """The call of a stage, complete but for its inputs."""
+    call = StageCall(
+        stage=stage,
+        place=place,
+        settings=dump(settings),
+        seed=config.seed,
+        run_root=str(run.root),
+        execution=dump(config.execution),
+    )
+    generation = generations.get(call.recipe().directory, 0)
+    return StageCall(**{**{name: getattr(call, name) for name in StageCall.__slots__}, "generation": generation})
+
+
+def external_models(config: RunConfig, home: Any) -> Externals:
+    """The models that a configuration names, found and checked."""
+    model = config.model
+
+    def ref(name: str | None, field: str) -> Ref | None:
+        return None if name is None else model_ref(name, field=field, home=home)
+
+    def reward_models(rewards: Mapping[str, RewardConfig], where: str) -> list[Ref]:
+        named = {n: r.model for n, r in rewards.items() if r.model is not None and not r.is_trained_in_run}
+        return [model_ref(m, field=f"{where}.{n}.model", home=home) for n, m in named.items()]
+
+    base = None
+    if model.policy is not None:
+        base = model_ref(model.policy, field="model.policy", home=home, revision=model.revision)
+    return Externals(
+        base=base,
+        critic=ref(model.critic, "model.critic"),
+        reward_model_base=ref(config.reward_model.base if config.reward_model else None, "reward_model.base"),
+        rewards=reward_models(config.rewards, "rewards"),
+        held_out_rewards=reward_models(config.evaluation.held_out_rewards, "evaluation.held_out_rewards"),
+    )
+
+
+def with_code_digests(config: RunConfig) -> RunConfig:
+    """The configuration with the digest of each reward function's code, so that an edited function scores anew."""
+
+    def digested(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
+        return {
+            name: reward.model_copy(update={"code": code_digest(reward.function)}) if reward.function else reward
+            for name, reward in rewards.items()
+        }
+
+    evaluation = config.evaluation.model_copy(update={"held_out_rewards": digested(config.evaluation.held_out_rewards)})
+    return config.model_copy(update={"rewards": digested(config.rewards), "evaluation": evaluation})
+
+
+def make_plan(run: Run, config: RunConfig) -> Plan:
+    """What a run of this configuration would find and execute."""
+    config = with_code_digests(config)
+    externals = external_models(config, run.home)
+    planner = Planner(run, config)
+    rounds: list[RoundState] = []
+    for number in range(1, config.rounds + 1):
+        rounds.append(rlhf_round(planner, config, number, rounds[-1] if rounds else None, externals))
+    return Plan(stages=planner.stages, rounds=rounds)
+
+
+def forced_by(plan: Plan, stage: str, *, round: int | None, iteration: int | None) -> list[Planned]:
+    """What ``rerun --from STAGE`` forces: the stage from that round and iteration on, and all that is made from it.
+
+    Without a round, the last one that has the stage; without an iteration, the round's first.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"--from {stage}: no such stage; stages are {', '.join(STAGES)}")
+    candidates = plan.select(stage, round=round)
+    if not candidates:
+        where = f" in round {round}" if round else ""
+        raise ConfigError(f"--from {stage}: this run has no such stage{where}; rounds status shows what it has")
+    last_round = max(planned.place.round for planned in candidates)
+    candidates = [planned for planned in candidates if planned.place.round == last_round]
+    chosen = iteration if iteration is not None else min(planned.place.iteration for planned in candidates)
+    first = [planned for planned in candidates if planned.place.iteration == chosen]
+    if not first:
+        raise ConfigError(f"--iteration {iteration}: round {last_round} has no {stage} there; see rounds status")
+    return plan.with_downstream(first)

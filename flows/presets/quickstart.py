@@ -1,0 +1,108 @@
+"""A small world for the quickstart: a grammar that writes text, a known quality, and a labeller that prefers by it.
+
+Visitors ask where something is; whoever answers may name the right thing or another, and may be kind, curt or rude.
+``true_quality`` says how good an answer is. The pipeline never sees it: it sees the labeller's choices, which follow the
+Bradley–Terry law over it, and only the evaluation measures it, as a reward held out of training.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+COLOURS = ("red", "blue", "green", "old", "small", "golden")
+THINGS = ("lamp", "clock", "chair", "map", "ring", "book", "coat", "cup", "bell", "key")
+PLACES = ("on the shelf", "under the table", "by the door", "near the window", "in the cellar", "behind the curtain")
+OPENINGS = ("where is the", "can you find the", "have you seen the", "i am looking for the")
+KIND = ("thank you for asking.", "i am glad to help.", "have a lovely day.", "please take your time.")
+CURT = ("that is all.", "look for yourself.", "it was there before.", "ask again later.")
+RUDE = ("go away now.", "stop bothering me.", "what a silly question.", "nobody wants you here.")
+MAX_SENTENCES = 5
+LONG_ENOUGH = 3
+
+# The difference of quality at which the labeller prefers the better answer three times out of four is ln 3 / SHARPNESS.
+SHARPNESS = 2.0
+
+
+def a_prompt(draw: random.Random) -> dict[str, Any]:
+    colour, thing = draw.choice(COLOURS), draw.choice(THINGS)
+    return {"prompt": f"visitor: {draw.choice(OPENINGS)} {colour} {thing}?\nguide:", "colour": colour, "thing": thing}
+
+
+def an_answer(draw: random.Random, colour: str, thing: str) -> str:
+    """An answer as the corpus has them: about half name the right thing, and all tones are as common."""
+    if draw.random() < 0.4:
+        colour = draw.choice(COLOURS)
+    if draw.random() < 0.4:
+        thing = draw.choice(THINGS)
+    tones = [draw.choice(draw.choice((KIND, CURT, RUDE))) for _ in range(draw.randint(0, MAX_SENTENCES - 1))]
+    return " " + " ".join([f"the {colour} {thing} is {draw.choice(PLACES)}.", *tones])
+
+
+def quality(response: str, colour: str, thing: str) -> float:
+    """How good an answer is: it names the thing asked for, is kind, and is short."""
+    sentences = [sentence.strip() + "." for sentence in response.split(".") if sentence.strip()]
+    answer = sentences[0] if sentences else ""
+    is_answer = answer.startswith("the ") and any(answer.endswith(f" is {place}.") for place in PLACES)
+    words = answer.rstrip(".").split()
+    score = 1.0 if is_answer else -1.0
+    score += 0.5 * (thing in words) + 0.5 * (colour in words)
+    tones = sentences[1:]
+    score += 0.75 * len({tone for tone in tones[: LONG_ENOUGH - 1] if tone in KIND})
+    score -= 1.0 * sum(tone in RUDE for tone in tones)
+    # What the grammar does not know, and every sentence too many, makes an answer worse.
+    score -= 0.5 * sum(tone not in (*KIND, *CURT, *RUDE) for tone in tones)
+    return score - 0.75 * max(0, len(sentences) - LONG_ENOUGH)
+
+
+def true_quality(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[float]:
+    """The quality of each response, as a reward function for evaluation."""
+    del prompts
+    return [quality(response, row["colour"], row["thing"]) for response, row in zip(responses, rows, strict=True)]
+
+
+def texts(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """The corpus: prompts with answers."""
+    draw = random.Random(f"texts {seed}")
+    for _ in range(count):
+        row = a_prompt(draw)
+        yield {"prompt": row["prompt"], "response": an_answer(draw, row["colour"], row["thing"])}
+
+
+def prompts(seed: int, count: int, part: str = "train") -> Iterator[dict[str, Any]]:
+    """Prompts, with the columns that ``true_quality`` needs."""
+    draw = random.Random(f"prompts {part} {seed}")
+    for _ in range(count):
+        yield a_prompt(draw)
+
+
+def preferences(seed: int, pairs: int, rankings: int, part: int = 1) -> Iterator[dict[str, Any]]:
+    """The labeller's choices between answers of the corpus's kind: pairs, and rankings of 4."""
+    draw = random.Random(f"preferences {part} {seed}")
+    for number in range(pairs + rankings):
+        row = a_prompt(draw)
+        answers = distinct_answers(draw, row, 2 if number < pairs else 4)
+        order = preference_order(draw, [quality(answer, row["colour"], row["thing"]) for answer in answers])
+        if number < pairs:
+            yield {"prompt": row["prompt"], "chosen": answers[order[0]], "rejected": answers[order[1]]}
+        else:
+            ranks = [order.index(position) + 1 for position in range(len(answers))]
+            yield {"prompt": row["prompt"], "responses": answers, "ranks": ranks}
+
+
+def distinct_answers(draw: random.Random, row: dict[str, Any], count: int) -> list[str]:
+    answers: list[str] = []
+    while len(answers) < count:
+        answer = an_answer(draw, row["colour"], row["thing"])
+        if answer not in answers:
+            answers.append(answer)
+    return answers
+
+
+def preference_order(draw: random.Random, qualities: Sequence[float]) -> list[int]:
+    """Positions from best to worst, drawn so that every pair follows Bradley–Terry: quality plus Gumbel noise, sorted.
+
+    (Plackett 1975; that the order of such sums follows his law is Yellott 1977.)
+    """
+    noisy = [SHARPNESS * value - math.log(-math.log(draw.random())) for value in qualities]
+    return sorted(range(len(qualities)), key=lambda position: -noisy[position])

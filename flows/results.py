@@ -1,0 +1,249 @@
+"""What a run came to, as plain data: the numbers of its rounds, the states of its stages, where they were read from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.config import RunConfig
+from flows.plan import Plan, Planned, make_plan
+from flows.text import number
+from flows.workspace import RUN_FILE, Run
+from tasks.errors import UserError
+from tasks.store import MANIFEST, Manifest, Place, Ref, read_json
+
+
+def reports_of(plan: Plan) -> list[Ref]:
+    """The report of each round that has one."""
+    return [state.report.ref for state in plan.rounds if state.report is not None and state.report.ref is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of the final table: the summary's key for a round, for its reference, and the digits shown."""
+
+    title: str
+    key: str
+    reference_key: str | None = None
+    digits: int = 3
+
+
+def result_columns(config: RunConfig) -> list[Column]:
+    """What the final table shows of a run."""
+    columns = [Column(title="score", key="evaluation/score", reference_key="evaluation/reference_score")]
+    if config.rounds > 1:
+        # Each round has a reward model and samples of its own, so the reference's score moves too.
+        columns.append(Column(title="reference's", key="evaluation/reference_score"))
+    columns.append(Column(title="gain (sd)", key="evaluation/score_gain", digits=2))
+    for name in config.evaluation.held_out_rewards:
+        columns.append(Column(title=name, key=f"evaluation/{name}", reference_key=f"evaluation/reference_{name}"))
+        columns.append(Column(title=f"{name} gain (sd)", key=f"evaluation/{name}_gain", digits=2))
+    columns += [
+        Column(title="KL", key="evaluation/kl", digits=2),
+        Column(title="entropy", key="update/entropy"),
+        Column(
+            title="length",
+            key="evaluation/response_length",
+            reference_key="evaluation/reference_response_length",
+            digits=1,
+        ),
+    ]
+    if config.reward_model is not None:
+        columns.append(Column(title="reward model accuracy", key="reward_model/accuracy"))
+    return columns
+
+
+def result_rows(columns: Sequence[Column], summaries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The final table's cells: the reference as the first round measured it, then the rounds."""
+
+    def cell(summary: Mapping[str, Any], key: str | None, digits: int) -> str:
+        return "" if key is None else number(summary.get(key), digits)
+
+    reference = [["reference", *(cell(first, c.reference_key, c.digits) for c in columns)] for first in summaries[:1]]
+    return reference + [[f"round {s['round']}", *(cell(s, c.key, c.digits) for c in columns)] for s in summaries]
+
+
+@dataclass(slots=True, kw_only=True)
+class StageStatus:
+    """One stage at one place, its shards together."""
+
+    stage: str
+    round: int
+    iteration: int
+    committed: int = 0
+    shards: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        if self.committed == self.shards:
+            return "committed"
+        return f"{self.committed}/{self.shards} shards" if self.committed else "pending"
+
+    def as_dict(self) -> dict[str, Any]:
+        names = ("stage", "round", "iteration", "committed", "shards", "rows", "seconds", "reason", "metrics")
+        return {"state": self.state, **{name: getattr(self, name) for name in names}}
+
+    def add(self, manifest: Manifest) -> None:
+        """Count one more committed shard; metrics are means weighted by rows."""
+        for name, value in manifest.metrics.items():
+            before = self.metrics.get(name, 0.0) * self.rows
+            self.metrics[name] = (before + value * manifest.rows) / max(1, self.rows + manifest.rows)
+        self.committed += 1
+        self.rows += manifest.rows
+        self.seconds = round(self.seconds + manifest.seconds, 3)
+
+
+def stage_statuses(plan: Plan) -> list[StageStatus]:
+    """All stages of a plan in the order of the flow."""
+    statuses: dict[tuple[str, int, int], StageStatus] = {}
+    for planned in plan.stages:
+        key = (planned.stage, planned.place.round, planned.place.iteration)
+        status = statuses.setdefault(key, StageStatus(stage=key[0], round=key[1], iteration=key[2]))
+        status.shards += 1
+        manifest = planned.manifest()
+        if manifest is None:
+            status.reason = status.reason or planned.reason
+        else:
+            status.add(manifest)
+    return list(statuses.values())
+
+
+def run_state(run: Run, plan: Plan) -> str:
+    """running, finished, or how far it is."""
+    if run.is_in_progress():
+        return "running"
+    done = sum(planned.ref is not None for planned in plan.stages)
+    return "finished" if done == len(plan.stages) else f"{done} of {len(plan.stages)} stages committed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A committed output and its place. One that is not current belongs to another configuration than the run's."""
+
+    stage: str
+    place: Place
+    ref: Ref
+    is_current: bool
+
+
+def find_outputs(run: Run) -> list[Found]:
+    """At each place the output that the run's plan finds there, else the one that was committed last.
+
+    What a run made can be looked at when its plan finds nothing of it, or no plan can be made: after a reward function was
+    edited, or a data file moved away.
+    """
+    try:
+        plan = make_plan(run, run.config).stages
+    except UserError:
+        plan = []
+    found = {(f.stage, f.place): f for f in latest_variants(run)}
+    for planned in plan:
+        if planned.ref is not None:
+            key = (planned.stage, planned.place)
+            found[key] = Found(stage=planned.stage, place=planned.place, ref=planned.ref, is_current=True)
+    return list(found.values())
+
+
+def latest_variants(run: Run, stage: str = "*") -> list[Found]:
+    """The output that was committed last at each place."""
+    latest: dict[tuple[str, Place], tuple[float, Found]] = {}
+    for path in sorted((run.root / "stages").glob(f"**/{MANIFEST}" if stage == "*" else f"**/{stage}/**/{MANIFEST}")):
+        manifest = Manifest.read(path.parent)
+        key = (manifest.stage, manifest.place)
+        ref = Ref(str(path.parent), manifest.digest)
+        at = float(manifest.origin.get("committed_at", 0.0))
+        if key not in latest or at > latest[key][0]:
+            latest[key] = (at, Found(stage=manifest.stage, place=manifest.place, ref=ref, is_current=False))
+    return [found for _, found in latest.values()]
+
+
+def summary_of(report: Ref) -> dict[str, Any]:
+    """A reported round's numbers."""
+    summary: dict[str, Any] = read_json(report.directory / "summary.json", default={})
+    return summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """One run in the list of runs, read from its reports alone."""
+
+    name: str
+    state: str
+    rounds_done: int
+    rounds: int | None
+    created_at: float
+    score: float | None
+    score_gain: float | None
+
+
+def overview(run: Run) -> Overview:
+    """What ``rounds list`` says of a run. No plan is made, so that a hundred runs are listed at once."""
+    reports = sorted(latest_variants(run, "report_round"), key=lambda found: found.place)
+    summary = summary_of(reports[-1].ref) if reports else {}
+    try:
+        rounds, created_at = run.config.rounds, run.created_at
+    except UserError:
+        rounds, created_at = None, (run.root / RUN_FILE).stat().st_mtime
+    if run.is_in_progress():
+        state = "running"
+    elif rounds is None:
+        state = "unreadable"
+    else:
+        state = "finished" if len(reports) >= rounds else "stopped"
+    return Overview(
+        name=run.name,
+        state=state,
+        rounds_done=len(reports),
+        rounds=rounds,
+        created_at=created_at,
+        score=summary.get("evaluation/score"),
+        score_gain=summary.get("evaluation/score_gain"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a run or rerun would do with one stage."""
+
+    stage: str
+    place: str
+    executes: bool
+    reason: str
+    expected_seconds: float | None
+
+
+def steps(run: Run, plan: Plan, forced: Sequence[Planned]) -> list[Step]:
+    """All stages of a plan, with the seconds that each took when it last ran there, else its usual ones."""
+    keys = {planned.key for planned in forced}
+    took = {planned.key: last_seconds(run, planned) for planned in plan.stages}
+    usual: dict[str, list[float]] = {}
+    for planned in plan.stages:
+        if (seconds := took[planned.key]) is not None:
+            usual.setdefault(planned.stage, []).append(seconds)
+
+    def step(planned: Planned) -> Step:
+        executes = planned.ref is None or planned.key in keys
+        expected = took[planned.key]
+        if expected is None and planned.stage in usual:
+            expected = sum(usual[planned.stage]) / len(usual[planned.stage])
+        return Step(
+            stage=planned.stage,
+            place=planned.place.label,
+            executes=executes,
+            reason=planned.reason or ("forced" if executes else ""),
+            expected_seconds=expected,
+        )
+
+    return [step(planned) for planned in plan.stages]
+
+
+def last_seconds(run: Run, planned: Planned) -> float | None:
+    """How long the stage took when it last ran at this place; None if it never did."""
+    # One level: the place's own variants, not those of stages below it.
+    paths = (run.root / "stages" / planned.key).glob(f"*/{MANIFEST}")
+    variants = [Manifest.read(path.parent) for path in paths]
+    latest = max(variants, key=lambda manifest: manifest.origin.get("committed_at", 0), default=None)
+    return None if latest is None else latest.seconds

@@ -1,0 +1,181 @@
+"""The flows as Prefect runs them: a run is a flow, a round its subflow, a stage a task."""
+
+import threading
+import time
+from typing import Any
+
+from prefect import Task, flow
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed, State
+from prefect.tasks import exponential_backoff
+from prefect.utilities.annotations import quote
+
+from flows.config import RunConfig
+from flows.observer import Observer
+from flows.plan import external_models, stage_call, with_code_digests
+from flows.round import rlhf_round
+from flows.state import Output, RoundState, TrainState
+from flows.workspace import Run
+from tasks.engine import Engine
+from tasks.retry import StageError, worth_retrying
+from tasks.stage import StageCall, StageConfig
+from tasks.store import Place, Ref
+
+CANCEL_POLL_S = 5.0
+
+
+class Session:
+    """One execution of a run: its engine, its observer, and the Prefect tasks that send stages to the engine."""
+
+    def __init__(self, run: Run, config: RunConfig, observer: Observer, engine: Engine) -> None:
+        self.run = run
+        self.config = config
+        self.observer = observer
+        self.engine = engine
+        self.unreported: list[str] = []
+        self._generations = run.generations
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._futures: list[PrefectFuture[Any]] = []
+        self._micro_batch_divisor: dict[str, int] = {}
+        self._cancel_lock = threading.Lock()
+        self._cancel_checked = time.monotonic()
+        self._cancelled = False
+        self._flow_run_id: Any = None
+
+    def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Output) -> PrefectFuture[Any]:
+        """Submit a stage; it waits for the futures among its inputs."""
+        call = stage_call(self.run, self.config, stage, place, config, self._generations)
+        future = self._task(stage).with_options(task_run_name=call.label).submit(quote(call), inputs)
+        self._futures.append(future)
+        return future
+
+    def finish_round(self) -> None:
+        """Wait for all that was submitted; raise the first real failure."""
+        futures, self._futures = self._futures, []
+        for future in futures:
+            future.wait()
+        for future in futures:
+            # In the order of submission, what failed comes before what waited for it.
+            if not future.state.is_completed():
+                future.state.result()
+
+    def is_cancelled(self) -> bool:
+        """Whether this flow run was cancelled in the Prefect UI: a local run is never told, it has to ask."""
+        with self._cancel_lock:
+            if self._cancelled or time.monotonic() - self._cancel_checked < CANCEL_POLL_S:
+                return self._cancelled
+            self._cancel_checked = time.monotonic()
+        if self._flow_run_id is None:
+            return False
+        try:
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(self._flow_run_id).state
+        except Exception:
+            # A server that does not answer must not stop the training; the next poll asks again.
+            return False
+        self._cancelled = state is not None and (state.is_cancelling() or state.is_cancelled())
+        return self._cancelled
+
+    def belongs_to(self, flow_run_id: Any) -> None:
+        """Name the flow run whose cancellation ends this session."""
+        self._flow_run_id = flow_run_id
+
+    def _task(self, stage: str) -> "Task[..., Any]":
+        if stage not in self._tasks:
+            self._tasks[stage] = Task(
+                fn=self._supervise,
+                name=stage,
+                retries=self.config.execution.retries,
+                retry_delay_seconds=exponential_backoff(backoff_factor=1),
+                retry_jitter_factor=0.5,
+                retry_condition_fn=is_worth_retrying,
+                # The stage store is the truth: Prefect's own cache has given wrong results and is a second commit point.
+                cache_policy=NO_CACHE,
+                persist_result=False,
+            )
+        return self._tasks[stage]
+
+    def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> "State[Ref] | Ref":
+        """A stage's Prefect task: reuse its committed output, or have the engine make it."""
+        call = call.with_inputs({name: list(v) if isinstance(v, list | tuple) else v for name, v in inputs.items()})
+        recipe = call.recipe()
+        if (done := self.run.store.find(recipe)) is not None:
+            self.observer.stage_reused(call, done)
+            return Completed(name="Reused", message=f"committed as {done.path}", data=done)
+        self.observer.stage_started(call)
+        started = time.monotonic()
+        divisor = self._micro_batch_divisor.get(recipe.fingerprint, 1)
+        try:
+            ref = self.engine.run(
+                call.with_smaller_micro_batch(divisor),
+                report=lambda event: self.observer.stage_progress(call, event),
+                timeout_s=self.config.execution.stage_timeout_s,
+                is_cancelled=self.is_cancelled,
+            )
+        except StageError as error:
+            if error.kind == "memory":
+                self._micro_batch_divisor[recipe.fingerprint] = 2 * divisor
+            self.observer.stage_failed(call, error.message, will_retry=worth_retrying(error))
+            raise
+        self.observer.stage_finished(call, ref, time.monotonic() - started)
+        return ref
+
+
+def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:
+    """Prefect's retry condition."""
+    del task, task_run
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and worth_retrying(error)
+
+
+def run_rounds(run: Run, config: RunConfig, observer: Observer, *, engine: Engine | None = None) -> list[str]:
+    """Execute all rounds of a run as a Prefect flow. Returns what could not be reported; raises ``StageError``.
+
+    ``engine`` is given by whoever wants to cancel it; it is closed at the end.
+    """
+    config = with_code_digests(config)
+    externals = external_models(config, run.home)
+    session = Session(run, config, observer, engine or Engine(run.root / "engine.log"))
+
+    def one_round(number: int, before: RoundState | None) -> RoundState:
+        state = rlhf_round(session, config, number, before, externals)
+        session.finish_round()
+        return settled(state)
+
+    @flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)
+    def rlhf() -> None:
+        context = FlowRunContext.get()
+        session.belongs_to(context.flow_run.id if context and context.flow_run else None)
+        state: RoundState | None = None
+        for number in range(1, config.rounds + 1):
+            in_round = flow(name="round", flow_run_name=f"{run.name}-round-{number}")(
+                lambda n=number, s=state: one_round(n, s)
+            )
+            state = in_round()
+
+    # Prefect joins a sleeping thread for a second at the end of each flow; the run's own lock tells a dead run.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        try:
+            rlhf()
+        finally:
+            session.engine.close()
+    return session.unreported
+
+
+def settled(state: RoundState) -> RoundState:
+    """The round's state with futures replaced by what they came to: the next round is another flow."""
+
+    def value(output: Output) -> Output:
+        return output.result() if isinstance(output, PrefectFuture) else output
+
+    return RoundState(
+        data=value(state.data),
+        reference=value(state.reference),
+        reward_model=value(state.reward_model),
+        train=TrainState(policy=value(state.train.policy), critic=value(state.train.critic)),
+        report=value(state.report),
+    )

@@ -1,0 +1,138 @@
+"""One round: data and reward model as known by then, the iterations, evaluation and report."""
+
+from flows.config import RunConfig
+from flows.iteration import ppo_iteration
+from flows.state import Externals, Output, RoundState, RunStage, TrainState
+from tasks.evaluate_policy import EvaluatePolicyConfig
+from tasks.prepare_data import PrepareDataConfig
+from tasks.sources import Source, source_digest
+from tasks.store import Place
+from tasks.train_reward_model import TrainRewardModelConfig
+
+
+def rlhf_round(
+    run: RunStage, config: RunConfig, number: int, before: RoundState | None, externals: Externals
+) -> RoundState:
+    """Round ``number``, from the state that the round before left; None in the first."""
+    place = Place(number)
+    data = prepared_data(run, config, place, before, externals)
+    reference = before.reference if before else starting_policy(run, config, place, data, externals)
+    reward_model = trained_reward_model(run, config, place, before, data, reference, externals)
+    train = before.train if before else starting_models(reference, reward_model, externals)
+
+    iterations = []
+    for iteration in range(1, config.iterations + 1):
+        done = ppo_iteration(
+            run,
+            config,
+            Place(number, iteration),
+            train,
+            data=data,
+            reference=reference,
+            reward_model=reward_model,
+            externals=externals,
+        )
+        iterations.append(done)
+        train = done.train
+
+    evaluation = run(
+        "evaluate_policy",
+        place,
+        evaluation_config(config),
+        policy=train.policy,
+        reference=reference,
+        reward_model=reward_model,
+        external=[*externals.rewards, *externals.held_out_rewards],
+        data=data,
+    )
+    report = run(
+        "report_round",
+        place,
+        config.report,
+        rollouts=[rolled for done in iterations for rolled in done.rollouts],
+        scored=[scored for done in iterations for scored in done.scored],
+        experience=[done.experience for done in iterations],
+        checkpoints=[done.train.policy for done in iterations],
+        evaluation=evaluation,
+        reward_model=reward_model,
+        previous=before.report if before else None,
+    )
+    return RoundState(data=data, reference=reference, reward_model=reward_model, train=train, report=report)
+
+
+def prepared_data(
+    run: RunStage, config: RunConfig, place: Place, before: RoundState | None, externals: Externals
+) -> Output:
+    """This round's data; where no source begins to count in it, that of the round before."""
+    data = config.data
+    sources = (*data.prompts, *data.held_out_prompts, *data.preferences, *data.texts)
+    if before is not None and not any(source.from_round == place.round for source in sources):
+        return before.data
+
+    def active(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return tuple(source for source in sources if source.from_round <= place.round)
+
+    by_now = data.model_copy(
+        update={name: active(getattr(data, name)) for name in ("prompts", "held_out_prompts", "preferences", "texts")}
+    )
+    known = (*by_now.prompts, *by_now.held_out_prompts, *by_now.preferences, *by_now.texts)
+    settings = PrepareDataConfig(
+        data=by_now,
+        from_scratch=config.model.from_scratch if before is None else None,
+        response_tokens=config.rollouts.sampling.max_new_tokens,
+        source_digests=tuple(source_digest(source, seed=config.seed) for source in known),
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    # From the second round on, the policy is what the first one started from, whether given or made there.
+    return run("prepare_data", place, settings, base=before.reference if before else externals.base)
+
+
+def starting_policy(run: RunStage, config: RunConfig, place: Place, data: Output, externals: Externals) -> Output:
+    """The policy that PPO starts from, and its reference ever after."""
+    base = data if externals.base is None else externals.base
+    return base if config.warm_up is None else run("warm_up", place, warm_up_config(config), base=base, data=data)
+
+
+def warm_up_config(config: RunConfig):  # type: ignore[no-untyped-def]
+    assert config.warm_up is not None
+    return config.warm_up.model_copy(update={"trust_remote_code": config.model.trust_remote_code})
+
+
+def trained_reward_model(
+    run: RunStage,
+    config: RunConfig,
+    place: Place,
+    before: RoundState | None,
+    data: Output,
+    reference: Output,
+    externals: Externals,
+) -> Output | None:
+    """The reward model on the preferences known by now; kept where the round brought no new ones."""
+    if config.reward_model is None:
+        return None
+    if before is not None and not any(source.from_round == place.round for source in config.data.preferences):
+        return before.reward_model
+    settings = TrainRewardModelConfig(
+        **dict(config.reward_model),
+        sampling=config.rollouts.sampling,
+        stop_strings=config.rollouts.stop_strings,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    base = externals.reward_model_base or reference
+    return run("train_reward_model", place, settings, base=base, reference=reference, data=data)
+
+
+def starting_models(reference: Output, reward_model: Output | None, externals: Externals) -> TrainState:
+    """The critic starts from the model that is named, else from the reward model, else from the policy."""
+    return TrainState(policy=reference, critic=externals.critic or reward_model or reference)
+
+
+def evaluation_config(config: RunConfig) -> EvaluatePolicyConfig:
+    return EvaluatePolicyConfig(
+        samples_per_prompt=config.evaluation.samples_per_prompt,
+        rewards=config.rewards,
+        held_out_rewards=config.evaluation.held_out_rewards,
+        sampling=config.rollouts.sampling,
+        stop_strings=config.rollouts.stop_strings,
+        trust_remote_code=config.model.trust_remote_code,
+    )

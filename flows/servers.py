@@ -1,0 +1,96 @@
+"""The embedded Prefect server: one in the background for a home, started when it is first needed.
+
+A server of the user's own (``PREFECT_API_URL``) is used instead where one is named.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tasks import settings
+from tasks.errors import TransientError
+from tasks.store import read_json, write_json
+
+START_S = 120.0
+STOP_S = 10.0
+
+
+def ensure_prefect(home: Path) -> str:
+    """The API address of a Prefect server that answers, for this process and its children; starts one if need be."""
+    if (url := settings.prefect_api_url()) is not None:
+        return url
+    directory = home / "prefect"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        url = running_server(home) or start_server(directory)
+    settings.use_prefect_server(url, directory)
+    return url
+
+
+def running_server(home: Path) -> str | None:
+    """The address of this home's server, if it answers."""
+    state = read_json(home / "prefect" / "server.json", default={})
+    return state["url"] if state and is_healthy(state["url"]) else None
+
+
+def start_server(directory: Path) -> str:
+    """Start a server on a free port of this machine alone and wait until it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    log = directory / "server.log"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            # It outlives this command, and Ctrl-C in this terminal is not for it.
+            start_new_session=True,
+            env=settings.server_environment(url, directory),
+        )
+    write_json(directory / "server.json", {"url": url, "pid": process.pid})
+    deadline = time.monotonic() + START_S
+    while not is_healthy(url):
+        if process.poll() is not None:
+            raise TransientError(f"the Prefect server ended with exit code {process.returncode}; its log is {log}")
+        if time.monotonic() > deadline:
+            process.kill()
+            raise TransientError(f"the Prefect server did not answer within {START_S:g} s; its log is {log}")
+        time.sleep(0.1)
+    return url
+
+
+def stop_server(home: Path) -> bool:
+    """Stop this home's server; False where none runs."""
+    state: dict[str, Any] = read_json(home / "prefect" / "server.json", default={})
+    if not state or running_server(home) is None:
+        return False
+    os.killpg(state["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while is_healthy(state["url"]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if is_healthy(state["url"]):
+        os.killpg(state["pid"], signal.SIGKILL)
+    (home / "prefect" / "server.json").unlink(missing_ok=True)
+    return True
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a Prefect server answers at this address."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            return json.load(response) is True
+    except (OSError, ValueError, urllib.error.URLError):
+        return False

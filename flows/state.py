@@ -1,0 +1,50 @@
+"""What flows hand from stage to stage, and how they call one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.stage import StageConfig
+from tasks.store import Place
+
+Output = Any
+"""A stage's output on its way: a ``Ref``, a Prefect future of one, or a planner's placeholder."""
+
+
+class RunStage(Protocol):
+    """Calls a stage by name at a place. Flows are written against this, so that the plan and the run are the same code."""
+
+    def __call__(
+        self, stage: str, place: Place, config: StageConfig, **inputs: "Output | Sequence[Output] | None"
+    ) -> Output: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Externals:
+    """Models from outside the run, as references to what they hold."""
+
+    base: Output | None
+    critic: Output | None
+    reward_model_base: Output | None
+    rewards: Sequence[Output]
+    """Of the training rewards that name a model, in the configuration's order."""
+    held_out_rewards: Sequence[Output]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """What one iteration hands to the next: in the beginning separate models, then one checkpoint."""
+
+    policy: Output
+    critic: Output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundState:
+    """What one round hands to the next."""
+
+    data: Output
+    reference: Output
+    reward_model: Output | None
+    train: TrainState
+    report: Output | None

@@ -1,0 +1,98 @@
+"""Words and numbers as the terminal shows them.
+
+Whatever a model or a data file wrote goes through ``printable`` first: a response may hold the sequences that move a
+terminal's cursor, retitle its window or reverse the direction of text.
+"""
+
+import json
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.store import Place
+
+# Control, format (among them the marks that reverse text), surrogate and private characters, and the two odd line ends.
+UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+SHOWN_AS = {"\n": "⏎", "\t": "⇥"}
+
+# The numbers that tell most of each stage: metric, what it is called in a line, and its digits.
+HEADLINES: Mapping[str, tuple[tuple[str, str, int], ...]] = {
+    "prepare_data": (
+        ("data/prompts", "prompts", 0),
+        ("data/preferences", "preferences", 0),
+        ("data/texts", "texts", 0),
+    ),
+    "warm_up": (("warm_up/first_loss", "first loss", 2), ("warm_up/loss", "loss", 2)),
+    "train_reward_model": (("reward_model/accuracy", "accuracy", 3),),
+    "generate_rollouts": (("rollouts/response_length", "length", 1),),
+    "score_rollouts": (("score/mean", "score", 3),),
+    "compute_advantages": (("kl/mean", "KL", 3),),
+    "update_policy": (("update/entropy", "entropy", 3), ("update/clipfrac", "clipped", 3)),
+    "evaluate_policy": (
+        ("evaluation/score", "score", 3),
+        ("evaluation/score_gain", "gain", 2),
+        ("evaluation/kl", "KL", 2),
+    ),
+    "report_round": (),
+}
+
+
+def printable(text: object, width: int | None = None) -> str:
+    """Text on one line without anything that acts on a terminal; longer than ``width``, it is cut and ends in …"""
+    shown = "".join(map(_shown, str(text)))
+    return shown if width is None or len(shown) <= width else f"{shown[: max(0, width - 1)]}…"
+
+
+def _shown(character: str) -> str:
+    if character in SHOWN_AS:
+        return SHOWN_AS[character]
+    if unicodedata.category(character) in UNPRINTABLE:
+        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return character
+
+
+def printable_lines(text: object) -> str:
+    """Text of several lines without anything else that acts on a terminal."""
+    return "".join(c if c in SHOWN_AS else _shown(c) for c in str(text))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals; – where there is none."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(value)
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
+def duration(seconds: float | None) -> str:
+    """``8.3 s``, ``2 min 05 s`` or ``1 h 02 min``."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def stage_label(stage: str, place: Place) -> str:
+    """``round 1 · iteration 3 · generate rollouts``."""
+    parts = [f"round {place.round}"] if place.round else []
+    parts += [f"iteration {place.iteration}"] if place.iteration else []
+    parts.append(stage.replace("_", " "))
+    parts += [f"shard {place.shard + 1}"] if place.shard else []
+    return " · ".join(parts)
+
+
+def headline(stage: str, metrics: Mapping[str, float]) -> str:
+    """The numbers that tell most of a stage, on a line."""
+    named = [(name, digits, metrics[key]) for key, name, digits in HEADLINES.get(stage, ()) if key in metrics]
+    return ", ".join(f"{name} {number(value, digits)}" for name, digits, value in named)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that reads as it is, but for characters that would act on a terminal: those are escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    return "".join(c if c == "\n" or unicodedata.category(c) not in UNPRINTABLE else json.dumps(c)[1:-1] for c in text)

@@ -1,0 +1,138 @@
+"""Runs on disk: where they lie, what they are called, who is working on one."""
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.config import RunConfig, checked, dump
+from tasks.errors import RunError
+from tasks.store import Store, read_json, write_json
+
+RUN_FILE = "run.json"
+FORMAT = 1
+
+
+class Run:
+    """A run's directory: ``run.json`` (its configuration), ``plan.json`` (forced reruns), ``stages/``, ``scratch/``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.name = root.name
+        self.store = Store(root)
+
+    @property
+    def home(self) -> Path:
+        return self.root.parent.parent
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that the run was last started with."""
+        return checked(self._document()["config"], where=str(self.root / RUN_FILE))
+
+    @property
+    def created_at(self) -> float:
+        return float(self._document()["created_at"])
+
+    def set_config(self, config: RunConfig) -> None:
+        """Make this the run's configuration; outputs of another one stay where they are."""
+        document = (
+            self._document() if (self.root / RUN_FILE).exists() else {"format": FORMAT, "created_at": time.time()}
+        )
+        write_json(self.root / RUN_FILE, {**document, "config": dump(config)})
+
+    def _document(self) -> dict[str, Any]:
+        document = read_json(self.root / RUN_FILE)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise RunError(f"{self.root / RUN_FILE} is not of this version's format; use the version that wrote it")
+        return document
+
+    @property
+    def generations(self) -> dict[str, int]:
+        """How often each stage's place was forced to run anew; part of its fingerprint."""
+        return {key: int(value) for key, value in read_json(self.root / "plan.json", default={}).items()}
+
+    def raise_generations(self, keys: Iterator[str] | list[str]) -> None:
+        """Force these places to run anew. On disk before anything executes: an interrupted rerun resumes."""
+        generations = self.generations
+        for key in keys:
+            generations[key] = generations.get(key, 0) + 1
+        write_json(self.root / "plan.json", generations)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that works on this run. The kernel drops the lock of a process that dies."""
+        with (self.root / "lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                stream.seek(0)
+                raise RunError(
+                    f"run {self.name} is in progress in {stream.read().strip() or 'another process'}; "
+                    "wait for it, or stop it first"
+                ) from error
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv[:1] + sys.argv[1:4])})")
+            stream.flush()
+            try:
+                yield
+            finally:
+                stream.truncate(0)
+
+    def is_in_progress(self) -> bool:
+        """Whether some process works on this run now."""
+        try:
+            with (self.root / "lock").open() as stream:
+                # Shared, so that any number may ask at once, and nothing is written into the lock of another.
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def is_empty(self) -> bool:
+        """Whether no stage has ever committed."""
+        return not any((self.root / "stages").rglob("manifest.json"))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.root)
+
+
+def create_or_open(home: Path, name: str) -> Run:
+    """The run of this name, made if it does not exist yet."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise RunError(f"--name {name}: use letters, digits, '.', '_' and '-', and begin with a letter or digit")
+    root = home / "runs" / name
+    if root.exists() and any(root.iterdir()) and not (root / RUN_FILE).exists():
+        raise RunError(f"{root} is not a run: it has no {RUN_FILE}; choose another --name")
+    root.mkdir(parents=True, exist_ok=True)
+    return Run(root)
+
+
+def find_run(home: Path, name: str | None) -> Run:
+    """An existing run by name or directory; without one, the run that was worked on last."""
+    if name is None:
+        runs = list_runs(home)
+        if not runs:
+            raise RunError(f"{home} has no runs yet; start one with: rounds run quickstart")
+        return runs[0]
+    for root in (home / "runs" / name, Path(name)):
+        if (root / RUN_FILE).is_file():
+            return Run(root.resolve())
+    if Path(name).is_dir():
+        raise RunError(f"{name} is not a run's directory: it has no {RUN_FILE}; rounds list shows the runs")
+    raise RunError(f"{name}: no run of that name in {home}; rounds list shows the runs")
+
+
+def list_runs(home: Path) -> list[Run]:
+    """All runs, the one worked on last first."""
+    roots = [path.parent for path in (home / "runs").glob(f"*/{RUN_FILE}")]
+    return [Run(root) for root in sorted(roots, key=lambda root: -(root / RUN_FILE).stat().st_mtime)]

@@ -1,0 +1,91 @@
+"""PPO for language models as pure mathematics: torch and numpy, no files, clocks, environment or trackers.
+
+The names below are imported when one of them is first used, so that settings and errors cost nothing without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppo_core.advantages import GroupEstimator, gae, group_advantages
+    from ppo_core.batch import PaddedBatch, Ragged, RolloutBatch, micro_batches, minibatches
+    from ppo_core.config import PPOConfig, SamplingConfig
+    from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
+    from ppo_core.forward import response_logits, response_logprobs, response_values
+    from ppo_core.kl import KLEstimator, exact_kl, kl_estimate, next_kl_coef
+    from ppo_core.logprobs import entropy, gather_logprobs
+    from ppo_core.losses import policy_loss, value_loss
+    from ppo_core.masking import explained_variance, masked_mean, masked_whiten
+    from ppo_core.preferences import expected_calibration_error, preference_loss, ranking_loss
+    from ppo_core.randomness import derive_seed, row_uniforms
+    from ppo_core.rewards import token_rewards
+    from ppo_core.sampling import sample
+    from ppo_core.update import Optimizers, UpdateStats, ppo_update
+
+__all__ = [
+    "ConfigError",
+    "EmptyMaskError",
+    "GroupEstimator",
+    "KLEstimator",
+    "NonFiniteError",
+    "Optimizers",
+    "PPOConfig",
+    "PaddedBatch",
+    "Ragged",
+    "RolloutBatch",
+    "SamplingConfig",
+    "ShapeError",
+    "UpdateStats",
+    "UserError",
+    "derive_seed",
+    "entropy",
+    "exact_kl",
+    "expected_calibration_error",
+    "explained_variance",
+    "gae",
+    "gather_logprobs",
+    "group_advantages",
+    "kl_estimate",
+    "masked_mean",
+    "masked_whiten",
+    "micro_batches",
+    "minibatches",
+    "next_kl_coef",
+    "policy_loss",
+    "ppo_update",
+    "preference_loss",
+    "ranking_loss",
+    "response_logits",
+    "response_logprobs",
+    "response_values",
+    "row_uniforms",
+    "sample",
+    "token_rewards",
+    "value_loss",
+]
+
+_MODULES = (
+    "advantages",
+    "batch",
+    "config",
+    "errors",
+    "forward",
+    "kl",
+    "logprobs",
+    "losses",
+    "masking",
+    "preferences",
+    "randomness",
+    "rewards",
+    "sampling",
+    "update",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ppo_core' has no attribute {name!r}")
+    for module in _MODULES:
+        found = vars(import_module(f"ppo_core.{module}"))
+        globals().update({public: found[public] for public in __all__ if public in found})
+    return globals()[name]

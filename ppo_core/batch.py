@@ -1,0 +1,267 @@
+"""Rows of different length: ragged where they are kept, padded only where a model reads them.
+
+Prompts are padded on the left and responses on the right, so that in every row the response begins in the same column
+and the logits that predict it are one slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ppo_core.errors import ConfigError, ShapeError
+from ppo_core.randomness import row_uniforms
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of different length in one flat tensor: row ``i`` is ``values[offsets[i] : offsets[i + 1]]``."""
+
+    values: Tensor
+    """(N,) all rows, one after the other."""
+
+    offsets: Tensor
+    """(B + 1,) int64, from 0 to N."""
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 1 or self.offsets.dim() != 1 or self.offsets.dtype != torch.int64:
+            raise ShapeError(
+                f"values is {tuple(self.values.shape)} and offsets is {tuple(self.offsets.shape)} of "
+                f"{self.offsets.dtype}; a Ragged takes flat values and flat int64 offsets"
+            )
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            raise ShapeError(f"offsets must run from 0 to {len(self.values)}, the number of values")
+        if (self.lengths < 0).any():
+            raise ShapeError(f"offsets fall after row {int((self.lengths < 0).nonzero()[0])}; they must not decrease")
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[Any] | Tensor], dtype: torch.dtype) -> Ragged:
+        tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
+        values = torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype)
+        return cls(values, _offsets(torch.tensor([len(row) for row in tensors], dtype=torch.int64)))
+
+    @classmethod
+    def from_padded(cls, x: Tensor, mask: Tensor) -> Ragged:
+        """The entries of ``x`` (B, T) where ``mask`` is true, row by row, wherever in the row they stand."""
+        if x.shape != mask.shape:
+            raise ShapeError(f"mask is {tuple(mask.shape)} but x is {tuple(x.shape)}; they need the same shape")
+        return cls(x[mask], _offsets(mask.sum(dim=1)))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of all parts, one part after the other."""
+        values = torch.cat([part.values for part in parts])
+        return cls(values, _offsets(torch.cat([part.lengths for part in parts])))
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.offsets.diff()
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, i: int) -> Tensor:
+        # range() gives negative and out-of-range numbers the meaning they have for a list.
+        i = range(len(self))[i]
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def select(self, rows: Tensor) -> Ragged:
+        """These rows (indices or a boolean mask), in this order."""
+        entries, offsets = self.entries_of(rows)
+        return Ragged(self.values[entries], offsets)
+
+    def entries_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in ``values`` the entries of these rows stand, one row after the other, and their offsets."""
+        offsets = _offsets(self.lengths[rows])
+        positions = torch.arange(int(offsets[-1]))
+        # The row of an entry is the first that ends beyond it. (repeat_interleave would say the same, but wakes all
+        # threads even for a handful of entries.)
+        row_of_entry = torch.searchsorted(offsets[1:], positions, right=True)
+        return positions + (self.offsets[:-1][rows] - offsets[:-1])[row_of_entry], offsets
+
+    def mask(self, *, side: Side = "right", width: int | None = None) -> Tensor:
+        """(B, W) bool: where the entries stand after padding on ``side``. W is the longest row unless given."""
+        lengths = self.lengths[:, None]
+        longest = int(lengths.max()) if len(self) else 0
+        width = longest if width is None else width
+        if width < longest:
+            raise ShapeError(f"width={width} does not hold the longest row of {longest}; widen it or cut the rows")
+        columns = torch.arange(width)
+        return columns < lengths if side == "right" else columns >= width - lengths
+
+    def padded(self, *, fill: int | float, side: Side = "right", width: int | None = None) -> Tensor:
+        """(B, W): every row filled up on ``side``."""
+        mask = self.mask(side=side, width=width)
+        x = torch.full(mask.shape, fill, dtype=self.values.dtype)
+        x[mask] = self.values
+        return x
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RolloutBatch:
+    """Responses sampled for prompts, and columns with one number per response token. Lives on the CPU."""
+
+    prompts: Ragged
+    """Token ids, int64."""
+
+    responses: Ragged
+    """Token ids, int64; the EOS token is included where one was sampled."""
+
+    stopped: Tensor
+    """(B,) bool: true where the response ended by itself, false where it was cut off by length."""
+
+    token_columns: dict[str, Tensor] = field(default_factory=dict)
+    """Each (N,), aligned with ``responses.values``: logprobs, ref_logprobs, values, advantages, returns, ..."""
+
+    def __post_init__(self) -> None:
+        if not len(self.prompts) == len(self.responses) == len(self.stopped):
+            raise ShapeError(
+                f"{len(self.prompts)} prompts, {len(self.responses)} responses and {len(self.stopped)} entries of "
+                "stopped; each row needs one of each"
+            )
+        for name, ragged in (("prompt", self.prompts), ("response", self.responses)):
+            if (ragged.lengths == 0).any():
+                row = int((ragged.lengths == 0).nonzero()[0])
+                raise ShapeError(f"the {name} of row {row} is empty; drop the row before building a RolloutBatch")
+        for name, column in self.token_columns.items():
+            if column.shape != self.responses.values.shape:
+                raise ShapeError(
+                    f"column {name!r} is {tuple(column.shape)} but there are {len(self.responses.values)} response "
+                    "tokens; give one number per response token"
+                )
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[RolloutBatch]) -> RolloutBatch:
+        """The rows of all batches, one batch after the other. All must have the same columns."""
+        names = batches[0].token_columns.keys()
+        for number, batch in enumerate(batches):
+            if batch.token_columns.keys() != names:
+                raise ShapeError(
+                    f"batch {number} has columns {sorted(batch.token_columns)} but batch 0 has {sorted(names)}; "
+                    "add or drop columns first"
+                )
+        return cls(
+            prompts=Ragged.concatenate([batch.prompts for batch in batches]),
+            responses=Ragged.concatenate([batch.responses for batch in batches]),
+            stopped=torch.cat([batch.stopped for batch in batches]),
+            token_columns={name: torch.cat([batch.token_columns[name] for batch in batches]) for name in names},
+        )
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of prompt and response together."""
+        return self.prompts.lengths + self.responses.lengths
+
+    def column(self, name: str) -> Ragged:
+        """One token column, cut into rows."""
+        return Ragged(self.token_columns[name], self.responses.offsets)
+
+    def with_columns(self, **columns: Tensor) -> RolloutBatch:
+        """The same rows with these token columns added or replaced."""
+        return replace(self, token_columns={**self.token_columns, **columns})
+
+    def select(self, rows: Tensor) -> RolloutBatch:
+        """These rows (indices or a boolean mask), in this order."""
+        entries, offsets = self.responses.entries_of(rows)
+        return RolloutBatch(
+            prompts=self.prompts.select(rows),
+            responses=Ragged(self.responses.values[entries], offsets),
+            stopped=self.stopped[rows],
+            token_columns={name: column[entries] for name, column in self.token_columns.items()},
+        )
+
+    def padded(self, rows: Tensor | None = None, device: torch.device | str | None = None) -> PaddedBatch:
+        """These rows (all by default) as a model reads them, padded no wider than they need."""
+        if rows is not None:
+            return self.select(rows).padded(device=device)
+        prompt_mask, response_mask = self.prompts.mask(side="left"), self.responses.mask()
+        attention_mask = torch.cat([prompt_mask, response_mask], dim=1).to(torch.int64)
+        padded = PaddedBatch(
+            input_ids=torch.cat([self.prompts.padded(fill=0, side="left"), self.responses.padded(fill=0)], dim=1),
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            response_mask=response_mask,
+            prompt_width=prompt_mask.shape[1],
+            token_columns={name: self.column(name).padded(fill=0) for name in self.token_columns},
+        )
+        return padded if device is None else padded.to(device)
+
+
+@dataclass(kw_only=True, eq=False)
+class PaddedBatch:
+    """Prompts padded on the left to P columns, responses on the right to T."""
+
+    input_ids: Tensor
+    """(B, P + T) int64; 0 at padding."""
+
+    attention_mask: Tensor
+    """(B, P + T) int64; 1 on real tokens."""
+
+    position_ids: Tensor
+    """(B, P + T) int64: the number of real tokens before; 0 at padding."""
+
+    response_mask: Tensor
+    """(B, T) bool."""
+
+    prompt_width: int
+    """P."""
+
+    token_columns: dict[str, Tensor]
+    """Each (B, T), 0 outside ``response_mask``."""
+
+    @property
+    def response_ids(self) -> Tensor:
+        """(B, T)."""
+        return self.input_ids[:, self.prompt_width :]
+
+    def to(self, device: torch.device | str) -> PaddedBatch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in moved.items()}
+        moved["token_columns"] = {name: x.to(device) for name, x in self.token_columns.items()}
+        return PaddedBatch(**moved)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """(B, L) number of real tokens before each token, 0 at padding: a row's positions do not depend on its padding."""
+    return (attention_mask.cumsum(dim=1) - 1) * attention_mask
+
+
+def micro_batches(lengths: Tensor, token_budget: int) -> list[Tensor]:
+    """Row indices in groups of similar length whose rows times longest row stays within ``token_budget``.
+
+    Longest rows first, so that memory runs out in the first group or never. A row beyond the budget is a group alone.
+    """
+    if token_budget < 1:
+        raise ConfigError(f"token_budget={token_budget} must be at least 1; 8192 suits a small model")
+    order = torch.argsort(lengths, descending=True, stable=True)
+    groups: list[Tensor] = []
+    start = 0
+    while start < len(order):
+        num_rows = max(1, token_budget // max(1, int(lengths[order[start]])))
+        groups.append(order[start : start + num_rows])
+        start += num_rows
+    return groups
+
+
+def minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[Tensor]:
+    """A random partition of the rows into parts whose sizes differ by at most one; a function of ``seed`` alone."""
+    if not 1 <= num_minibatches <= num_rows:
+        raise ConfigError(
+            f"num_minibatches={num_minibatches} cannot split {num_rows} rows; take at least 1 and at most one per row"
+        )
+    # Sorting our own uniforms instead of torch.randperm: the permutation then survives a change of torch version.
+    permutation = torch.argsort(row_uniforms([seed], num_rows)[0], stable=True)
+    return list(permutation.tensor_split(num_minibatches))
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

@@ -1,0 +1,96 @@
+"""The settings of one sampling call and of one policy update, checked when they are built."""
+
+import math
+from dataclasses import dataclass
+
+from ppo_core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How responses are drawn from a policy."""
+
+    max_new_tokens: int
+    """Length at which a response is cut off; such a response has not stopped."""
+
+    temperature: float = 1.0
+    """Logits are divided by it. The stored logprobs are at this temperature, so the update must use the same one."""
+
+    top_p: float = 1.0
+    """Draw from the smallest set of most likely tokens whose mass reaches this; 1 draws from all."""
+
+    top_k: int = 0
+    """Draw from this many most likely tokens; 0 draws from all. Applied before ``top_p``."""
+
+    stop_token_ids: tuple[int, ...] = ()
+    """A response ends with the first of these, which stays in the response. Put the EOS token here."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_one("max_new_tokens", self.max_new_tokens, "a response has at least one token")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature={self.temperature} must be positive and finite; top_k=1 always takes the most likely token"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} must lie in (0, 1]; 1 draws from the whole distribution")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k={self.top_k} must not be negative; 0 draws from the whole vocabulary")
+        if any(token_id < 0 for token_id in self.stop_token_ids):
+            raise ConfigError(f"stop_token_ids={self.stop_token_ids} holds a negative id; leave out a token you lack")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPOConfig:
+    """Hyperparameters of one policy update. Learning rates belong to the optimizers."""
+
+    cliprange: float | tuple[float, float] = 0.2
+    """Half-width of the ratio clip, or (below, above) 1: 0.2 keeps the ratio's gain within [0.8, 1.2]."""
+
+    cliprange_value: float | None = 0.2
+    """How far a new value may move from the stored one before its loss stops falling; None does not clip."""
+
+    dual_clip: float | None = None
+    """For negative advantages the objective does not fall below this many times the advantage; None does not bound."""
+
+    epochs: int = 4
+    """Passes of the policy over the rollouts."""
+
+    critic_epochs: int | None = None
+    """Passes of the critic over the rollouts; None takes as many as the policy."""
+
+    num_minibatches: int = 4
+    """Optimizer steps per epoch; the rollouts are split into so many parts by rows."""
+
+    max_grad_norm: float = 1.0
+    """The policy's gradient is scaled down to this norm; ``inf`` never scales."""
+
+    critic_max_grad_norm: float = 1.0
+    """The critic's gradient is scaled down to this norm; ``inf`` never scales."""
+
+    def __post_init__(self) -> None:
+        below, above = ratio_clip_widths(self.cliprange)
+        if not (0 < below < 1 and 0 < above < math.inf):
+            raise ConfigError(
+                f"cliprange={self.cliprange} must lie in (0, 1), above 1 in (0, inf); 0.2 clips ratios to [0.8, 1.2]"
+            )
+        if self.cliprange_value is not None and not self.cliprange_value > 0:
+            raise ConfigError(f"cliprange_value={self.cliprange_value} must be positive; None does not clip values")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ConfigError(f"dual_clip={self.dual_clip} must be above 1, 3 is usual; None does not bound the loss")
+        _require_at_least_one("epochs", self.epochs, "an update passes over its rollouts")
+        if self.critic_epochs is not None:
+            _require_at_least_one("critic_epochs", self.critic_epochs, "None takes as many as the policy")
+        _require_at_least_one("num_minibatches", self.num_minibatches, "1 takes all rollouts in one step")
+        for name in ("max_grad_norm", "critic_max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive; inf never scales the gradient")
+
+
+def ratio_clip_widths(cliprange: float | tuple[float, float]) -> tuple[float, float]:
+    """How far below and above 1 the ratio may count: one number sets both."""
+    return cliprange if isinstance(cliprange, tuple) else (cliprange, cliprange)
+
+
+def _require_at_least_one(name: str, value: int, hint: str) -> None:
+    if not value >= 1:
+        raise ConfigError(f"{name}={value} must be at least 1; {hint}")

@@ -1,0 +1,195 @@
+"""The engine: one child process that holds the models and executes stages, and the side that supervises it.
+
+The child reads calls as JSON lines from standard input and answers on a pipe of its own, so that whatever a library prints
+goes to the log. End of input means that the supervisor is gone, and the child ends itself: no orphan keeps a GPU.
+"""
+
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from tasks import settings
+from tasks.retry import StageError, classify
+from tasks.stage import StageCall, execute
+from tasks.store import Place, Ref
+
+Report = Callable[[Mapping[str, Any]], None]
+CLOSE_S = 5.0
+POLL_S = 0.5
+END = ""
+
+
+class Engine:
+    """Supervises the child. One stage at a time; a dead child is replaced at the next call."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+
+    def run(self, call: StageCall, *, report: Report, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> Ref:
+        """Execute a call in the child; raise ``StageError`` with the child's own words when it fails."""
+        with self._lock:
+            if self._cancelled.is_set():
+                raise StageError("cancelled", "the run was cancelled", stage=call.label)
+            process, answers = self._started()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps(encode_call(call)) + "\n")
+                process.stdin.flush()
+            except OSError as error:
+                raise self._died(call) from error
+            heard = time.monotonic()
+            while True:
+                if is_cancelled():
+                    self.cancel()
+                    raise StageError("cancelled", "the run was cancelled", stage=call.label)
+                line = None
+                with suppress(queue.Empty):
+                    line = answers.get(timeout=POLL_S)
+                if line is None:
+                    if timeout_s is not None and time.monotonic() - heard > timeout_s:
+                        self._kill()
+                        message = f"no progress for {timeout_s:g} s; the engine was killed"
+                        raise StageError("transient", message, stage=call.label)
+                    continue
+                if line == END:
+                    raise self._died(call)
+                heard = time.monotonic()
+                answer = json.loads(line)
+                if "progress" in answer:
+                    report(answer["progress"])
+                elif "error" in answer:
+                    raise StageError(**answer["error"], stage=call.label, log=str(self._log))
+                else:
+                    return Ref(**answer["done"])
+
+    def cancel(self) -> None:
+        """Kill the child and refuse further calls; safe from a signal handler and from another thread."""
+        self._cancelled.set()
+        self._kill()
+
+    def close(self) -> None:
+        """Let the child end by itself; kill it if it does not."""
+        if self._process is not None and self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+                self._process.wait(CLOSE_S)
+            except (OSError, subprocess.TimeoutExpired):
+                pass
+        self._kill()
+        self._process = None
+
+    def _started(self) -> tuple["subprocess.Popen[str]", "queue.SimpleQueue[str]"]:
+        if self._process is None or self._process.poll() is not None:
+            read_end, write_end = os.pipe()
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    # -P: a file of the user named like a library, in the current directory, must not replace it.
+                    [sys.executable, "-P", "-m", "tasks.engine", str(write_end)],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(write_end,),
+                    start_new_session=True,
+                    text=True,
+                    env=settings.engine_environment(),
+                )
+            os.close(write_end)
+            self._answers = queue.SimpleQueue()
+            reader = os.fdopen(read_end, "r")
+            threading.Thread(target=read_lines, args=(reader, self._answers), daemon=True).start()
+        return self._process, self._answers
+
+    def _died(self, call: StageCall) -> StageError:
+        assert self._process is not None
+        code = self._process.wait()
+        if self._cancelled.is_set():
+            return StageError("cancelled", "the run was cancelled", stage=call.label)
+        how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return StageError(
+            "transient", f"the engine {how}; its log is {self._log}", stage=call.label, log=str(self._log)
+        )
+
+    def _kill(self) -> None:
+        process = self._process
+        if process is not None and process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def read_lines(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:
+    """Pass on each line, then ``END``."""
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(END)
+
+
+def encode_call(call: StageCall) -> dict[str, Any]:
+    return dataclasses.asdict(call)
+
+
+def decode_call(encoded: Mapping[str, Any]) -> StageCall:
+    def ref(value: Any) -> Any:
+        if isinstance(value, list):
+            return [Ref(**item) for item in value]
+        return value and Ref(**value)
+
+    inputs = {name: ref(value) for name, value in encoded["inputs"].items()}
+    return StageCall(**{**encoded, "place": Place(**encoded["place"]), "inputs": inputs})
+
+
+def main() -> None:
+    """The child: answer one call after another until the input ends."""
+    answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+    lock = threading.Lock()
+    calls: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def answer(value: Mapping[str, Any]) -> None:
+        with lock:
+            answers.write(json.dumps(value) + "\n")
+
+    def read_calls() -> None:
+        for line in sys.stdin:
+            calls.put(line)
+        # The supervisor closed the pipe or died: in the middle of a stage too, nothing of ours may go on.
+        os._exit(0)
+
+    # Ctrl-C in the terminal is for the supervisor, which then ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=read_calls, daemon=True).start()
+
+    from tasks.models import ResidentModels
+
+    models = ResidentModels()
+    while True:
+        call = decode_call(json.loads(calls.get()))
+        try:
+            ref = execute(call, models, lambda event: answer({"progress": dict(event)}))
+        except Exception as error:
+            models.clear()
+            traceback.print_exc()
+            kind = classify(error)
+            text = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
+            answer({"error": {"kind": kind, "message": text}})
+        else:
+            answer({"done": dataclasses.asdict(ref)})
+
+
+if __name__ == "__main__":
+    main()

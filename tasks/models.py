@@ -1,0 +1,213 @@
+"""Hugging Face models as stages use them: policies, scalar models (reward model, critic), and which stay in memory.
+
+Weights are read and written as safetensors only. A name that is no directory is fetched from the hub once and is a
+directory from then on.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from ppo_core.randomness import derive_seed
+from tasks.errors import ModelError
+from tasks.store import Ref
+
+if TYPE_CHECKING:
+    from tasks.stage import ExecutionConfig
+
+POLICY, CRITIC, REWARD_MODEL = "policy", "critic", "reward_model"
+# Where Hugging Face's sequence classifiers for decoders keep their linear head.
+HEAD = "score"
+MAX_RESIDENT = 8
+
+M = TypeVar("M")
+
+
+def part_directory(ref: Ref, *parts: str) -> Path:
+    """The first of ``parts`` that an output has; an external model is its own only part."""
+    for part in parts:
+        if (ref.directory / part).is_dir():
+            return ref.directory / part
+    if (ref.directory / "config.json").exists():
+        return ref.directory
+    raise ModelError(f"{ref.directory} has neither {' nor '.join(parts)}, nor a config.json; name a model's directory")
+
+
+def pick_device(execution: "ExecutionConfig") -> torch.device:
+    """The device that the configuration names, or the fastest one there is."""
+    name = execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"execution.device={name}: this PyTorch sees no CUDA device; set it to auto or cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("execution.device=mps: this machine has no Metal device; set it to auto or cpu")
+    return torch.device(name)
+
+
+def pick_dtype(execution: "ExecutionConfig", device: torch.device) -> torch.dtype:
+    """The precision of forward passes."""
+    if execution.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if execution.dtype == "bfloat16" else torch.float32
+
+
+@contextmanager
+def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Forward passes in ``dtype`` over float32 weights, the same for sampling, scoring and training: ratio 1 needs that."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def load_policy(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model with float32 weights, in evaluation mode: dropout would make the first ratio differ from 1."""
+    return load_pretrained(AutoModelForCausalLM, directory, trust_remote_code=trust_remote_code)
+
+
+def load_pretrained(auto_class: Any, directory: Path, *, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+    try:
+        model = auto_class.from_pretrained(
+            str(directory),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{directory} cannot be loaded as {auto_class.__name__} with safetensors weights: {first_line(error)}"
+        ) from error
+    return model.eval()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class ScalarModel(nn.Module):
+    """One scalar per position, ``(head(hidden) - mean) / std``: the reward model at the last token, the critic at each.
+
+    ``mean`` and ``std`` are the reward model's calibration (``algorithm.md`` 1); a critic that starts from it inherits them,
+    and with them the scale of the scores. Both lie in the saved ``config.json`` as ``score_mean`` and ``score_std``.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = float(getattr(model.config, "score_mean", 0.0))
+        self.std = float(getattr(model.config, "score_std", 1.0))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, L) scalars for (B, L) tokens."""
+        hidden = self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        raw = getattr(self.model, HEAD)(hidden).squeeze(-1).float()
+        return (raw - self.mean) / self.std
+
+    def calibrate(self, mean: float, std: float) -> None:
+        """Make scores that were distributed with ``mean`` and ``std`` have mean 0 and standard deviation 1."""
+        self.mean, self.std = self.mean + self.std * mean, self.std * std
+        self.model.config.score_mean, self.model.config.score_std = self.mean, self.std
+
+    def save(self, directory: Path) -> None:
+        self.model.save_pretrained(str(directory))
+
+
+def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = False) -> ScalarModel:
+    """A reward model or critic; from a causal language model, its body with a new head drawn from ``seed``."""
+    try:
+        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory} has no readable config.json: {first_line(error)}") from error
+    has_head = any("ForSequenceClassification" in name for name in config.architectures or [])
+    if has_head and config.num_labels != 1:
+        raise ModelError(f"{directory} has {config.num_labels} labels; a reward model has exactly one output")
+    with torch.random.fork_rng(devices=[]):
+        # The library draws the new head from the global generator.
+        torch.manual_seed(seed)
+        model = load_pretrained(
+            AutoModelForSequenceClassification, directory, trust_remote_code=trust_remote_code, num_labels=1
+        )
+    if not isinstance(getattr(model, HEAD, None), nn.Linear):
+        raise ModelError(
+            f"{directory} is a {type(model).__name__}, which has no linear '{HEAD}' head over each position; "
+            "take a decoder model (Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX, ...)"
+        )
+    if not has_head:
+        hidden_size = getattr(model, HEAD).weight.shape[1]
+        generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
+        with torch.no_grad():
+            getattr(model, HEAD).weight.copy_(
+                torch.randn(1, hidden_size, generator=generator) / (hidden_size + 1) ** 0.5
+            )
+    return ScalarModel(model)
+
+
+def load_critic(ref: Ref, run_seed: int, *, trust_remote_code: bool = False) -> ScalarModel:
+    """The critic of a checkpoint, or the first one of a run, from a reward model or a policy.
+
+    A first head's seed is the run's alone: the critic is read for scores before an update first writes it.
+    """
+    directory = part_directory(ref, CRITIC, REWARD_MODEL, POLICY)
+    return load_scalar_model(directory, seed=derive_seed(run_seed, "critic"), trust_remote_code=trust_remote_code)
+
+
+class InPrecision(nn.Module):
+    """A model whose every call runs in ``dtype``. The context closes with the call, since autocast keeps its low-precision
+    copies of the weights until then, and an optimizer step in between would leave them stale."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with precision(next(self.model.parameters()).device, self.dtype):
+            return self.model(*args, **kwargs)
+
+
+class ResidentModels:
+    """Models that stay in memory between stages, by the digest of the output that holds their weights and the part of it.
+
+    Handing one out is the same as loading it anew: ``take`` removes a model that its user will change.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    def get(self, ref: Ref, part: str, load: Callable[[], M]) -> M:
+        """A model that nobody changes: from memory, or loaded and kept."""
+        model = self.take(ref, part, load)
+        self.keep(ref, part, model)
+        return model
+
+    def take(self, ref: Ref, part: str, load: Callable[[], M]) -> M:
+        """A model that the caller may change; it is no longer kept under this digest."""
+        model: M = self._kept.pop((ref.digest, part)) if (ref.digest, part) in self._kept else load()
+        return model
+
+    def keep(self, ref: Ref, part: str, model: Any) -> None:
+        self._kept[(ref.digest, part)] = model
+        self._kept.move_to_end((ref.digest, part))
+        while len(self._kept) > MAX_RESIDENT:
+            self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all: after an error, a model may be half changed."""
+        self._kept.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    return state

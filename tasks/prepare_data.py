@@ -1,0 +1,267 @@
+"""Stage: the run's data in one form, split into training and held-out parts, and a new model where one is asked for."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tasks.sources import Source, read_rows
+from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.store import Ref
+
+if TYPE_CHECKING:
+    from tasks.records import Preference, Prompt, Text
+    from tasks.schemas import Table
+
+
+class DataConfig(StageConfig):
+    """Where data comes from. Each entry is a path, or a mapping with ``path``, ``dataset`` or ``function``."""
+
+    prompts: tuple[Source, ...] = Field(min_length=1)
+    held_out_prompts: tuple[Source, ...] = ()
+    """Prompts for evaluation; by default ``num_held_out_prompts`` are set aside from ``prompts``."""
+    num_held_out_prompts: int = Field(64, gt=0)
+    preferences: tuple[Source, ...] = ()
+    held_out_preferences: float = Field(0.1, gt=0, lt=1)
+    """Share of the preferences that the reward model never trains on; all of one prompt fall on one side."""
+    texts: tuple[Source, ...] = ()
+    """Texts, or prompts with responses, for the supervised warm-up."""
+    too_long: Literal["error", "drop"] = "error"
+    """What to do with a prompt or dialogue that does not fit the model's context."""
+
+
+class FromScratchConfig(StageConfig):
+    """A new Llama-style model with random weights, and a byte-level BPE tokenizer trained on ``data.texts``."""
+
+    vocab_size: int = Field(512, ge=260)
+    hidden_size: int = Field(128, gt=0)
+    intermediate_size: int = Field(384, gt=0)
+    num_layers: int = Field(4, gt=0)
+    num_heads: int = Field(4, gt=0)
+    context_length: int = Field(128, gt=1)
+
+
+class PrepareDataConfig(StageConfig):
+    """What the stage reads: the sources that count in this round, and digests of what lies behind them."""
+
+    data: DataConfig
+    from_scratch: FromScratchConfig | None = None
+    response_tokens: int
+    """Longest response that will be sampled: a prompt must leave room for it."""
+    source_digests: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+
+@stage(version="1", config=PrepareDataConfig)
+def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref | None) -> StageOutput:
+    """Read, check, split and tokenise all sources. ``base`` is the model to prepare for; None makes a new one."""
+    from tasks.errors import DataError
+    from tasks.models import POLICY, part_directory
+    from tasks.records import to_preferences, to_prompts, to_texts
+    from tasks.store import write_dataset
+    from tasks.text import check_tokenizer, load_tokenizer
+
+    data = config.data
+    texts = to_texts(read_all(data.texts, context))
+    preferences, dropped = to_preferences(read_all(data.preferences, context))
+    prompts = to_prompts(read_all(data.prompts, context))
+    held_out = to_prompts(read_all(data.held_out_prompts, context))
+
+    if base is None:
+        assert config.from_scratch is not None
+        make_model(context.output / POLICY, config.from_scratch, texts, seed=context.seed("from_scratch"))
+    directory = context.output / POLICY if base is None else part_directory(base, POLICY)
+    model_config = json.loads((directory / "config.json").read_text())
+    tokenizer = load_tokenizer(str(directory), trust_remote_code=config.trust_remote_code)
+    check_tokenizer(tokenizer, model_config["vocab_size"], name=str(directory))
+    limit = model_config.get("max_position_embeddings") or model_config.get("n_positions")
+
+    encoder = Encoder(tokenizer, limit=limit, drops=data.too_long == "drop", dropped=Counter(dropped))
+    tables = {"prompts": encoder.prompts(prompts, config.response_tokens)}
+    if held_out:
+        tables["held_out_prompts"] = encoder.prompts(held_out, config.response_tokens)
+    else:
+        tables["prompts"], tables["held_out_prompts"] = set_aside(
+            tables["prompts"], num=data.num_held_out_prompts, context=context
+        )
+    if preferences:
+        table = encoder.preferences(preferences)
+        num = max(1, round(data.held_out_preferences * table.num_rows))
+        tables["preferences"], tables["held_out_preferences"] = set_aside(table, num=num, context=context)
+    if texts:
+        tables["texts"] = encoder.texts(texts)
+    for name, table in tables.items():
+        if table.num_rows == 0:
+            raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
+        write_dataset(context.output / name, table)
+    counts = {f"data/{name}": float(table.num_rows) for name, table in tables.items()}
+    return StageOutput(
+        rows=sum(table.num_rows for table in tables.values()),
+        metrics={**counts, "data/dropped": float(sum(encoder.dropped.values()))},
+    )
+
+
+def read_all(sources: tuple[Source, ...], context: StageContext) -> list[Any]:
+    """The rows of all sources of one kind."""
+    rows: list[Any] = []
+    for source in sources:
+        rows += read_rows(source, seed=context.run_seed)
+        context.progress(len(rows), len(rows), unit="rows")
+    return rows
+
+
+class Encoder:
+    """Records to Arrow tables; rows that do not fit the context are refused, or dropped and counted."""
+
+    def __init__(self, tokenizer: Any, *, limit: int | None, drops: bool, dropped: "Counter[str]") -> None:
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.drops = drops
+        self.dropped = dropped
+
+    def _fits(self, num_tokens: int, place: str, what: str) -> bool:
+        from tasks.errors import DataError
+
+        if self.limit is None or num_tokens <= self.limit:
+            return True
+        if not self.drops:
+            raise DataError(
+                f"{place}: {what} takes {num_tokens} tokens and the model's context is {self.limit}; "
+                "shorten it, or set data.too_long: drop"
+            )
+        self.dropped["too long"] += 1
+        return False
+
+    def prompts(self, prompts: "list[Prompt]", response_tokens: int) -> "Table":
+        from tasks.schemas import PROMPTS, table_of
+        from tasks.store import canonical_json, digest_text
+        from tasks.text import encode_prompt, render_prompt
+
+        seen: Counter[str] = Counter()
+        rows = []
+        for prompt in prompts:
+            ids = encode_prompt(self.tokenizer, prompt.prompt, place=prompt.place)
+            what = f"a prompt of {len(ids)} tokens with a response of up to {response_tokens}"
+            if not self._fits(len(ids) + response_tokens, prompt.place, what):
+                continue
+            text, extra = (
+                render_prompt(self.tokenizer, prompt.prompt, place=prompt.place),
+                json.dumps(prompt.extra, default=str),
+            )
+            # By content, so that a prompt keeps its id, and so its randomness, when rows before it come or go.
+            prompt_id = digest_text(canonical_json([text, extra]))[:12]
+            seen[prompt_id] += 1
+            if seen[prompt_id] > 1:
+                prompt_id = f"{prompt_id}-{seen[prompt_id]}"
+            rows.append((prompt_id, text, messages_json(prompt.prompt), ids, extra))
+        return table_of(rows, PROMPTS)
+
+    def preferences(self, preferences: "list[Preference]") -> "Table":
+        from tasks.schemas import PREFERENCES, table_of
+        from tasks.store import canonical_json, digest_text
+        from tasks.text import encode_dialogue, render_prompt
+
+        rows = []
+        for preference in preferences:
+            lengths = [
+                len(encode_dialogue(self.tokenizer, preference.prompt, response, place=preference.place)[0])
+                for response in preference.responses
+            ]
+            if not self._fits(max(lengths), preference.place, "the longest dialogue"):
+                continue
+            text = render_prompt(self.tokenizer, preference.prompt)
+            messages = messages_json(preference.prompt)
+            preference_id = digest_text(canonical_json([text, preference.responses, preference.ranks]))[:12]
+            rows.append((preference_id, text, messages, preference.responses, preference.ranks, preference.margin))
+        return table_of(rows, PREFERENCES)
+
+    def texts(self, texts: "list[Text]") -> "Table":
+        from tasks.schemas import TEXTS, table_of
+        from tasks.text import encode_dialogue, encode_text
+
+        rows = []
+        for text in texts:
+            if text.prompt is None:
+                ids, prompt_length = encode_text(self.tokenizer, text.response), 0
+            else:
+                ids, prompt_length = encode_dialogue(self.tokenizer, text.prompt, text.response, place=text.place)
+            if self._fits(len(ids), text.place, "the text"):
+                rows.append((ids, prompt_length))
+        return table_of(rows, TEXTS)
+
+
+def messages_json(prompt: Any) -> str:
+    return "" if isinstance(prompt, str) else json.dumps(prompt)
+
+
+def set_aside(table: "Table", *, num: int, context: StageContext) -> "tuple[Table, Table]":
+    """The table without, and with, about ``num`` held-out rows: those of the prompts that hash lowest.
+
+    All rows of a prompt fall on one side; where few prompts make that impossible, rows are told apart by their whole
+    content. A hash of the content, so that a row stays on its side when more data arrives.
+    """
+    from ppo_core.randomness import derive_seed
+    from tasks.errors import DataError
+
+    if num >= table.num_rows:
+        raise DataError(f"{table.num_rows} rows are too few to hold {num} of them out; give more, or hold out fewer")
+    by_prompt = table.column("prompt").to_pylist()
+    by_content = [json.dumps(row, sort_keys=True) for row in table.to_pylist()]
+    for keys in (by_prompt, by_content):
+        hashes = [derive_seed(context.run_seed, "held_out", key) for key in keys]
+        threshold = sorted(hashes)[num - 1]
+        held_out = [value <= threshold for value in hashes]
+        if sum(held_out) <= 2 * num and sum(held_out) < table.num_rows:
+            break
+    return table.filter([not inside for inside in held_out]), table.filter(held_out)
+
+
+def make_model(directory: Path, config: FromScratchConfig, texts: "list[Text]", *, seed: int) -> None:
+    """A tokenizer trained on the texts and a Llama with random weights, saved as ``from_pretrained`` reads them."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    pad, bos, eos = "<pad>", "<s>", "</s>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[pad, bos, eos],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        [t.response if t.prompt is None else f"{t.prompt}{t.response}" for t in texts], trainer
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        model_max_length=config.context_length,
+        clean_up_tokenization_spaces=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_heads,
+                max_position_embeddings=config.context_length,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                tie_word_embeddings=True,
+            )
+        )
+    model.save_pretrained(str(directory))
+    fast.save_pretrained(str(directory))

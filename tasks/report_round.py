@@ -1,0 +1,105 @@
+"""Stage: what a round came to, as numbers, plots and samples that other programs only need to show."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.store import Ref
+
+
+class ReportRoundConfig(StageConfig):
+    """How much of a round its report shows."""
+
+    num_samples: int = Field(24, gt=0)
+    """Rollouts of the last iteration in the table of samples: the best, the worst, and evenly between."""
+
+
+@stage(version="1", config=ReportRoundConfig, uses_models=False)
+def report_round(
+    context: StageContext,
+    config: ReportRoundConfig,
+    *,
+    rollouts: list[Ref],
+    scored: list[Ref],
+    experience: list[Ref],
+    checkpoints: list[Ref],
+    evaluation: Ref,
+    reward_model: Ref | None,
+    previous: Ref | None,
+) -> StageOutput:
+    """Write summary.json, metrics.json (all iterations so far), samples.json and plots/*.png."""
+    from tasks.plots import draw_plots
+    from tasks.store import Manifest, write_json
+
+    history: list[dict[str, Any]] = (
+        json.loads((previous.directory / "metrics.json").read_text()) if previous is not None else []
+    )
+    history += [
+        iteration_metrics([Manifest.read(ref.directory) for ref in group])
+        for group in by_iteration([*rollouts, *scored, *experience, *checkpoints])
+    ]
+    evaluated = Manifest.read(evaluation.directory).metrics
+    trained = Manifest.read(reward_model.directory).metrics if reward_model is not None else {}
+    summary = {
+        "round": context.place.round,
+        "iterations": len(experience),
+        **{name: value for name, value in history[-1].items() if name not in ("round", "iteration")},
+        **trained,
+        **evaluated,
+    }
+    samples = sample_rows(experience[-1].directory / "rollouts", config.num_samples)
+    write_json(context.output / "metrics.json", history)
+    write_json(context.output / "summary.json", summary)
+    write_json(context.output / "samples.json", samples)
+    draw_plots(context.output / "plots", history, calibration_of(reward_model))
+    return StageOutput(rows=len(history), metrics=evaluated)
+
+
+def by_iteration(refs: list[Ref]) -> list[list[Ref]]:
+    """The outputs of each iteration together, in the order of the iterations."""
+    from tasks.store import Manifest
+
+    groups: dict[int, list[Ref]] = {}
+    for ref in refs:
+        groups.setdefault(Manifest.read(ref.directory).place.iteration, []).append(ref)
+    return [groups[iteration] for iteration in sorted(groups)]
+
+
+def iteration_metrics(manifests: list[Any]) -> dict[str, Any]:
+    """One row of the metric history. Of several shards, the mean weighted by rows."""
+    row: dict[str, Any] = {"round": manifests[0].place.round, "iteration": manifests[0].place.iteration}
+    weights: dict[str, int] = {}
+    for manifest in manifests:
+        for name, value in manifest.metrics.items():
+            before = weights.get(name, 0)
+            weights[name] = before + manifest.rows
+            row[name] = (row.get(name, 0.0) * before + value * manifest.rows) / weights[name]
+    return row
+
+
+def calibration_of(reward_model: Ref | None) -> dict[str, Any] | None:
+    if reward_model is None:
+        return None
+    calibration: dict[str, Any] = json.loads((reward_model.directory / "calibration.json").read_text())
+    return calibration
+
+
+def sample_rows(directory: Path, num_samples: int) -> list[dict[str, Any]]:
+    """Rollouts from best to worst score, evenly spaced over all of them."""
+    from tasks.store import read_dataset
+
+    table = read_dataset(directory)
+    names = [
+        "rollout_id",
+        "prompt",
+        "response",
+        "finish_reason",
+        *(n for n in table.column_names if n.startswith("score")),
+    ]
+    table = table.select(names).take(table.column("score").to_numpy().argsort(kind="stable")[::-1])
+    last = table.num_rows - 1
+    chosen = sorted({round(i * last / max(1, num_samples - 1)) for i in range(num_samples)})
+    return list(table.take(chosen).to_pylist())

@@ -1,0 +1,184 @@
+"""Responses of a policy to prompts: sampling as the stages that sample share it, and their rows as Arrow tables."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ppo_core import Ragged, RolloutBatch, SamplingConfig, micro_batches, response_logprobs, sample
+from tasks.errors import ModelError
+from tasks.models import POLICY, InPrecision, load_policy, part_directory, pick_device, pick_dtype, precision
+from tasks.schemas import ROLLOUTS, Table, ragged_column, with_columns
+from tasks.stage import StageContext
+from tasks.store import Ref
+from tasks.text import decode_response, load_tokenizer, stop_checker
+
+
+class Sampler:
+    """A policy with its tokenizer, ready to sample."""
+
+    def __init__(self, context: StageContext, policy: Ref, *, trust_remote_code: bool) -> None:
+        self._context = context
+        directory = part_directory(policy, POLICY)
+        self.device = pick_device(context.execution)
+        self.dtype = pick_dtype(context.execution, self.device)
+        self.tokenizer: Any = load_tokenizer(str(directory), trust_remote_code=trust_remote_code)
+        self.policy: PreTrainedModel = context.models.get(
+            policy, POLICY, lambda: load_policy(directory, trust_remote_code=trust_remote_code)
+        ).to(self.device)
+        self.policy.eval()
+        self.policy_version = policy.digest
+
+    def sample(
+        self,
+        prompts: Table,
+        *,
+        samples_per_prompt: int,
+        sampling: SamplingConfig,
+        stop_strings: tuple[str, ...],
+        seed_of: Callable[[str, int], int],
+        on_rows: Callable[[int, int], None],
+    ) -> Table:
+        """``samples_per_prompt`` responses to each prompt, as rollouts, in the order of the prompts.
+
+        ``seed_of(prompt_id, sample_index)`` is all the randomness of a row. ``on_rows`` is told (rows done, tokens done).
+        """
+        sampling = with_eos(sampling, self.tokenizer)
+        num_rows = prompts.num_rows * samples_per_prompt
+        rows = prompts.take([i // samples_per_prompt for i in range(num_rows)])
+        sample_index = [i % samples_per_prompt for i in range(num_rows)]
+        prompt_ids = rows.column("prompt_id").to_pylist()
+        seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
+        prompt_tokens = ragged_column(rows, "prompt_token_ids", torch.int64)
+        check_context(self.policy, prompt_tokens, sampling, prompt_ids)
+        should_stop = stop_checker(self.tokenizer, stop_strings)
+        batches: list[RolloutBatch] = []
+        order: list[torch.Tensor] = []
+        done = tokens = 0
+        for part in micro_batches(
+            prompt_tokens.lengths + sampling.max_new_tokens, self._context.execution.micro_batch_tokens
+        ):
+            batch = sample(
+                InPrecision(self.policy, self.dtype),
+                prompt_tokens.select(part),
+                sampling=sampling,
+                seeds=[seeds[i] for i in part.tolist()],
+                should_stop=should_stop,
+                on_tokens=lambda n, before=(done, tokens): on_rows(before[0], before[1] + n),  # type: ignore[misc]
+            )
+            batches.append(batch)
+            order.append(part)
+            done, tokens = done + len(part), tokens + int(batch.responses.offsets[-1])
+            on_rows(done, tokens)
+        batch = RolloutBatch.concatenate(batches).select(torch.argsort(torch.cat(order)))
+        batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
+        responses = [
+            decode_response(self.tokenizer, batch.responses.row(i).tolist()) for i in range(len(batch.responses))
+        ]
+        place = self._context.place.label
+        columns: dict[str, Any] = {
+            "rollout_id": [f"{place}.{p}.{s}" for p, s in zip(prompt_ids, sample_index, strict=True)],
+            "sample_index": sample_index,
+            "policy_version": [self.policy_version] * num_rows,
+            "response": responses,
+            "response_token_ids": batch.responses,
+            "finish_reason": ["stop" if stopped else "length" for stopped in batch.stopped.tolist()],
+            "logprobs": batch.column("logprobs"),
+        }
+        return with_columns(rows, columns, ROLLOUTS)
+
+    def logprobs(self, model: PreTrainedModel, batch: RolloutBatch, *, temperature: float) -> torch.Tensor:
+        """(N,) log-probabilities of the responses under a model, one forward pass as in training.
+
+        The sampler's own come from a cache filled token by token and differ in the last bits, in bfloat16 in more: with
+        these, the first ratio of the update is 1.
+        """
+        return batch_logprobs(
+            model,
+            batch,
+            temperature=temperature,
+            token_budget=self._context.execution.micro_batch_tokens,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+@torch.inference_mode()
+def batch_logprobs(
+    model: PreTrainedModel,
+    batch: RolloutBatch,
+    *,
+    temperature: float,
+    token_budget: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(N,) log-probabilities of a batch's responses under ``model``, aligned with its ragged values."""
+
+    def forward(padded: Any) -> torch.Tensor:
+        return response_logprobs(model, padded, temperature=temperature)
+
+    return per_token(forward, batch, token_budget=token_budget, device=device, dtype=dtype)
+
+
+def per_token(
+    forward: Callable[[Any], torch.Tensor],
+    batch: RolloutBatch,
+    *,
+    token_budget: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(N,) values of a (B, T) forward pass over micro-batches, put back in the order of the rows."""
+    parts, order = [], []
+    for rows in micro_batches(batch.lengths, token_budget):
+        padded = batch.padded(rows, device)
+        with precision(device, dtype):
+            values = forward(padded)
+        parts.append(Ragged.from_padded(values.float().cpu(), padded.response_mask.cpu()))
+        order.append(rows)
+    return Ragged.concatenate(parts).select(torch.argsort(torch.cat(order))).values
+
+
+def rollout_batch(table: Table, *columns: str) -> RolloutBatch:
+    """Rollouts as tensors, with the per-token columns named."""
+    responses = ragged_column(table, "response_token_ids", torch.int64)
+    return RolloutBatch(
+        prompts=ragged_column(table, "prompt_token_ids", torch.int64),
+        responses=responses,
+        stopped=torch.tensor([reason == "stop" for reason in table.column("finish_reason").to_pylist()]),
+        token_columns={name: ragged_column(table, name, torch.float32).values for name in columns},
+    )
+
+
+def with_eos(sampling: SamplingConfig, tokenizer: Any) -> SamplingConfig:
+    """The user's settings with the tokenizer's EOS among the stop ids."""
+    from dataclasses import replace
+
+    return replace(sampling, stop_token_ids=tuple(sorted({*sampling.stop_token_ids, int(tokenizer.eos_token_id)})))
+
+
+def check_context(policy: PreTrainedModel, prompts: Ragged, sampling: SamplingConfig, prompt_ids: list[str]) -> None:
+    """Refuse a prompt that with its response does not fit the model's context."""
+    limit = context_length(policy.config)
+    longest = int(prompts.lengths.argmax())
+    needed = int(prompts.lengths[longest]) + sampling.max_new_tokens
+    if limit is not None and needed > limit:
+        raise ModelError(
+            f"prompt {prompt_ids[longest]} has {int(prompts.lengths[longest])} tokens and max_new_tokens is "
+            f"{sampling.max_new_tokens}, together more than the model's context of {limit}; lower "
+            "rollouts.sampling.max_new_tokens or shorten the prompt"
+        )
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens that a model can attend to, where its configuration says so."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return config

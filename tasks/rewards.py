@@ -1,0 +1,31 @@
+"""What a reward is, in the configuration."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from tasks.stage import StageConfig
+
+TRAINED = "trained"
+
+
+class RewardConfig(StageConfig):
+    """One component of the score: a reward model or a Python function, with its weight in the sum."""
+
+    model: str | None = None
+    """``trained`` for the reward model that this run trains, else the name or directory of a sequence classifier."""
+    function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """Import path ``module:function`` of ``(prompts, responses, rows) -> list[float]``."""
+    weight: float = 1.0
+    code: str = Field("", repr=False)
+    """Digest of the function's module, so that an edited function scores again; filled in when the run starts."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.model is None) == (self.function is None):
+            raise ValueError("give a reward either a model or a function")
+        return self
+
+    @property
+    def is_trained_in_run(self) -> bool:
+        return self.model == TRAINED

@@ -1,0 +1,191 @@
+"""Scores of responses: reward models, reward functions, and their weighted sum.
+
+A component is one reward with a name. Its raw score is stored under that name; the sum of weight times score is ``score``.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppo_core import SamplingConfig, micro_batches
+from tasks.errors import RewardError
+from tasks.imports import import_function
+from tasks.models import (
+    POLICY,
+    REWARD_MODEL,
+    ScalarModel,
+    load_scalar_model,
+    part_directory,
+    pick_device,
+    pick_dtype,
+    precision,
+)
+from tasks.responses import Sampler
+from tasks.rewards import RewardConfig
+from tasks.schemas import Table
+from tasks.stage import StageContext
+from tasks.store import Ref, read_dataset
+from tasks.text import encode_dialogue, load_tokenizer, same_tokenizer
+from tasks.training import pad_rows
+
+
+def last_token_scores(
+    model: ScalarModel, rows: Sequence[Sequence[int]], *, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """(B,) scalars at the last token of each row of token ids, in one forward pass."""
+    input_ids, attention_mask, position_ids = (x.to(device) for x in pad_rows(rows))
+    with precision(device, dtype):
+        scores = model(input_ids, attention_mask, position_ids)
+    last = attention_mask.sum(1) - 1
+    assert bool((attention_mask.gather(1, last[:, None]) == 1).all()), "a row without a token has no last token"
+    return scores.gather(1, last[:, None]).squeeze(1)
+
+
+@torch.inference_mode()
+def scores_in_batches(
+    model: ScalarModel, rows: Sequence[Sequence[int]], *, token_budget: int, device: torch.device, dtype: torch.dtype
+) -> list[float]:
+    """Scores of any number of rows, in their order."""
+    scores = torch.empty(len(rows))
+    for part in micro_batches(torch.tensor([len(row) for row in rows]), token_budget):
+        own = last_token_scores(model, [rows[i] for i in part.tolist()], device=device, dtype=dtype)
+        scores[part] = own.float().cpu()
+    return scores.tolist()
+
+
+def encode_dialogues(tokenizer: Any, row: Mapping[str, Any], responses: Sequence[str]) -> list[list[int]]:
+    """Token ids of a prompt with each of its complete responses, for a model of this tokenizer."""
+    prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]
+    return [encode_dialogue(tokenizer, prompt, response)[0] for response in responses]
+
+
+def model_scores(
+    context: StageContext, model: ScalarModel, model_directory: Path, rollouts: Table, policy_directory: Path
+) -> list[float]:
+    """Scores by a reward model: over the sampled tokens themselves, or over the text where its tokenizer is another."""
+    if same_tokenizer(model_directory, policy_directory):
+        prompts, responses = (rollouts.column(name).to_pylist() for name in ("prompt_token_ids", "response_token_ids"))
+        rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    else:
+        tokenizer = load_tokenizer(str(model_directory))
+        columns = rollouts.select(["prompt", "messages", "response", "finish_reason"]).to_pylist()
+        rows = []
+        for row in columns:
+            prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]
+            complete = row["finish_reason"] == "stop"
+            rows.append(encode_dialogue(tokenizer, prompt, row["response"], complete=complete)[0])
+    device = pick_device(context.execution)
+    return scores_in_batches(
+        model.to(device).eval(),
+        rows,
+        token_budget=context.execution.micro_batch_tokens,
+        device=device,
+        dtype=pick_dtype(context.execution, device),
+    )
+
+
+def function_scores(name: str, import_path: str, rollouts: Table) -> list[float]:
+    """Scores by a Python function ``(prompts, responses, rows) -> list[float]``, checked before anything is stored."""
+    function = import_function(import_path, field=f"rewards.{name}.function")
+    table = rollouts.select(["prompt", "response", "extra", "rollout_id", "prompt_id", "sample_index", "finish_reason"])
+    rows = [{**json.loads(row.pop("extra") or "{}"), **row} for row in table.to_pylist()]
+    prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
+    where = f"rewards.{name}: {import_path}"
+    try:
+        scores = function(prompts, responses, rows)
+    except Exception as error:
+        raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend it and run again") from error
+    try:
+        scores = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise RewardError(
+            f"{where} returned {scores!r:.80}, not a list of numbers; return one float per response"
+        ) from error
+    if len(scores) != len(rows):
+        raise RewardError(f"{where} returned {len(scores)} scores for {len(rows)} responses; return one per response")
+    for row, score in zip(rows, scores, strict=True):
+        if not math.isfinite(score):
+            raise RewardError(
+                f"{where} returned {score} for rollout {row['rollout_id']} ({row['response']!r:.60}); return a finite score"
+            )
+    return scores
+
+
+def score_rows(
+    context: StageContext,
+    rollouts: Table,
+    rewards: Mapping[str, RewardConfig],
+    *,
+    policy: Ref,
+    reward_model: Ref | None,
+    external: Sequence[Ref],
+) -> dict[str, list[float]]:
+    """Each component's scores by its name. ``external`` are the models of the components that name one, in their order."""
+    others = iter(external)
+    policy_directory = part_directory(policy, POLICY)
+    scores: dict[str, list[float]] = {}
+    for name, reward in rewards.items():
+        if reward.function is not None:
+            scores[name] = function_scores(name, reward.function, rollouts)
+            continue
+        ref = reward_model if reward.is_trained_in_run else next(others)
+        assert ref is not None, "the configuration refuses a trained reward without a reward model"
+        directory = part_directory(ref, REWARD_MODEL)
+        model = context.models.get(ref, REWARD_MODEL, lambda d=directory: load_reward_model(d))  # type: ignore[misc]
+        scores[name] = model_scores(context, model, directory, rollouts, policy_directory)
+    return scores
+
+
+def load_reward_model(directory: Path) -> ScalarModel:
+    """A finished reward model: one whose head would be drawn at random is refused."""
+    from transformers import AutoConfig
+
+    from tasks.errors import ModelError
+
+    config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+    if not any("ForSequenceClassification" in name for name in config.architectures or []):
+        raise ModelError(
+            f"{directory} is a {(config.architectures or ['model without architecture'])[0]}, not a sequence classifier; "
+            "name a reward model, or train one with the reward_model section"
+        )
+    return load_scalar_model(directory, seed=0)
+
+
+def weighted_sum(scores: Mapping[str, Sequence[float]], rewards: Mapping[str, RewardConfig]) -> list[float]:
+    """``Σ weight · score`` per row."""
+    return [
+        sum(rewards[name].weight * score for name, score in zip(scores, row, strict=True))
+        for row in zip(*scores.values(), strict=True)
+    ]
+
+
+def calibration_scores(
+    context: StageContext,
+    model: ScalarModel,
+    model_directory: Path,
+    *,
+    reference: Ref,
+    data: Ref,
+    num_samples: int,
+    sampling: SamplingConfig,
+    stop_strings: tuple[str, ...],
+    trust_remote_code: bool,
+) -> tuple[float, float]:
+    """Mean and standard deviation of a reward model's scores over responses of the reference policy."""
+    prompts = read_dataset(data.directory / "prompts")
+    prompts = prompts.slice(0, min(prompts.num_rows, num_samples))
+    sampler = Sampler(context, reference, trust_remote_code=trust_remote_code)
+    rollouts = sampler.sample(
+        prompts,
+        samples_per_prompt=math.ceil(num_samples / prompts.num_rows),
+        sampling=sampling,
+        stop_strings=stop_strings,
+        seed_of=lambda prompt_id, index: context.seed("calibration", prompt_id, index),
+        on_rows=lambda rows, tokens: context.progress(rows, num_samples, unit="rows", tokens=tokens),
+    )
+    scores = torch.tensor(model_scores(context, model, model_directory, rollouts, part_directory(reference, POLICY)))
+    return float(scores.mean()), max(float(scores.std()), 1e-6)

@@ -1,0 +1,104 @@
+"""The one place that reads and writes environment variables.
+
+``quieten`` must run before torch, Prefect, MLflow or a Hugging Face library is imported: each of them reads its switches
+at import. Nothing here imports any of them.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+# Every library below would otherwise contact a host that the user never named: Prefect's server and SDK at start, MLflow
+# and the hub client on use. Measured effects without network: hangs of 20 s at exit and before reading a local file.
+QUIET: Mapping[str, str] = {
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+    # A missing optional git binary makes MLflow print a page of advice.
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+OFFLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+# Prefect's recorder writes one event per commit by default and falls behind short tasks; its history then has holes.
+# Its interval is cut to whole seconds before use: anything below 1 makes the server spin on one core for ever.
+PREFECT_SERVER: Mapping[str, str] = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_UI_ENABLED": "true",
+}
+
+PREFECT_CLIENT: Mapping[str, str] = {
+    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+# A tracking server that is down must cost seconds, not the four minutes of MLflow's seven retries.
+MLFLOW_CLIENT: Mapping[str, str] = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+def quieten(*, hub: bool) -> None:
+    """Set the switches that keep libraries quiet and off the network; what the user has set already wins.
+
+    ``hub`` says whether the configuration names a model or data set on a hub; without one, hub access is switched off.
+    """
+    for name, value in {**QUIET, **PREFECT_CLIENT, **MLFLOW_CLIENT, **({} if hub else OFFLINE)}.items():
+        os.environ.setdefault(name, value)
+
+
+def home_directory(option: str | Path | None) -> Path:
+    """Where runs and the embedded state live: ``--home``, else ``ROUNDS_HOME``, else ``.rounds`` here."""
+    return Path(option or os.environ.get("ROUNDS_HOME") or ".rounds").expanduser().resolve()
+
+
+def prefect_api_url() -> str | None:
+    """The user's own Prefect server, if one is named."""
+    return os.environ.get("PREFECT_API_URL")
+
+
+def use_prefect_server(url: str, prefect_home: Path) -> None:
+    """Point this process and its children at a Prefect server. Before the first import of prefect."""
+    os.environ["PREFECT_API_URL"] = url
+    os.environ.setdefault("PREFECT_HOME", str(prefect_home))
+
+
+def mlflow_tracking_uri() -> str | None:
+    """The user's own MLflow server, if one is named."""
+    return os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def server_environment(url: str, prefect_home: Path) -> dict[str, str]:
+    """The environment of the embedded Prefect server that listens at ``url`` (…/api)."""
+    port = url.rsplit(":", 1)[1].split("/")[0]
+    return {
+        **os.environ,
+        **QUIET,
+        **PREFECT_SERVER,
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{prefect_home / 'prefect.db'}",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": port,
+        # Without it the pages served on this port ask the default port for their data and stay blank.
+        "PREFECT_UI_API_URL": url,
+    }
+
+
+def engine_environment() -> dict[str, str]:
+    """The environment of the engine process."""
+    return {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        # cuBLAS is deterministic only with a fixed workspace.
+        "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+    }

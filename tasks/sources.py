@@ -1,0 +1,193 @@
+"""Where data comes from: ``Source`` says it, ``read_rows`` reads it, ``source_digest`` identifies its content.
+
+A row keeps the place it was read from, so that every later complaint can name it. What the columns mean is the business
+of ``tasks.records``. Local files are read without ``datasets.load_dataset``, which waits for the network even for them.
+"""
+
+import difflib
+import glob
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.errors import DataError, shorten
+from tasks.imports import code_digest, import_function, parse_import_path
+from tasks.readers import Values, load_hub, read_path, saved_files
+
+
+class Source(BaseModel):
+    """One data set: local files, a data set of the Hugging Face hub, or a function that yields rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str | None = None
+    """A .jsonl, .json, .parquet or .csv file, a pattern like ``data/*.jsonl``, or a saved `datasets` directory."""
+    dataset: str | None = None
+    """A data set's name on the hub; its downloads follow the usual Hugging Face settings."""
+    function: str | None = None
+    """``package.module:callable``; called as ``callable(seed=..., **arguments)``, it yields one dict per row."""
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    revision: str | None = None
+    """The hub data set's commit, tag or branch; without a commit, the data may change under the same name."""
+    split: str | None = None
+    """Which split of a hub data set or of a saved DatasetDict; not needed where there is only one."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments for ``function``, beside ``seed``."""
+    columns: dict[str, str] = {}
+    """Our column name -> the name it has in the data."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read only the first rows."""
+    from_round: int = Field(default=1, ge=1)
+    """The rows count from this round on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_plain_string_is_a_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        given = [kind for kind in ("path", "dataset", "function") if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of path, dataset or function, not {' and '.join(given) or 'none'}")
+        kind = given[0]
+        if not getattr(self, kind).strip():
+            raise ValueError(f"{kind} is empty; name the data, for example path: data/prompts.jsonl")
+        belongs = {"subset": ("dataset",), "revision": ("dataset",), "split": ("path", "dataset")}
+        for setting, kinds in (belongs | {"arguments": ("function",)}).items():
+            if getattr(self, setting) and kind not in kinds:
+                raise ValueError(f"{setting} goes with {' or '.join(kinds)}, not with {kind}; remove it")
+        if "seed" in self.arguments:
+            raise ValueError("arguments must not hold 'seed'; the function gets the run's seed")
+        if self.function is not None:
+            parse_import_path(self.function, field="function")
+        return self
+
+    @property
+    def name(self) -> str:
+        """How messages name this source."""
+        return str(self.path or self.dataset or self.function)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record as it was read, under our column names."""
+
+    place: str
+    """``FILE, row 17``: from 1; in JSON Lines the line's number, in CSV the record's without the header."""
+    values: Values
+
+
+def read_rows(source: Source, *, seed: int) -> list[Row]:
+    """All rows of ``source``, in order; relative paths start at the current directory.
+
+    ``seed`` reaches only a function source.
+
+    Raises:
+        DataError: nothing is there, it cannot be read, a row is not an object, a column of ``columns`` is missing, or
+            there is no row at all.
+        ConfigError: ``function`` cannot be imported.
+    """
+    numbered = itertools.islice(_numbered_rows(source, seed), source.limit)
+    rows = [Row(place, _renamed(values, source.columns, place)) for place, values in numbered]
+    if not rows:
+        raise DataError(f"{source.name} holds no rows; give a source with at least one")
+    return rows
+
+
+def source_digest(source: Source, *, seed: int) -> str:
+    """32 hex digits that change with the content: same digest, same rows before ``columns`` and ``limit``.
+
+    Of files, their bytes (not their names or times); of a hub data set, name, subset, split and revision; of a
+    function, import path, arguments, seed and the code of its module.
+    """
+    if source.path is not None:
+        files = [
+            file
+            for path in _matching_paths(source.path)
+            for file in (saved_files(path, source.split) if path.is_dir() else [path])
+        ]
+        identity: list[Any] = ["files", [(file.suffix, _file_digest(file)) for file in files]]
+    elif source.dataset is not None:
+        identity = ["hub", source.dataset, source.subset, source.split, source.revision]
+    else:
+        assert source.function is not None
+        identity = ["function", source.function, source.arguments, seed, code_digest(source.function)]
+    canonical = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _numbered_rows(source: Source, seed: int) -> Iterator[tuple[str, Values]]:
+    if source.path is not None:
+        for path in _matching_paths(source.path):
+            for number, values in read_path(path, source.split):
+                yield f"{path}, row {number}", values
+    elif source.dataset is not None:
+        data = load_hub(source.dataset, source.subset, source.split, source.revision)
+        for number, values in enumerate(data, start=1):
+            yield f"{source.dataset}, row {number}", values
+    else:
+        assert source.function is not None
+        yield from _rows_of_function(source.function, source.arguments, seed)
+
+
+def _rows_of_function(function: str, arguments: dict[str, Any], seed: int) -> Iterator[tuple[str, Values]]:
+    call = import_function(function, field="function")
+    number = 0
+    try:
+        rows = call(seed=seed, **arguments)
+        if not isinstance(rows, Iterable):
+            raise DataError(f"{function} returned {shorten(rows)}; it must yield one dict per row")
+        for number, values in enumerate(rows, start=1):
+            place = f"{function}, row {number}"
+            if not isinstance(values, dict):
+                raise DataError(f"{place}: {shorten(values)} is not a dict; yield one dict per row")
+            yield place, values
+    except DataError:
+        raise
+    except Exception as error:
+        # Their code may raise anything; with the cause kept, the log still shows where.
+        raise DataError(
+            f"{function} raised {type(error).__name__}: {error} after {number} rows; "
+            f"it is called as {function.partition(':')[2]}({', '.join(['seed=...', *(f'{k}=...' for k in arguments)])})"
+        ) from error
+
+
+def _matching_paths(path: str) -> list[Path]:
+    here = Path(path).expanduser()
+    if here.exists():
+        return [here]
+    if any(mark in path for mark in "*?["):
+        found = sorted(Path(match) for match in glob.glob(str(here), recursive=True))
+        if found:
+            return found
+        raise DataError(f"no file matches {path} (looked from {Path.cwd()}); correct the pattern")
+    near = difflib.get_close_matches(here.name, [p.name for p in here.parent.glob("*")], n=3)
+    where = f"{here.parent} has {', '.join(near)}" if near else f"looked from {Path.cwd()}"
+    raise DataError(f"{path} does not exist ({where}); correct path")
+
+
+def _renamed(values: Values, columns: dict[str, str], place: str) -> Values:
+    if not columns:
+        return values
+    for ours, theirs in columns.items():
+        if theirs not in values:
+            raise DataError(
+                f"{place}: there is no column {theirs!r} to use as {ours!r}; "
+                f"the columns are {', '.join(map(str, values))}; correct columns.{ours}"
+            )
+    taken = {*columns, *columns.values()}
+    kept = {name: value for name, value in values.items() if name not in taken}
+    return {ours: values[theirs] for ours, theirs in columns.items()} | kept
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

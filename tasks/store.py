@@ -1,0 +1,286 @@
+"""The stage store: a directory per committed stage output, addressed by what it was made from.
+
+    runs/<run>/stages/round-001/iteration-002/score_rollouts/shard-000/<fingerprint>/manifest.json + files
+
+A stage commits or it did not happen: output is written to scratch, flushed, described by a manifest, and moved into place
+by one rename. The fingerprint is the digest of the recipe, so a changed setting has a place of its own beside the old one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from tasks.errors import RunError
+from tasks.schemas import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+DIGEST_LENGTH = 32
+"""Hex digits of every digest; also the longest that MLflow's data set digests may have."""
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no white space, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def digest_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_files(digests: Mapping[str, str]) -> str:
+    """The digest of a set of files from their relative names and digests."""
+    return digest_text(canonical_json(dict(digests)))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where in a run a stage belongs. 0 means "not inside one": a run's own stages have round 0."""
+
+    round: int = 0
+    iteration: int = 0
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"round-{self.round:03d}" if self.round else "",
+            f"iteration-{self.iteration:03d}" if self.iteration else "",
+        ]
+        return "/".join(part for part in parts if part)
+
+    @property
+    def label(self) -> str:
+        """Short, for people: ``r1.i2.s0``."""
+        parts = [f"r{self.round}"]
+        parts += [f"i{self.iteration}"] if self.iteration else []
+        parts += [f"s{self.shard}"] if self.shard is not None else []
+        return ".".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A committed output or an external model: a directory and the digest of its content."""
+
+    path: str
+    digest: str
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.path)
+
+
+Inputs = Mapping[str, "Ref | list[Ref] | None"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that decides a stage's output. Its digest is the fingerprint."""
+
+    stage: str
+    version: str
+    place: Place
+    seed: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    """Name to digest, or to a list of digests."""
+    generation: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "round": self.place.round,
+            "iteration": self.place.iteration,
+            "shard": self.place.shard,
+            "seed": self.seed,
+            "settings": dict(self.settings),
+            "inputs": dict(self.inputs),
+            "generation": self.generation,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return digest_text(canonical_json(self.as_dict()))
+
+    @property
+    def directory(self) -> str:
+        """The directory of all variants of this stage at this place, relative to ``stages/``."""
+        shard = "" if self.place.shard is None else f"shard-{self.place.shard:03d}"
+        return "/".join(part for part in (str(self.place), self.stage, shard) if part)
+
+
+def input_digests(inputs: Inputs) -> dict[str, Any]:
+    """What a recipe says of its inputs: digests, never places."""
+    return {
+        name: [ref.digest for ref in value] if isinstance(value, list) else value and value.digest
+        for name, value in inputs.items()
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a committed directory says of itself. ``origin`` is outside fingerprint and digest: host, time, versions."""
+
+    fingerprint: str
+    digest: str
+    recipe: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+    """Relative name to size in bytes and sha256."""
+    rows: int
+    metrics: Mapping[str, float]
+    seconds: float
+    input_paths: Mapping[str, Any]
+    schema_version: str = SCHEMA_VERSION
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        try:
+            return cls(**json.loads((directory / MANIFEST).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{directory / MANIFEST} cannot be read ({error}); rerun the stage that wrote it") from error
+
+    @property
+    def place(self) -> Place:
+        return Place(self.recipe["round"], self.recipe["iteration"], self.recipe["shard"])
+
+    @property
+    def stage(self) -> str:
+        return str(self.recipe["stage"])
+
+
+class Store:
+    """The committed outputs of one run, below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, recipe: Recipe) -> Ref | None:
+        """The committed output of this recipe, or None: a directory counts only with its manifest and all its files."""
+        directory = self.root / "stages" / recipe.directory / recipe.fingerprint
+        if not (directory / MANIFEST).exists():
+            return None
+        manifest = Manifest.read(directory)
+        if manifest.schema_version != SCHEMA_VERSION or not sizes_agree(directory, manifest):
+            return None
+        return Ref(str(directory), manifest.digest)
+
+    def scratch(self, recipe: Recipe) -> Path:
+        """An empty directory to write this recipe's output into; what an earlier attempt left there is removed."""
+        directory = self.root / "scratch" / recipe.fingerprint / "output"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+    def commit(
+        self, recipe: Recipe, scratch: Path, *, inputs: Inputs, rows: int, metrics: Mapping[str, float], seconds: float
+    ) -> Ref:
+        """Flush, describe and move ``scratch`` into place. After the rename it has happened; before, it has not."""
+        names = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file())
+        digests = {name: digest_file(scratch / name) for name in names}
+        manifest = Manifest(
+            fingerprint=recipe.fingerprint,
+            digest=digest_files(digests),
+            recipe=recipe.as_dict(),
+            files={name: {"size": (scratch / name).stat().st_size, "sha256": digests[name]} for name in names},
+            rows=rows,
+            metrics=dict(metrics),
+            seconds=round(seconds, 3),
+            input_paths=self._input_paths(inputs),
+            origin={"host": socket.gethostname(), "committed_at": time.time()},
+        )
+        (scratch / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
+        for path in [*scratch.rglob("*"), scratch]:
+            flush(path)
+        target = self.root / "stages" / recipe.directory / recipe.fingerprint
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            # Only a damaged output is ever computed again under its own fingerprint; it is kept for whoever looks into it.
+            target.rename(self.root / "scratch" / recipe.fingerprint / f"damaged-{time.time_ns()}")
+        scratch.rename(target)
+        flush(target.parent)
+        return Ref(str(target), manifest.digest)
+
+    def manifests(self) -> Iterator[tuple[Path, Manifest]]:
+        """Every committed output, all variants, in a stable order."""
+        for path in sorted((self.root / "stages").rglob(MANIFEST)):
+            yield path.parent, Manifest.read(path.parent)
+
+    def _input_paths(self, inputs: Inputs) -> dict[str, Any]:
+        def relative(ref: Ref) -> str:
+            return os.path.relpath(ref.path, self.root) if Path(ref.path).is_relative_to(self.root) else ref.path
+
+        return {
+            name: [relative(ref) for ref in value] if isinstance(value, list) else value and relative(value)
+            for name, value in inputs.items()
+        }
+
+
+def sizes_agree(directory: Path, manifest: Manifest) -> bool:
+    """Whether every file that the manifest names is there with its size."""
+    try:
+        return all((directory / name).stat().st_size == entry["size"] for name, entry in manifest.files.items())
+    except OSError:
+        return False
+
+
+def flush(path: Path) -> None:
+    """Force a file or directory to the disk: a rename may otherwise survive a power cut that its content does not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small file at once or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
+    flush(temporary)
+    temporary.rename(path)
+    flush(path.parent)
+
+
+def read_json(path: Path, *, default: Any = None) -> Any:
+    """A small file of ours; ``default`` where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); restore it, or remove it and run again") from error
+
+
+def write_dataset(directory: Path, table: pa.Table) -> None:
+    """Write a table in the layout that ``datasets.load_from_disk`` reads, the same bytes for the same table."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.Dataset(table, fingerprint="0").save_to_disk(str(directory))
+    # The library's own fingerprint keys its cache of derived data sets, so it must follow the content, and only that.
+    state_path = directory / "state.json"
+    state = json.loads(state_path.read_text())
+    names: list[str] = [entry["filename"] for entry in state["_data_files"]]
+    state["_fingerprint"] = digest_files({name: digest_file(directory / name) for name in names})
+    state_path.write_text(json.dumps(state, indent=1, sort_keys=True))
+
+
+def read_dataset(directory: Path) -> pa.Table:
+    """Read a data set of ours, memory-mapped."""
+    files = [entry["filename"] for entry in json.loads((directory / "state.json").read_text())["_data_files"]]
+    return pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(directory / name))).read_all() for name in files])

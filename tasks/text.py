@@ -1,0 +1,247 @@
+"""Text to token ids and back: the one place where the chat template, BOS and EOS are applied, each of them once.
+
+- Plain text gets what the tokenizer itself puts before a text (a BOS, or nothing), unless the text begins with it.
+- A conversation gets what its chat template writes and nothing else, as from ``apply_chat_template(tokenize=True)``: a
+  template that wants a BOS writes one.
+- What a tokenizer puts after a text is never used; a finished response ends with one EOS because we add it here.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import ConfigError, DataError, ModelError, shorten
+from tasks.records import Messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What `save_pretrained` of any tokenizer class writes, and the code of those that bring their own.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "additional_chat_templates",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tokenization_*.py",
+)
+
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a model's directory.
+
+    Raises:
+        ModelError: there is no tokenizer that `transformers` can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # `tokenizers` raises plain Exception for a file that it cannot read
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{path} has no tokenizer that loads ({reason}); name a model directory with tokenizer.json and "
+            f"tokenizer_config.json"
+        ) from error
+
+
+def same_tokenizer(first: Path, second: Path) -> bool:
+    """Whether the token ids of one directory's tokenizer mean the same to the other's."""
+
+    def vocabulary(directory: Path) -> dict[str, bytes]:
+        files = (file for pattern in _VOCABULARY_FILES for file in directory.glob(pattern))
+        return {file.name: file.read_bytes() for file in files}
+
+    return vocabulary(first) == vocabulary(second)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files as they are: saving a loaded tokenizer may rewrite them."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.glob(pattern)}):
+        if file.is_dir():
+            shutil.copytree(file, target / file.name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(file, target / file.name)
+
+
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, *, name: str) -> None:
+    """Refuse a tokenizer that cannot train the model in ``name``, whose embedding has ``vocab_size`` rows.
+
+    A smaller vocabulary is fine, since embeddings are often padded to a round size.
+
+    Raises:
+        ModelError: there is no EOS or pad token, or a token id that the embedding lacks.
+    """
+    file = f"{name}/tokenizer_config.json"
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f'the tokenizer of {name} has no EOS token, so no response could end; add "eos_token" to {file}, '
+            f"the token that ended the texts the model was trained on"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f'the tokenizer of {name} has no pad token; add "pad_token": "{tokenizer.eos_token}" to {file} '
+            f"(the EOS token serves: padding is masked by position, not by id)"
+        )
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if highest >= vocab_size:
+        raise ModelError(
+            f"the tokenizer of {name} has {len(tokenizer):,} tokens (the last is {token!r} with id {highest:,}) but "
+            f"the model's embedding has {vocab_size:,} rows; use the tokenizer that came with the model, or resize the "
+            f"embedding and save the model again"
+        )
+
+
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, *, place: str = "a prompt") -> str:
+    """The prompt as the model reads it: text as it is, messages through the chat template up to the answer's start.
+
+    To show or to search in. For token ids give the messages to ``encode_prompt``: in rendered text it cannot see that
+    the template had its say on BOS.
+
+    Raises:
+        ModelError: messages, but the tokenizer has no chat template.
+        DataError: the template refuses this conversation; names ``place``.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{place} is a list of messages, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
+            f"use an instruction-tuned model, add chat_template.jinja to its directory, or give the prompts as text"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the model's author
+        raise DataError(
+            f"{place}: the chat template of {tokenizer.name_or_path} refuses the messages {shorten(prompt)} ({error}); "
+            f"give roles and an order that it knows"
+        ) from error
+
+
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, *, place: str = "a prompt"
+) -> list[int]:
+    """Token ids after which a policy samples its response. Errors as in ``render_prompt``."""
+    text = render_prompt(tokenizer, prompt, place=place)
+    return _encode(tokenizer, text, begin=isinstance(prompt, str))
+
+
+def encode_dialogue(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str | Messages,
+    response: str,
+    *,
+    complete: bool = True,
+    place: str = "a prompt",
+) -> tuple[list[int], int]:
+    """Token ids of a prompt and its response, and how many of them are the prompt.
+
+    A complete response ends with exactly one EOS, which is the response's; otherwise none is added. Prompt and response
+    are encoded as one text, so that a word at the seam reads as it does anywhere else. Where that changes the prompt's
+    own last tokens, a plain text counts as prompt only what stays the same; in a conversation the prompt's ids come
+    first unchanged, as they do when a policy answers.
+    """
+    plain = isinstance(prompt, str)
+    text = render_prompt(tokenizer, prompt, place=place)
+    prompt_ids = _encode(tokenizer, text, begin=plain)
+    ids = _encode(tokenizer, text + response, begin=plain)
+    length = _shared(prompt_ids, ids)
+    if length == len(ids) or (length < len(prompt_ids) and (not plain or length == 0)):
+        ids = prompt_ids + _encode(tokenizer, response, begin=False)
+        length = len(prompt_ids)
+    if complete:
+        ids = _with_one_eos(tokenizer, ids, keep=length)
+    return ids, length
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a whole text: what the tokenizer puts before one, the text, one EOS."""
+    before, ids = _encode_parts(tokenizer, text)
+    ids = _begun(before, ids)
+    return _with_one_eos(tokenizer, ids, keep=len(before))
+
+
+def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """The text of a response without special tokens, such that ``prompt + response`` reads right.
+
+    Decoded alone, a response would lose the space before its first word with tokenizers that put one before every text.
+    """
+    return _decode_after_text(tokenizer, ids, skip_special_tokens=True)
+
+
+def stop_checker(
+    tokenizer: "PreTrainedTokenizerBase", stop_strings: tuple[str, ...]
+) -> Callable[[list[int]], bool] | None:
+    """A function that says whether a response, ids so far, ends within a token that completed one of ``stop_strings``.
+
+    Meant to be asked after each token: it reads only as many of the last tokens as a stop string may take.
+
+    Raises:
+        ConfigError: a stop string is empty.
+    """
+    if not stop_strings:
+        return None
+    if not all(stop_strings):
+        raise ConfigError(f"stop_strings={list(stop_strings)} holds an empty one, which would stop at once; remove it")
+    # A token that carries text carries at least one byte; two more for those that carry none.
+    reach = max(len(stop.encode()) for stop in stop_strings) + 2
+
+    def stopped(ids: list[int]) -> bool:
+        # A tail that begins inside a character may decode as U+FFFD as a whole; a character has at most four bytes.
+        for more in range(4):
+            tail = _decode_after_text(tokenizer, ids[-reach - more :], skip_special_tokens=False)
+            if any(stop in tail for stop in stop_strings):
+                return True
+            if "\ufffd" not in tail:
+                return False
+        return False
+
+    return stopped
+
+
+def _encode_parts(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before a text, and the ids of ``text`` alone; what it puts after one is left out."""
+    encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    # The mask marks what the tokenizer added, not special tokens that are written in the text.
+    added = encoded["special_tokens_mask"]
+    start = added.index(0) if 0 in added else len(added)
+    ids = [token for token, extra in zip(encoded["input_ids"], added, strict=True) if not extra]
+    return encoded["input_ids"][:start], ids
+
+
+def _begun(before: list[int], ids: list[int]) -> list[int]:
+    return ids if ids[: len(before)] == before else before + ids
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, *, begin: bool) -> list[int]:
+    before, ids = _encode_parts(tokenizer, text)
+    return _begun(before, ids) if begin else ids
+
+
+def _with_one_eos(tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, keep: int) -> list[int]:
+    """``ids`` with exactly one EOS at the end; the first ``keep`` are left alone, for BOS may be the same token."""
+    end = len(ids)
+    while end > keep and ids[end - 1] == tokenizer.eos_token_id:
+        end -= 1
+    assert tokenizer.eos_token_id is not None
+    return [*ids[:end], tokenizer.eos_token_id]
+
+
+def _decode_after_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, skip_special_tokens: bool) -> str:
+    options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+    anchor = _encode(tokenizer, "a", begin=False)
+    before = tokenizer.decode(anchor, **options)
+    return str(tokenizer.decode(anchor + ids, **options)).removeprefix(before)
+
+
+def _shared(first: list[int], second: list[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

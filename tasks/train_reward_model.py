@@ -1,0 +1,181 @@
+"""Stage: a reward model from preferences, calibrated on the reference policy's responses."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ppo_core.config import SamplingConfig
+from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.store import Ref
+
+if TYPE_CHECKING:
+    import torch
+
+
+class RewardModelConfig(StageConfig):
+    """A reward model trained in the run."""
+
+    base: str | None = None
+    """Name or directory of the model it starts from; by default the policy that PPO starts from."""
+    epochs: int = Field(1, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
+    batch_size: int = Field(32, gt=0)
+    """Preferences (a pair or a ranking each) in one optimizer step."""
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    calibration_samples: int = Field(256, gt=1)
+    """Responses of the reference policy on which the scores get mean 0 and standard deviation 1."""
+
+
+class TrainRewardModelConfig(RewardModelConfig):
+    """What the stage reads: the user's settings, and how the policy samples, for calibration."""
+
+    sampling: SamplingConfig
+    stop_strings: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+
+@stage(version="1", config=TrainRewardModelConfig)
+def train_reward_model(
+    context: StageContext, config: TrainRewardModelConfig, *, base: Ref, reference: Ref, data: Ref
+) -> StageOutput:
+    """Bradley–Terry over all ordered pairs of each preference, every preference with the same weight."""
+    import torch
+
+    from ppo_core import ranking_loss
+    from tasks.models import (
+        POLICY,
+        REWARD_MODEL,
+        load_scalar_model,
+        part_directory,
+        pick_device,
+        pick_dtype,
+    )
+    from tasks.scoring import calibration_scores, encode_dialogues, last_token_scores
+    from tasks.store import read_dataset, write_json
+    from tasks.text import copy_tokenizer, load_tokenizer
+    from tasks.training import descend, shuffled
+
+    source = part_directory(base, REWARD_MODEL, POLICY)
+    device = pick_device(context.execution)
+    dtype = pick_dtype(context.execution, device)
+    tokenizer = load_tokenizer(str(source), trust_remote_code=config.trust_remote_code)
+    model = load_scalar_model(source, seed=context.seed("head"), trust_remote_code=config.trust_remote_code).to(device)
+    train = read_dataset(data.directory / "preferences").to_pylist()
+    held_out = read_dataset(data.directory / "held_out_preferences").to_pylist()
+    train_ids = [encode_dialogues(tokenizer, row, row["responses"]) for row in train]
+
+    def scores_of(rows: list[list[int]], *, grad: bool = False) -> "torch.Tensor":
+        with torch.set_grad_enabled(grad):
+            return last_token_scores(model, rows, device=device, dtype=dtype)
+
+    def backward(batch: Sequence[int]) -> float:
+        total = 0.0
+        for part in pack_groups([train_ids[i] for i in batch], context.execution.micro_batch_tokens):
+            chosen = [batch[k] for k in part]
+            group_ids = [g for g, i in enumerate(chosen) for _ in train_ids[i]]
+            ranks = [rank for i in chosen for rank in train[i]["ranks"]]
+            scores = scores_of([ids for i in chosen for ids in train_ids[i]], grad=True)
+            loss = ranking_loss(scores, torch.tensor(ranks, device=device), torch.tensor(group_ids, device=device)) * (
+                len(chosen) / len(batch)
+            )
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def batches(epoch: int) -> list[list[int]]:
+        order = shuffled(len(train), seed=context.seed("reward_model"), epoch=epoch)
+        return [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+
+    losses = descend(
+        model,
+        batches,
+        backward,
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        warmup_share=config.warmup_share,
+        max_grad_norm=config.max_grad_norm,
+        on_step=lambda step, steps, _: context.progress(step, steps, unit="steps"),
+    )
+    # Before the scores are rescaled: σ(s⁺ − s⁻) is a probability only on the scale of the training loss.
+    quality = held_out_quality(held_out, tokenizer, context.execution.micro_batch_tokens, scores_of)
+    mean, std = calibration_scores(
+        context,
+        model,
+        source,
+        reference=reference,
+        data=data,
+        num_samples=config.calibration_samples,
+        sampling=config.sampling,
+        stop_strings=config.stop_strings,
+        trust_remote_code=config.trust_remote_code,
+    )
+    model.calibrate(mean, std)
+    model.save(context.output / REWARD_MODEL)
+    copy_tokenizer(source, context.output / REWARD_MODEL)
+    metrics = {
+        "reward_model/loss": sum(losses[-10:]) / len(losses[-10:]),
+        "reward_model/accuracy": quality["accuracy"],
+        "reward_model/mean_margin": quality["mean_margin"],
+        "reward_model/calibration_error": quality["calibration_error"],
+        "reward_model/score_mean": mean,
+        "reward_model/score_std": std,
+    }
+    write_json(context.output / "calibration.json", {**quality, "score_mean": mean, "score_std": std})
+    return StageOutput(rows=len(train), metrics=metrics, resident={REWARD_MODEL: model})
+
+
+def pack_groups(groups: Sequence[Sequence[Sequence[int]]], token_budget: int) -> list[list[int]]:
+    """Positions of groups of like width, as many together as stay within the budget when padded; none is ever cut."""
+    widths = [max(len(row) for row in group) for group in groups]
+    packed: list[list[int]] = []
+    num_rows = 0
+    for i in sorted(range(len(groups)), key=lambda i: widths[i]):
+        num_rows += len(groups[i])
+        # Widths rise, so the newest one is the width of all.
+        if packed and num_rows * widths[i] <= token_budget:
+            packed[-1].append(i)
+        else:
+            packed.append([i])
+            num_rows = len(groups[i])
+    return packed
+
+
+def held_out_quality(rows: list[dict[str, Any]], tokenizer: Any, token_budget: int, scores_of: Any) -> dict[str, Any]:
+    """Accuracy, mean margin and reliability of ``σ(s⁺ − s⁻)`` over the strict pairs of preferences never trained on."""
+    import torch
+
+    from ppo_core import expected_calibration_error
+    from tasks.scoring import encode_dialogues
+
+    groups = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
+    margins: list[float] = []
+    for part in pack_groups(groups, token_budget):
+        scores = iter(scores_of([ids for i in part for ids in groups[i]]).tolist())
+        for i in part:
+            own = [next(scores) for _ in groups[i]]
+            for (rank_a, score_a), (rank_b, score_b) in combinations(zip(rows[i]["ranks"], own, strict=True), 2):
+                if rank_a != rank_b:
+                    margins.append(score_a - score_b if rank_a < rank_b else score_b - score_a)
+    margin = torch.tensor(margins)
+    probabilities = torch.sigmoid(margin)
+    confidence = torch.maximum(probabilities, 1 - probabilities)
+    bin_of = ((confidence - 0.5) * 20).long().clamp(max=9)
+    bins = [
+        {
+            "pairs": int((bin_of == b).sum()),
+            "mean_confidence": float(confidence[bin_of == b].mean()),
+            "accuracy": float((margin[bin_of == b] > 0).float().mean()),
+        }
+        for b in range(10)
+        if (bin_of == b).any()
+    ]
+    return {
+        "pairs": len(margins),
+        "accuracy": float((margin > 0).float().mean()),
+        "mean_margin": float(margin.mean()),
+        "calibration_error": float(expected_calibration_error(probabilities, num_bins=10)),
+        "bins": bins,
+    }

@@ -1,0 +1,79 @@
+"""Gradient descent as the supervised stages share it: warm-up and reward model. (PPO's own loop is ``ppo_core.update``.)"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppo_core.errors import NonFiniteError
+from ppo_core.randomness import derive_seed
+
+
+def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, *, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW with PPO's usual settings: a small epsilon hides no gradient, decay is off unless asked for."""
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
+
+
+def learning_rate_factor(step: int, num_steps: int, *, warmup_share: float) -> float:
+    """Linear warm-up over the first share of the steps, then cosine decay to a tenth; ``step`` counts from 0."""
+    num_warmup = math.ceil(warmup_share * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def shuffled(num_items: int, *, seed: int, epoch: int) -> list[int]:
+    """A permutation that is a function of the seed and the epoch alone."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+    return torch.randperm(num_items, generator=generator).tolist()
+
+
+def descend(
+    model: nn.Module,
+    batches: Callable[[int], list[list[int]]],
+    backward: Callable[[Sequence[int]], float],
+    *,
+    epochs: int,
+    learning_rate: float,
+    warmup_share: float,
+    max_grad_norm: float,
+    on_step: Callable[[int, int, float], None],
+) -> list[float]:
+    """Minimise a loss over the batches of each epoch, as many in every one; the losses, one a step.
+
+    ``batches`` gives the rows of each batch of an epoch; ``backward`` adds a batch's gradient and returns its loss.
+    Raises ``NonFiniteError`` before a bad step is taken.
+    """
+    optimizer = adamw(model.parameters(), learning_rate)
+    num_steps = epochs * len(batches(0))
+    losses: list[float] = []
+    for epoch in range(epochs):
+        for batch in batches(epoch):
+            factor = learning_rate_factor(len(losses), num_steps, warmup_share=warmup_share)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * factor
+            optimizer.zero_grad(set_to_none=True)
+            loss = backward(batch)
+            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NonFiniteError(
+                    f"step {len(losses)}: loss {loss}, gradient norm {norm}; lower the learning rate ({learning_rate:g})"
+                )
+            optimizer.step()
+            losses.append(loss)
+            on_step(len(losses), num_steps, loss)
+    return losses
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and position ids (B, L) of right-padded rows, and where each row ends is its mask's sum."""
+    width = max(len(row) for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.tensor(row)
+        attention_mask[i, : len(row)] = 1
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return input_ids, attention_mask, position_ids

@@ -1,0 +1,389 @@
+"""From committed stages to MLflow and Prefect: what is found, that nothing stops training, that nothing is injected."""
+
+import contextlib
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from flows import publish as publishing
+from flows.config import RunConfig, TrackingConfig, checked
+from flows.publish import (
+    artifact_key,
+    committed_round,
+    committed_rounds,
+    escaped,
+    publish,
+    publish_round,
+    round_markdown,
+    run_uid,
+)
+from flows.workspace import Run, create_or_open
+from tasks import tracking
+from tasks.stage import StageCall, execute
+from tasks.store import Inputs, Place, Recipe, Ref, input_digests, write_dataset, write_json
+from tasks.tracking import Published
+
+INJECTION = "</td><script>alert(1)</script> [x](javascript:alert(1)) ![i](http://evil/p.png)\n# head | `code` \u202e"
+
+
+@dataclass
+class FakeRun:
+    """A run whose stages are committed by hand; only its reports are made by the real stage."""
+
+    run: Run
+    config: RunConfig
+
+    def commit(
+        self,
+        stage: str,
+        place: Place,
+        inputs: Inputs,
+        metrics: Mapping[str, float],
+        files: Mapping[str, Any],
+        **settings: Any,
+    ) -> Ref:
+        recipe = Recipe(
+            stage=stage, version="1", place=place, seed=0, settings=settings, inputs=input_digests(inputs), generation=0
+        )
+        if done := self.run.store.find(recipe):
+            return done
+        scratch = self.run.store.scratch(recipe)
+        for name, content in files.items():
+            if isinstance(content, pa.Table):
+                write_dataset(scratch / name, content)
+            else:
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                write_json(scratch / name, content)
+        return self.run.store.commit(recipe, scratch, inputs=inputs, rows=4, metrics=metrics, seconds=1.5)
+
+    def data(self) -> Ref:
+        sources = {
+            "prompts": [source("p.jsonl")],
+            "held_out_prompts": [],
+            "preferences": [source("q.jsonl")],
+            "texts": [],
+        }
+        digests = ["a" * 32, "b" * 32]
+        prompts = pa.table({"prompt": ["x", "y"]})
+        metrics = {"data/prompts": 2.0, "data/dropped": 0.0}
+        return self.commit(
+            "prepare_data",
+            Place(1),
+            {"base": None},
+            metrics,
+            {"prompts": prompts},
+            data=sources,
+            source_digests=digests,
+        )
+
+    def round(
+        self, number: int, before: Ref | None, data: Ref, start: Ref, *, learning_rate: float = 0.1
+    ) -> tuple[Ref, Ref]:
+        """Its report and its last checkpoint, begun from ``start``."""
+        reward_model = self.commit(
+            "train_reward_model",
+            Place(1),
+            {"data": data},
+            {"reward_model/accuracy": 0.75, "reward_model/calibration_error": 0.05},
+            {"calibration.json": calibration()},
+        )
+        groups: dict[str, list[Ref]] = {"rollouts": [], "scored": [], "experience": [], "checkpoints": []}
+        policy = start
+        for iteration in (1, 2):
+            place = Place(number, iteration)
+            value = 0.1 * iteration + number
+            shards = []
+            for shard in (0, 1):
+                at = Place(number, iteration, shard)
+                metrics = {"rollouts/response_length": 10.0 + 2 * shard}
+                rolled = self.commit(
+                    "generate_rollouts", at, {"policy": policy, "data": data}, metrics, {"r.json": value}
+                )
+                scored = self.commit(
+                    "score_rollouts", at, {"rollouts": rolled}, {"score/mean": value}, {"s.json": value}
+                )
+                groups["rollouts"].append(rolled)
+                shards.append(scored)
+            rows = pa.table(
+                {
+                    "rollout_id": ["r0", "r1"],
+                    "prompt": ["say <hi>", "p|q"],
+                    "response": [INJECTION, "fine"],
+                    "finish_reason": ["stop", "length"],
+                    "score": pa.array([0.25, 1.5], pa.float32()),
+                }
+            )
+            experience = self.commit(
+                "compute_advantages", place, {"scored": shards}, {"kl/mean": value}, {"rollouts": rows}
+            )
+            policy = self.commit(
+                "update_policy",
+                place,
+                {"experience": experience, "policy": policy},
+                {"update/entropy": 3.0 - value},
+                {"policy/config.json": {"step": value, "learning_rate": learning_rate}, "critic/config.json": {}},
+                learning_rate=learning_rate,
+            )
+            groups["scored"] += shards
+            groups["experience"].append(experience)
+            groups["checkpoints"].append(policy)
+        evaluation = self.commit(
+            "evaluate_policy",
+            Place(number),
+            {"policy": policy, "reference": data, "reward_model": reward_model, "external": [], "data": data},
+            {
+                "evaluation/score": 1.0 + number,
+                "evaluation/reference_score": 0.5,
+                "evaluation/reference_score_std": 2.0,
+                "evaluation/score_gain": 0.25 + number / 2,
+                "evaluation/kl": 3.25,
+            },
+            {"e.json": number},
+        )
+        call = StageCall(
+            stage="report_round",
+            place=Place(number),
+            settings={},
+            seed=0,
+            run_root=str(self.run.root),
+            execution={"dtype": "auto"},
+            inputs={**groups, "evaluation": evaluation, "reward_model": reward_model, "previous": before},
+        )
+        return execute(call, models=None, report=lambda _: None), policy  # type: ignore[arg-type]
+
+
+def source(path: str) -> dict[str, Any]:
+    return {"path": path, "dataset": None, "function": None}
+
+
+def calibration() -> dict[str, Any]:
+    bins = [{"pairs": 4, "mean_confidence": 0.8, "accuracy": 0.75}]
+    return {"pairs": 4, "accuracy": 0.75, "calibration_error": 0.05, "bins": bins}
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory) -> FakeRun:
+    config = checked(
+        {
+            "rounds": 2,
+            "iterations": 2,
+            "model": {"policy": "unused"},
+            "data": {"prompts": ["p.jsonl"], "preferences": ["q.jsonl"]},
+            "rewards": {"preferred": {"model": "trained"}},
+            "reward_model": {},
+            "rollouts": {"sampling": {"max_new_tokens": 8}},
+        },
+        where="test",
+    )
+    run = create_or_open(tmp_path_factory.mktemp("home"), "Quick_Start")
+    run.set_config(config)
+    return FakeRun(run, config)
+
+
+@pytest.fixture(scope="module")
+def reports(fake) -> list[Ref]:
+    data = fake.data()
+    first, policy = fake.round(1, None, data, data)
+    second, _ = fake.round(2, first, data, policy)
+    return [first, second]
+
+
+@pytest.fixture(autouse=True)
+def _embedded(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def client(fake: FakeRun) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking.tracking_uri(fake.run.home))
+
+
+def runs_of(fake: FakeRun) -> list[Any]:
+    store = client(fake)
+    experiment = store.get_experiment_by_name("rlhf-rounds")
+    found = store.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    return [r for r in found if r.data.tags["rounds.run_uid"] == run_uid(fake.run)]
+
+
+def test_a_round_is_found_from_its_report_alone(fake, reports):
+    rounds = committed_rounds(fake.run.root, reports[1].directory)
+    assert [found.number for found in rounds] == [1, 2]
+    stages = [(m.stage, str(m.place)) for m in rounds[1].of_this_round()]
+    assert len(stages) == 2 * (2 + 2 + 1 + 1) + 2
+    assert all("round-002" in place for _, place in stages)
+    assert {m.stage for m in rounds[0].of_this_round()} > {"prepare_data", "train_reward_model"}
+    assert (rounds[1].checkpoint / "policy" / "config.json").is_file()
+
+
+def test_both_rounds_are_logged_and_publishing_again_adds_nothing(fake, reports):
+    published = publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
+    store = client(fake)
+    child = store.get_run(published.rounds[2])
+
+    def values(name: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in store.get_metric_history(published.rounds[2], name)]
+
+    assert values("score/mean") == [(1, pytest.approx(2.1)), (2, pytest.approx(2.2))]
+    assert values("rollouts/response_length") == [(1, 11.0), (2, 11.0)]
+    assert values("evaluation/score") == [(2, 3.0)]
+    assert values("reward_model/accuracy") == [(0, 0.75)]
+    assert values("data/prompts") == [(0, 2.0)]
+    assert values("seconds/generate_rollouts") == [(1, 3.0), (2, 3.0)]
+    inputs = {(d.dataset.name, d.dataset.digest) for d in child.inputs.dataset_inputs}
+    assert {("p.jsonl", "a" * 32), ("q.jsonl", "b" * 32)} < inputs
+    assert {name for name, _ in inputs} == {"p.jsonl", "q.jsonl", "prompts"}
+    artifacts = {entry.path for entry in store.list_artifacts(published.rounds[2])}
+    assert artifacts == {"config.yaml", "plots", "reward_model", "samples.json", "stages.json"}
+    assert "plots/reward.png" in {entry.path for entry in store.list_artifacts(published.rounds[2], "plots")}
+    assert child.data.params["rollouts.sampling.max_new_tokens"] == "8"
+    from mlflow.artifacts import download_artifacts
+
+    model = download_artifacts(
+        run_id=published.run_id, artifact_path="model", tracking_uri=tracking.tracking_uri(fake.run.home)
+    )
+    assert (Path(model) / "config.json").read_text() == (
+        committed_round(fake.run.root, reports[1].directory).checkpoint / "policy" / "config.json"
+    ).read_text()
+
+    before = [(r.info.run_id, r.data.to_dictionary(), r.info.end_time) for r in runs_of(fake)]
+    assert publish_round(fake.run, fake.config, reports[1]) == []
+    assert [(r.info.run_id, r.data.to_dictionary(), r.info.end_time) for r in runs_of(fake)] == before
+    assert len(before) == 3
+
+
+def test_a_round_that_could_not_be_logged_is_logged_with_the_next_one(fake, reports, monkeypatch):
+    config = fake.config.model_copy(update={"tracking": TrackingConfig(experiment="late")})
+    with monkeypatch.context() as patch, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        (problem,) = publish_round(fake.run, config, reports[0])
+    assert problem.startswith("MLflow: ")
+    assert "\n" not in problem
+    assert publish_round(fake.run, config, reports[1]) == []
+    store = client(fake)
+    found = store.search_runs([store.get_experiment_by_name("late").experiment_id])
+    assert len(found) == 3
+
+
+def test_a_changed_setting_is_a_new_child(fake, reports):
+    publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
+    data = fake.data()
+    first = committed_round(fake.run.root, reports[0].directory)
+    again, _ = fake.round(2, reports[0], data, Ref(str(first.checkpoint), "changed"), learning_rate=0.2)
+    known = {r.info.run_id for r in runs_of(fake)}
+    publish(fake.run, fake.config, committed_rounds(fake.run.root, again.directory))
+    (new,) = [r for r in runs_of(fake) if r.info.run_id not in known]
+    assert new.info.run_name == "Quick_Start-round-2"
+
+
+def test_no_failure_of_either_side_is_raised(fake, reports, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise OSError("no space\nsecond line")
+
+    monkeypatch.setattr(publishing, "publish", fail)
+    monkeypatch.setattr(publishing, "show_round", fail)
+    problems = publish_round(fake.run, fake.config, reports[0])
+    assert [problem.partition(":")[0] for problem in problems] == ["MLflow", "Prefect"]
+    assert "no space" in problems[0]
+    assert "second line" not in problems[0]
+
+
+def test_what_a_model_wrote_is_shown_and_never_read_as_markup(fake, reports):
+    page = round_markdown(fake.run, committed_round(fake.run.root, reports[0].directory), None)
+    for markup in (r"(?<!\\)<script", r"\]\(java", r"(?<!\\)!", "http:", "\u202e"):
+        assert not re.search(markup, page)
+    rows = [line for line in page.splitlines() if "evil" in line]
+    assert len(rows) == 1
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 4
+    assert r"\<script\>" in rows[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a_b *c* <d> [e](f) ![g](h) `i` ~j~ | # 1. - + "x" \\ \\| \\\\ é 日本 :smile: @me https://x.y www.z.com &lt; &#60;',
+        "trailing \\",
+        "| --- | \\| |",
+    ],
+)
+def test_escaped_text_is_shown_as_it_was_and_holds_no_markup(text):
+    # CommonMark 0.31, 2.4: any ASCII punctuation after a backslash is literal; nothing else is special in a line.
+    shown = escaped(text)
+    assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown) == text
+    assert not re.search(r"[!-/:-@\[-`{-~]", re.sub(r"\\.", "", shown))
+
+
+def test_long_text_is_cut_and_lines_are_one():
+    assert escaped("x" * 1000).endswith("x …")
+    assert escaped("a\nb\x00") == "a ↵ b�"
+
+
+def test_the_page_compares_reference_and_policy_and_says_where_to_look(fake, reports):
+    committed = committed_round(fake.run.root, reports[0].directory)
+    page = round_markdown(fake.run, committed, None)
+    assert "| score | 0.5 | 2 | +0.75 |" in page
+    assert "| 2 | 1.2 | 1.2 | 11 | 1.8 |" in page
+    assert "| iteration | score | KL, nats per response | length, tokens | entropy, nats per token |" in page
+    assert "75.0% of held-out pairs" in page
+    assert "Not logged to MLflow yet" in page
+    published = Published(experiment_id="1", run_id="p", rounds={1: "c"})
+    page = round_markdown(fake.run, committed, published)
+    assert f"    mlflow ui --backend-store-uri sqlite:///{fake.run.home}/mlflow/mlflow.db" in page
+
+
+def test_a_password_of_the_tracking_store_is_on_no_page(fake, reports, monkeypatch):
+    committed = committed_round(fake.run.root, reports[0].directory)
+    published = Published(experiment_id="1", run_id="p", rounds={1: "c"})
+    for uri in ("postgresql://me:secret@host/db", "https://me:secret@host"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert "secret" not in round_markdown(fake.run, committed, published)
+
+
+def test_artifact_keys_are_what_prefect_takes():
+    assert artifact_key("Quick_Start.v2-round-1") == "quick-start-v2-round-1"
+
+
+@pytest.fixture(scope="module")
+def prefect_server():
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(prefect_test_harness(server_startup_timeout=120))
+        stack.enter_context(temporary_settings(quiet))
+        yield
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_prefect_shows_the_round_as_an_artifact_of_the_task_that_published_it(fake, reports):
+    from prefect import flow, task
+    from prefect.client.orchestration import get_client
+
+    @task
+    def publish_in_task() -> list[str]:
+        return publish_round(fake.run, fake.config, reports[0])
+
+    @flow
+    def publish_in_flow() -> list[str]:
+        return publish_in_task.submit().result()
+
+    assert publish_in_flow() == []
+    with get_client(sync_client=True) as server:
+        (artifact,) = [a for a in server.read_artifacts() if a.key == "quick-start-round-1"]
+    assert artifact.task_run_id is not None
+    assert r"# Quick\_Start, round 1" in artifact.data
+    (parent,) = [r for r in runs_of(fake) if "rounds.variant" not in r.data.tags]
+    assert f"/runs/flow-run/{artifact.flow_run_id}" in parent.data.tags["rounds.prefect"]

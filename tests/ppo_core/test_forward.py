@@ -1,0 +1,114 @@
+import pytest
+import reference
+import torch
+from cases import few, random_batch, seeds
+from hypothesis import given
+from small_models import HistoryCritic, history_policy, tiny_gpt2, tiny_llama
+from torch import tensor
+
+from ppo_core import Ragged, RolloutBatch, ShapeError, response_logits, response_logprobs, response_values
+from ppo_core.forward import response_logprobs_and_entropy
+
+
+def history(tokens, size=97):
+    number = 0
+    for token in tokens:
+        number = (number * 31 + 7 * token + 1) % size
+    return number
+
+
+@few
+@given(seeds)
+def test_every_token_is_predicted_by_all_real_tokens_before_it(seed):
+    batch = random_batch(seed)
+    policy, critic = history_policy(seed, vocabulary=51), HistoryCritic(97)
+    with torch.no_grad():
+        critic.policy.table.copy_(policy.table[:, :1])
+    padded = batch.padded()
+    logits = response_logits(policy, padded)
+    logprobs = response_logprobs(policy, padded, temperature=0.7)
+    same, entropies = response_logprobs_and_entropy(policy, padded, temperature=0.7)
+    values = response_values(critic, padded)
+    assert torch.equal(logprobs, same)
+    assert not entropies.requires_grad
+    for i in range(len(batch)):
+        prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
+        for t, token in enumerate(response):
+            z = policy.table[history(prompt + response[:t])].tolist()
+            assert logits[i, t].tolist() == z
+            assert values[i, t].item() == z[0]
+            assert logprobs[i, t].item() == pytest.approx(reference.logprob(z, token, 0.7), abs=1e-10)
+            assert entropies[i, t].item() == pytest.approx(reference.entropy([x / 0.7 for x in z]), abs=1e-10)
+    for x in (logprobs, entropies, values):
+        assert (x[~padded.response_mask] == 0).all()
+
+
+class Spoiler(torch.nn.Module):
+    """Adds NaN to whatever a model says at padding."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        result = self.model(**inputs)
+        x = result if isinstance(result, torch.Tensor) else result.logits
+        junk = torch.where(inputs["attention_mask"] == 1, 0.0, torch.nan)[:, -x.shape[1] :]
+        if isinstance(result, torch.Tensor):
+            return x + junk
+        result.logits = x + junk[..., None]
+        return result
+
+
+def test_nan_at_padding_reaches_neither_value_nor_gradient():
+    padded = random_batch(1).padded()
+    assert not padded.response_mask.all()
+    policy, critic = history_policy(1, vocabulary=51), HistoryCritic(97)
+
+    def run(policy_like, critic_like):
+        policy.zero_grad()
+        critic.zero_grad()
+        logprobs = response_logprobs(policy_like, padded, temperature=1.0)
+        values = response_values(critic_like, padded)
+        (logprobs.square().sum() + (values + 1).square().sum()).backward()
+        return [logprobs.detach(), values.detach(), policy.table.grad.clone(), critic.policy.table.grad.clone()]
+
+    clean, dirty = run(policy, critic), run(Spoiler(policy), Spoiler(critic))
+    assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_padding_does_not_change_what_a_transformer_says(make):
+    model = make()
+    batch = RolloutBatch(
+        prompts=Ragged.from_rows([[1, 2, 3, 4, 5], [6], [7, 8]], torch.int64),
+        responses=Ragged.from_rows([[9], [10, 11, 12, 13], [14, 15]], torch.int64),
+        stopped=tensor([True, True, False]),
+    )
+    with torch.no_grad():
+        together = response_logprobs(model, batch.padded(), temperature=1.3)
+        for i in range(3):
+            alone = batch.padded(tensor([i]))
+            logprobs = response_logprobs(model, alone, temperature=1.3)
+            torch.testing.assert_close(logprobs[0], together[i, : logprobs.shape[1]], atol=1e-5, rtol=1e-5)
+            # The definition, through the plainest call there is.
+            z = model(input_ids=alone.input_ids).logits[0]
+            for t, token in enumerate(batch.responses.row(i).tolist()):
+                before = z[alone.prompt_width + t - 1].tolist()
+                assert logprobs[0, t].item() == pytest.approx(reference.logprob(before, token, 1.3), abs=1e-4)
+
+
+def test_models_in_half_precision_give_single_precision_numbers():
+    padded = random_batch(1).padded()
+    policy, critic = history_policy(1, vocabulary=51).bfloat16(), HistoryCritic(97, torch.bfloat16)
+    assert response_logits(policy, padded).dtype == torch.bfloat16
+    assert response_logprobs(policy, padded, temperature=1.0).dtype == torch.float32
+    assert response_values(critic, padded).dtype == torch.float32
+
+
+def test_a_critic_of_another_shape_is_refused():
+    def critic(input_ids, **_):
+        return torch.zeros(len(input_ids), 1)
+
+    with pytest.raises(ShapeError, match="it must return one value per position"):
+        response_values(critic, random_batch(0).padded())

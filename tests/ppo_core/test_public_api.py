@@ -1,0 +1,63 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ppo_core
+from ppo_core.shapes import require_same_shape
+
+ROOT = Path(ppo_core.__file__).parent.parent
+
+PUBLIC = """
+    ConfigError EmptyMaskError GroupEstimator KLEstimator NonFiniteError Optimizers PPOConfig PaddedBatch Ragged
+    RolloutBatch SamplingConfig ShapeError UpdateStats UserError derive_seed entropy exact_kl
+    expected_calibration_error explained_variance gae gather_logprobs group_advantages kl_estimate masked_mean
+    masked_whiten micro_batches minibatches next_kl_coef policy_loss ppo_update preference_loss ranking_loss
+    response_logits response_logprobs response_values row_uniforms sample token_rewards value_loss
+"""
+
+
+def test_the_public_names_are_these():
+    assert sorted(ppo_core.__all__) == sorted(PUBLIC.split())
+    assert all(hasattr(ppo_core, name) for name in ppo_core.__all__)
+
+
+def test_errors_are_one_tree_that_the_command_line_can_catch():
+    for name in ("ConfigError", "ShapeError", "EmptyMaskError"):
+        assert issubclass(getattr(ppo_core, name), ppo_core.UserError)
+    assert issubclass(ppo_core.UserError, ValueError)
+    # Weights that blew up are not the caller's typo.
+    assert not issubclass(ppo_core.NonFiniteError, ppo_core.UserError)
+
+
+# Run with torch, numpy and the standard library alone: everything else pretends not to be installed.
+BARE = """
+import sys
+for name in ("jaxtyping", "beartype", "transformers", "pyarrow", "datasets", "mlflow", "prefect", "pydantic"):
+    sys.modules[name] = None
+import torch
+import ppo_core
+mask = torch.ones(1, 2, dtype=torch.bool)
+zeros = torch.zeros(1, 2)
+advantages, returns = ppo_core.gae(torch.ones(1, 2), zeros, mask, gamma=1.0, lam=1.0)
+assert returns.tolist() == [[2.0, 1.0]]
+try:
+    ppo_core.policy_loss(zeros, zeros, torch.zeros(1, 3), mask, cliprange=0.2, num_tokens=2)
+except ppo_core.ShapeError as error:
+    print(error)
+"""
+
+
+def test_works_with_torch_and_numpy_alone_and_then_still_names_a_wrong_shape():
+    bare = subprocess.run([sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, cwd=ROOT)
+    assert bare.returncode == 0, bare.stderr
+    assert bare.stdout == ("advantages is (1, 3) but response_mask is (1, 2); both need one entry per response token\n")
+
+
+def test_equal_shapes_pass_and_the_odd_one_is_named():
+    x = torch.zeros(2, 3)
+    require_same_shape(response_mask=x, values=x)
+    with pytest.raises(ppo_core.ShapeError, match=r"values is \(2, 4\) but response_mask is \(2, 3\)"):
+        require_same_shape(response_mask=x, rewards=x, values=torch.zeros(2, 4))

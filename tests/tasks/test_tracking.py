@@ -1,0 +1,410 @@
+"""MLflow as an outbox: what is logged, and that no number of attempts logs anything twice."""
+
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import settings, tracking
+from tasks.tracking import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking, run_page
+
+EXPERIMENT = "tests"
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+@pytest.fixture(scope="session")
+def fresh_home(tmp_path_factory) -> Path:
+    """A home with an initialised database: MLflow takes seconds to make one."""
+    home = tmp_path_factory.mktemp("fresh")
+    Tracking(home, "unused")
+    return home
+
+
+@pytest.fixture
+def home(fresh_home, tmp_path, monkeypatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(fresh_home / "mlflow", tmp_path / "home" / "mlflow")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(tmp_path) -> TrackedRun:
+    """A finished run of two rounds."""
+    files = tmp_path / "files"
+    for name, text in {"plots/kl.png": "kl", "plots/reward.png": "reward", "calibration.json": "{}"}.items():
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / name).write_text(text)
+    (files / "policy").mkdir()
+    (files / "policy" / "config.json").write_text('{"model": 1}')
+    return TrackedRun(
+        uid="u1",
+        name="run-a",
+        created_at=1000.0,
+        config=config(),
+        rounds=[round_(1, files), round_(2, files)],
+        policy=files / "policy",
+        policy_digest="p1",
+        tags={"rounds.directory": "/somewhere"},
+    )
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    base = {
+        "seed": 7,
+        "model": {"policy": None},
+        "rewards": {"good": {"weight": 1.0, "code": ""}},
+        "data": [{"path": "a"}],
+    }
+    return {**base, **changes}
+
+
+def round_(number: int, files: Path, *, variant: str = "v1") -> TrackedRound:
+    return TrackedRound(
+        number=number,
+        variant=f"{variant}-{number}",
+        started_at=1000.0 * number,
+        ended_at=1000.0 * number + 500,
+        points=[
+            Point(name, value * number, step, 1000.0 * number + step)
+            for name, value in {"score/mean": 0.5, "kl/mean": float("nan")}.items()
+            for step in (1, 2, 3)
+        ],
+        summary={"score/mean": 0.5 * number, "evaluation/score": 0.25},
+        data=[
+            TrackedData(name="prompts", digest="d" * 32, source="file:///p", used_as="prompts", rows=3),
+            TrackedData(name="prompts", digest="d" * 32, source="file:///p", used_as="texts", rows=3),
+        ],
+        tables={"samples.json": [{"response": "<b>hi</b>", "score": float("nan")}, {"response": "ho", "extra": 1}]},
+        files={"plots": files / "plots", "reward_model/calibration.json": files / "calibration.json"},
+        tags={"rounds.report": f"report-{number}"},
+    )
+
+
+def client(home: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking.tracking_uri(home))
+
+
+def contents(home: Path, experiment: str = EXPERIMENT) -> list[dict[str, Any]]:
+    """All that MLflow holds of the experiment, without the ids that it made up."""
+    store = client(home)
+    runs = store.search_runs(
+        [store.get_experiment_by_name(experiment).experiment_id], order_by=["attributes.start_time"]
+    )
+    names = {r.info.run_id: f"{r.info.run_name}/{r.data.tags.get('rounds.variant')}" for r in runs}
+
+    def history(run_id: str, key: str) -> list[tuple[int, int, str]]:
+        return sorted((m.step, m.timestamp, str(m.value)) for m in store.get_metric_history(run_id, key))
+
+    def data(known: Any) -> tuple[Any, ...]:
+        tags = [(tag.key, tag.value) for tag in known.tags]
+        return (known.dataset.name, known.dataset.digest, known.dataset.source, known.dataset.profile, tags)
+
+    found = []
+    for r in runs:
+        root = Path(r.info.artifact_uri.removeprefix("file://"))
+        found.append(
+            {
+                "name": names[r.info.run_id],
+                "status": (r.info.status, r.info.start_time, r.info.end_time),
+                "tags": {key: names.get(value, value) for key, value in r.data.tags.items()},
+                "params": r.data.params,
+                "metrics": {key: history(r.info.run_id, key) for key in r.data.metrics},
+                "inputs": sorted(map(data, r.inputs.dataset_inputs)),
+                "artifacts": {
+                    str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+                    for path in sorted(root.rglob("*"))
+                    if path.is_file()
+                },
+            }
+        )
+    return sorted(found, key=lambda entry: entry["name"])
+
+
+def text_of(home: Path, run_id: str, name: str) -> str:
+    from mlflow.artifacts import download_artifacts
+
+    path = download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=tracking.tracking_uri(home))
+    return Path(path).read_text()
+
+
+def test_a_run_has_a_child_per_round_with_all_that_was_measured(home, run):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    store = client(home)
+    parent, child = store.get_run(published.run_id), store.get_run(published.rounds[2])
+
+    assert parent.info.run_name == "run-a"
+    assert (parent.info.start_time, parent.info.end_time) == (1_000_000, 2_500_000)
+    assert parent.info.status == child.info.status == "FINISHED"
+    assert [(m.step, m.value) for m in store.get_metric_history(published.run_id, "score/mean")] == [(1, 0.5), (2, 1.0)]
+    assert parent.data.tags["rounds.policy"] == "p1"
+    assert parent.data.tags["rounds.round_2"] == published.rounds[2]
+
+    assert child.info.run_name == "run-a-round-2"
+    assert child.data.tags["mlflow.parentRunId"] == published.run_id
+    history = store.get_metric_history(published.rounds[2], "score/mean")
+    assert [(m.step, m.value, m.timestamp) for m in history] == [(s, 1.0, 2_000_000 + 1000 * s) for s in (1, 2, 3)]
+    for logged in (parent, child):
+        assert logged.data.params == {
+            "seed": "7",
+            "model.policy": "null",
+            "rewards.good.weight": "1.0",
+            "data.0.path": "a",
+        }
+        (prompts,) = logged.inputs.dataset_inputs
+        assert (prompts.dataset.name, prompts.dataset.digest) == ("prompts", "d" * 32)
+        assert text_of(home, logged.info.run_id, "config.yaml").startswith("seed: 7\nmodel:\n  policy: null\n")
+    assert text_of(home, published.rounds[1], "plots/kl.png") == "kl"
+    assert text_of(home, published.rounds[1], "reward_model/calibration.json") == "{}"
+    assert text_of(home, published.run_id, "model/config.json") == '{"model": 1}'
+
+
+def test_samples_are_a_table_that_mlflow_loads(home, run, monkeypatch):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    table = json.loads(text_of(home, published.rounds[1], "samples.json"))
+    assert table == {
+        "columns": ["response", "score", "extra"],
+        "data": [["<b>hi</b>", None, None], ["ho", None, 1]],
+    }
+    experiment = client(home).get_experiment_by_name(EXPERIMENT).experiment_id
+    # Of all of MLflow's client, load_table alone asks the store that the environment names.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(home))
+    loaded = client(home).load_table(experiment, "samples.json", run_ids=[published.rounds[1]])
+    assert loaded["response"].tolist() == ["<b>hi</b>", "ho"]
+
+
+def test_a_data_set_can_be_found_from_the_run(home, run):
+    from mlflow.data import get_source
+
+    published = Tracking(home, EXPERIMENT).publish(run)
+    (prompts,) = client(home).get_run(published.rounds[1]).inputs.dataset_inputs
+    assert get_source(prompts).uri == "file:///p"
+
+
+def test_publishing_again_adds_nothing(home, run):
+    first = Tracking(home, EXPERIMENT).publish(run)
+    before = contents(home)
+    assert Tracking(home, EXPERIMENT).publish(run) == first
+    assert contents(home) == before
+    assert len(before) == 3
+
+
+def test_publishing_round_by_round_gives_what_publishing_at_the_end_gives(home, run):
+    half = replace(run, rounds=run.rounds[:1], policy=None, policy_digest="")
+    published = Tracking(home, EXPERIMENT).publish(half)
+    assert client(home).get_run(published.run_id).info.status == "RUNNING"
+    Tracking(home, EXPERIMENT).publish(run)
+    Tracking(home, "at the end").publish(run)
+    assert contents(home) == contents(home, "at the end")
+
+
+def test_a_changed_setting_is_a_new_child_and_the_old_one_stays(home, run, tmp_path):
+    first = Tracking(home, EXPERIMENT).publish(run)
+    before = contents(home)
+    changed = replace(run, config=config(seed=8), rounds=[run.rounds[0], round_(2, tmp_path / "files", variant="v2")])
+    second = Tracking(home, EXPERIMENT).publish(changed)
+
+    after = {entry["name"]: entry for entry in contents(home)}
+    assert set(after) == {entry["name"] for entry in before} | {"run-a-round-2/v2-2"}
+    for entry in before:
+        if entry["name"] != "run-a/None":
+            assert after[entry["name"]] == entry
+    assert after["run-a-round-2/v2-2"]["params"]["seed"] == "8"
+    assert second.rounds[1] == first.rounds[1]
+    assert second.rounds[2] != first.rounds[2]
+    # The parent's parameters cannot change; its configuration and its children are those of now.
+    assert after["run-a/None"]["params"]["seed"] == "7"
+    assert "seed: 8" in text_of(home, first.run_id, "config.yaml")
+    assert client(home).get_run(first.run_id).data.tags["rounds.round_2"] == second.rounds[2]
+
+    # Back to the old settings: its child is still there.
+    assert Tracking(home, EXPERIMENT).publish(run) == first
+    assert len(contents(home)) == 4
+
+
+def test_another_policy_replaces_the_whole_model(home, run, tmp_path):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_text("weights")
+    Tracking(home, EXPERIMENT).publish(replace(run, policy=other, policy_digest="p2"))
+    listed = [entry.path for entry in client(home).list_artifacts(published.run_id, "model")]
+    assert listed == ["model/model.safetensors"]
+
+
+def test_the_model_loads_as_any_other(home, run, tmp_path):
+    from mlflow.artifacts import download_artifacts
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=8))
+    model.save_pretrained(tmp_path / "llama")
+    published = Tracking(home, EXPERIMENT).publish(replace(run, policy=tmp_path / "llama", policy_digest="llama"))
+    where = download_artifacts(run_id=published.run_id, artifact_path="model", tracking_uri=tracking.tracking_uri(home))
+    loaded = AutoModelForCausalLM.from_pretrained(where).state_dict()
+    assert all((loaded[name] == value).all() for name, value in model.state_dict().items())
+
+
+def test_two_runs_do_not_mix(home, run):
+    a = Tracking(home, EXPERIMENT).publish(run)
+    b = Tracking(home, EXPERIMENT).publish(replace(run, uid="u2", name="run-b"))
+    assert a.run_id != b.run_id
+    assert not set(a.rounds.values()) & set(b.rounds.values())
+
+
+def calls_counted(monkeypatch: pytest.MonkeyPatch, on_call: Callable[[int, bool], None]) -> list[str]:
+    """Report every write to MLflow with its number, before (False) and after (True) it happens."""
+    from mlflow import MlflowClient
+
+    made: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(MlflowClient, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            made.append(name)
+            number = len(made)
+            on_call(number, False)
+            result = original(*args, **kwargs)
+            on_call(number, True)
+            return result
+
+        return call
+
+    for name in (
+        "create_run",
+        "log_batch",
+        "log_inputs",
+        "log_text",
+        "log_artifact",
+        "log_artifacts",
+        "set_tag",
+        "set_terminated",
+    ):
+        monkeypatch.setattr(MlflowClient, name, counted(name))
+    return made
+
+
+def test_killed_at_any_write_and_published_again_it_holds_the_same(home, run, monkeypatch):
+    one = replace(run, rounds=run.rounds[1:])
+    with monkeypatch.context() as patch:
+        made = calls_counted(patch, lambda *_: None)
+        Tracking(home, "whole").publish(one)
+    whole = contents(home, "whole")
+    assert len(made) > 15
+    for kill_at in range(1, len(made) + 1):
+
+        def kill(number: int, done: bool, kill_at: int = kill_at) -> None:
+            # Odd ones die before the write, even ones after it and before anybody hears of it.
+            if number == kill_at and done == (kill_at % 2 == 0):
+                raise Killed
+
+        experiment = f"killed-{kill_at}"
+        with monkeypatch.context() as patch:
+            calls_counted(patch, kill)
+            with pytest.raises(Killed):
+                Tracking(home, experiment).publish(one)
+        Tracking(home, experiment).publish(one)
+        assert contents(home, experiment) == whole, (kill_at, made[kill_at - 1])
+
+
+def test_an_interrupted_child_is_finished_even_if_a_setting_that_changes_no_result_changed(home, run, monkeypatch):
+    def kill(number: int, done: bool) -> None:
+        if number == 6 and not done:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        calls_counted(patch, kill)
+        with pytest.raises(Killed):
+            Tracking(home, EXPERIMENT).publish(run)
+    Tracking(home, EXPERIMENT).publish(replace(run, config=config(seed=9, extra=1)))
+    assert all("rounds.complete" in e["tags"] for e in contents(home) if e["name"] != "run-a/None")
+
+
+def test_many_values_and_long_ones_are_logged(home, run):
+    wide = {f"p{i}": "x" * 7000 for i in range(250)} | {"free": {"any key: /..": 1}, "n" * 300: 1}
+    points = [Point("score/mean", float(i), i, 5.0) for i in range(2500)]
+    one = replace(run, config=wide, rounds=[replace(run.rounds[0], points=points)])
+    published = Tracking(home, EXPERIMENT).publish(one)
+    child = client(home).get_run(published.rounds[1])
+    assert len(client(home).get_metric_history(published.rounds[1], "score/mean")) == 2500
+    assert len(child.data.params) == 251
+    assert len(child.data.params["p0"]) == 6000
+    assert child.data.params["free"] == '{"any key: /..": 1}'
+
+
+def test_a_deleted_experiment_is_named(home, run):
+    Tracking(home, EXPERIMENT).publish(run)
+    client(home).delete_experiment(client(home).get_experiment_by_name(EXPERIMENT).experiment_id)
+    with pytest.raises(tracking.TrackingError, match=r"'tests' is deleted; restore it, or set tracking\.experiment"):
+        Tracking(home, EXPERIMENT)
+
+
+FIRST_USE = """
+import sys, time
+from pathlib import Path
+from tasks import settings
+settings.quieten(hub=False)
+from tasks.tracking import TrackedRun, Tracking
+while time.time() < float(sys.argv[2]):
+    pass
+run = TrackedRun(uid=sys.argv[3], name=sys.argv[3], created_at=1.0, config={"seed": 1}, rounds=[])
+Tracking(Path(sys.argv[1]), "tests").publish(run)
+"""
+
+
+def test_three_first_users_at_once_of_a_fresh_database_all_succeed_and_print_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    start = str(time.time() + 1)
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_USE, str(tmp_path), start, f"run-{i}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(3)
+    ]
+    output = [user.communicate(timeout=120)[0] for user in users]
+    assert [user.returncode for user in users] == [0, 0, 0], output
+    assert output == ["", "", ""]
+    assert [entry["name"] for entry in contents(tmp_path)] == [f"run-{i}/None" for i in range(3)]
+
+
+def test_a_server_that_refuses_connections_is_an_error_within_seconds(tmp_path, monkeypatch, capfd):
+    for name, value in settings.MLFLOW_CLIENT.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(Exception, match="refused"):
+            Tracking(tmp_path, EXPERIMENT)
+    assert time.monotonic() - started < 20
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_page_is_linked_only_where_there_is_a_server_and_never_with_a_password(tmp_path, monkeypatch):
+    published = Published(experiment_id="3", run_id="r", rounds={})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert run_page(tmp_path, published, "r") is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host:5000/base/")
+    assert run_page(tmp_path, published, "r") == "https://host:5000/base/#/experiments/3/runs/r"
+
+
+def test_importing_it_does_not_import_mlflow():
+    code = "import sys, tasks.tracking, tasks.plots; sys.exit('mlflow' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
