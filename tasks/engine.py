@@ -85,11 +85,9 @@ class Engine:
     def close(self) -> None:
         """Let the child end by itself; kill it if it does not."""
         if self._process is not None and self._process.stdin is not None:
-            try:
+            with suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
                 self._process.wait(CLOSE_S)
-            except (OSError, subprocess.TimeoutExpired):
-                pass
         self._kill()
         self._process = None
 
@@ -117,6 +115,7 @@ class Engine:
     def _died(self, call: StageCall) -> StageError:
         assert self._process is not None
         code = self._process.wait()
+        self._kill()
         if self._cancelled.is_set():
             return StageError("cancelled", "the run was cancelled", stage=call.label)
         how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -130,6 +129,10 @@ class Engine:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if process is not None and process.stdin is not None:
+            # A call that the child never read is still in the buffer and has nowhere to go.
+            with suppress(OSError):
+                process.stdin.close()
 
 
 def read_lines(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:

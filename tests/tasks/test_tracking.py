@@ -245,6 +245,25 @@ def test_another_policy_replaces_the_whole_model(home, run, tmp_path):
     assert listed == ["model/model.safetensors"]
 
 
+def test_a_model_whose_replacement_was_interrupted_is_logged_again(home, run, tmp_path, monkeypatch):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    before = contents(home)
+    other = replace(run, policy=tmp_path / "files" / "plots", policy_digest="p2")
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    from mlflow import MlflowClient
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", kill)
+        with pytest.raises(Killed):
+            Tracking(home, EXPERIMENT).publish(other)
+    assert client(home).list_artifacts(published.run_id, "model") == []
+    Tracking(home, EXPERIMENT).publish(run)
+    assert contents(home) == before
+
+
 def test_the_model_loads_as_any_other(home, run, tmp_path):
     from mlflow.artifacts import download_artifacts
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM

@@ -1,0 +1,75 @@
+"""A home with its servers, in which the tests of whole runs start the command as a user would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+class Home:
+    """One home directory; ``rounds`` runs the command in a process of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rounds(self, *args, code=0, **options):
+        done = subprocess.run([*self.command(*args)], capture_output=True, text=True, timeout=240, **self.process(options))
+        assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *args):
+        return json.loads(self.rounds(*args, "--json").stdout)
+
+    def start(self, *args, **options):
+        return subprocess.Popen(
+            self.command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **self.process(options)
+        )
+
+    def command(self, *args):
+        return [str(Path(sys.executable).with_name("rounds")), "--home", str(self.path), *map(str, args)]
+
+    def process(self, options):
+        return {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, **options}
+
+    def stages(self, run):
+        """Manifest of every committed output by its directory."""
+        root = self.path / "runs" / run / "stages"
+        found = {str(path.parent.relative_to(root)): path for path in root.rglob("manifest.json")}
+        return {name: json.loads(path.read_text()) for name, path in sorted(found.items())}
+
+    def digests(self, run):
+        return {name: manifest["digest"] for name, manifest in self.stages(run).items()}
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    home = Home(tmp_path_factory.mktemp("home"))
+    yield home
+    home.rounds("down")
+
+
+@pytest.fixture(scope="session")
+def tiny(home):
+    """A finished run of two rounds, not to be changed."""
+    home.rounds("run", TINY, "--name", "tiny")
+    return "tiny"
+
+
+def kill_group(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(condition, *, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

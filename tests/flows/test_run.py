@@ -1,0 +1,232 @@
+"""Whole runs, started as a user starts them: Prefect server, engine, store and tracking are the real ones."""
+
+import json
+import signal
+import time
+
+import pytest
+import yaml
+from conftest import TINY, kill_group, wait_for
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from tasks.store import digest_file
+
+ITERATION = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy")
+
+
+def test_every_stage_commits_one_output_a_place(home, tiny):
+    places = [name.rsplit("/", 1)[0] for name in home.stages(tiny)]
+    expected = ["round-001/warm_up"]
+    for number in (1, 2):
+        expected += [f"round-00{number}/{s}" for s in ("prepare_data", "train_reward_model", "evaluate_policy", "report_round")]
+        for iteration in (1, 2):
+            at = f"round-00{number}/iteration-00{iteration}"
+            expected += [f"{at}/{stage}/shard-00{shard}" for stage in ITERATION[:2] for shard in (0, 1)]
+            expected += [f"{at}/{stage}" for stage in ITERATION[2:]]
+    assert sorted(places) == sorted(expected)
+
+
+def test_every_file_has_the_digest_that_its_manifest_says(home, tiny):
+    root = home.path / "runs" / tiny / "stages"
+    for name, manifest in home.stages(tiny).items():
+        for file, entry in manifest["files"].items():
+            assert digest_file(root / name / file) == entry["sha256"]
+            assert (root / name / file).stat().st_size == entry["size"]
+
+
+def test_the_second_round_learns_from_more_preferences_and_goes_on_from_the_first(home, tiny):
+    stages = {name.rsplit("/", 1)[0]: manifest for name, manifest in home.stages(tiny).items()}
+    first, second = (stages[f"round-00{number}/train_reward_model"]["rows"] for number in (1, 2))
+    assert second > first
+    last = stages["round-001/iteration-002/update_policy"]["digest"]
+    assert stages["round-002/iteration-001/generate_rollouts/shard-000"]["recipe"]["inputs"]["policy"] == last
+    # The reference stays what the first round started from.
+    warm = stages["round-001/warm_up"]["digest"]
+    assert stages["round-002/iteration-002/score_rollouts/shard-001"]["recipe"]["inputs"]["reference"] == warm
+
+
+def test_running_it_again_executes_nothing(home, tiny):
+    before = home.stages(tiny)
+    home.rounds("run", TINY, "--name", tiny)
+    assert home.stages(tiny) == before
+
+
+def test_another_run_of_the_same_configuration_is_the_same_to_the_last_bit(home, tiny):
+    home.rounds("run", TINY, "--name", "twin")
+    assert home.digests("twin") == home.digests(tiny)
+
+
+def test_a_run_killed_in_the_middle_ends_as_if_it_never_was(home, tiny):
+    process = home.start("run", TINY, "--name", "killed", start_new_session=True)
+    wait_for(lambda: any("iteration-002/score" in name for name in home.stages("killed")))
+    kill_group(process)
+    committed = home.stages("killed")
+    assert len(committed) < len(home.stages(tiny))
+    home.rounds("run", TINY, "--name", "killed")
+    assert home.digests("killed") == home.digests(tiny)
+    # Nothing that was committed was made again: its manifest still tells the same time.
+    assert committed.items() <= home.stages("killed").items()
+
+
+def test_ctrl_c_ends_a_run_quickly_and_leaves_no_process(home, tiny):
+    process = home.start("run", TINY, "--name", "stopped", start_new_session=True)
+    wait_for(lambda: any("iteration-001/score" in name for name in home.stages("stopped")))
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert time.monotonic() - started < 30
+    home.rounds("run", TINY, "--name", "stopped")
+    assert home.digests("stopped") == home.digests(tiny)
+
+
+@pytest.fixture(scope="module")
+def changed(home, tiny):
+    """A copy of the finished run, for tests that go on with it."""
+    home.rounds("run", TINY, "--name", "changed")
+    return "changed"
+
+
+def executed(home, run, before):
+    """Stage and place of what was committed since."""
+    return sorted(name.rsplit("/", 1)[0] for name in home.stages(run).keys() - before.keys())
+
+
+def test_another_lambda_generates_and_scores_nothing_again_in_its_iteration(home, changed):
+    before = home.stages(changed)
+    home.rounds("rerun", changed, "--set", "advantages.lam=0.5")
+    new = executed(home, changed, before)
+    assert "round-001/iteration-001/compute_advantages" in new
+    assert not any(name.startswith("round-001/iteration-001/generate") for name in new)
+    assert not any(name.startswith("round-001/iteration-001/score") for name in new)
+    assert not any("warm_up" in name or "prepare_data" in name or "train_reward_model" in name for name in new)
+    # Back to the settings before: all of it is still there.
+    before = home.stages(changed)
+    home.rounds("rerun", changed, "--set", "advantages.lam=0.95")
+    assert executed(home, changed, before) == []
+
+
+def test_a_forced_rerun_executes_the_stage_and_what_is_made_from_it(home, changed):
+    before = home.stages(changed)
+    plan = home.json("rerun", changed, "--from", "evaluate_policy", "--round", "1", "--dry-run")
+    assert home.stages(changed) == before, "a dry run changes nothing"
+    home.rounds("rerun", changed, "--from", "evaluate_policy", "--round", "1")
+    assert executed(home, changed, before) == ["round-001/evaluate_policy", "round-001/report_round", "round-002/report_round"][
+        : len(executed(home, changed, before))
+    ]
+    assert "round-001/evaluate_policy" in executed(home, changed, before)
+    assert plan
+
+
+def test_a_damaged_output_is_made_again_and_nothing_else(home, changed):
+    before = home.digests(changed)
+    root = home.path / "runs" / changed / "stages"
+    (name,) = [n for n in home.digests(changed) if n.startswith("round-001/warm_up")]
+    weights = root / name / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    home.rounds("run", TINY, "--name", changed)
+    assert home.digests(changed) == before
+
+
+def test_prefect_knows_the_run_its_rounds_and_its_stages(home, tiny):
+    import urllib.request
+
+    url = json.loads((home.path / "prefect" / "server.json").read_text())["url"]
+
+    def names(kind):
+        request = urllib.request.Request(
+            f"{url}/{kind}/filter", data=b'{"limit": 200}', headers={"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return [entry["name"] for entry in json.load(response)]
+
+    flows = names("flow_runs")
+    assert {"tiny", "tiny-round-1", "tiny-round-2"} <= set(flows)
+    # The server's recorder is behind by a second or so.
+    wait_for(lambda: {"generate_rollouts-r1.i2.s1", "update_policy-r2.i1"} <= set(names("task_runs")), seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("what", "auto_class"),
+    [
+        ("policy", AutoModelForCausalLM),
+        ("critic", AutoModelForSequenceClassification),
+        ("reward_model", AutoModelForSequenceClassification),
+    ],
+)
+def test_what_is_exported_loads_as_hugging_face_loads_it(home, tiny, tmp_path, what, auto_class):
+    home.rounds("export", tiny, "--to", tmp_path / what, "--what", what)
+    model = auto_class.from_pretrained(tmp_path / what)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / what)
+    model(**tokenizer("where is the lamp?", return_tensors="pt"))
+    card = (tmp_path / what / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+
+
+def test_the_configuration_of_a_run_can_run_again(home, tiny, tmp_path):
+    document = json.loads((home.path / "runs" / tiny / "run.json").read_text())["config"]
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(document))
+    home.rounds("run", tmp_path / "again.yaml", "--name", "again", "--set", "rounds=1")
+    again = home.digests("again")
+    assert again.items() <= home.digests(tiny).items()
+
+
+def bad_row(tmp_path, text):
+    (tmp_path / "prompts.jsonl").write_text(text)
+    return f"data.prompts=[{tmp_path / 'prompts.jsonl'}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("advantages.lamb=0.9", r"advantages.lamb: unknown key; did you mean advantages.lam\?"),
+        ("ppo.cliprang=0.1", r"ppo.cliprang: unknown key; did you mean ppo.cliprange\?"),
+        ("advantages.gamma=1.5", r"advantages.gamma=1.5: input should be less than or equal to 1"),
+        ("ppo.cliprange=2.0", r"cliprange=2.0 must lie in \(0, 1\)"),
+        ("rollouts.sampling.temperature=0", r"temperature=0.* must be positive"),
+        ("data.prompts=[nowhere.jsonl]", r"nowhere.jsonl does not exist"),
+        ("model={policy: /nowhere/model}", r"model.policy: /nowhere/model is no directory"),
+        ("rewards.quality.function=nowhere:score", r"rewards.quality.function: nowhere:score names the module nowhere"),
+        ("rollouts.shards=9", r"rollouts.shards=9 is more than the 8 prompts"),
+        ("rollouts.sampling.max_new_tokens=127", r"context is 128"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_no_run(home, tmp_path, override, message):
+    import re
+
+    done = home.rounds("run", TINY, "--name", "mistake", "--set", override, code=2)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]
+    assert "Traceback" not in done.stderr
+    # What a later stage refuses leaves what earlier ones have committed.
+    assert not (home.path / "runs" / "mistake").exists() or "shards" in override
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', r"prompts.jsonl, row 2: .*not JSON"),
+        ('{"question": "a"}\n', r"prompts.jsonl, row 1: .*prompt.*question"),
+        ('{"prompt": 3}\n', r"prompts.jsonl, row 1: .*prompt.*3"),
+        ('{"prompt": "  "}\n', r"prompts.jsonl, row 1: .*prompt.*empty"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_file_and_number(home, tmp_path, text, message):
+    import re
+
+    done = home.rounds("run", TINY, "--name", "mistake2", "--set", bad_row(tmp_path, text), code=2)
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (home.path / "runs" / "mistake2").exists()
+
+
+def test_a_run_in_progress_is_refused_with_whose_it_is(home, tiny):
+    process = home.start("run", TINY, "--name", "busy", start_new_session=True)
+    wait_for(lambda: (home.path / "runs" / "busy" / "run.json").exists())
+    done = home.rounds("run", TINY, "--name", "busy", code=2)
+    assert f"run busy is in progress in process {process.pid}" in done.stderr
+    kill_group(process)
+    # The lock of a dead process is no lock.
+    home.rounds("status", "busy")

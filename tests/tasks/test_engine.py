@@ -1,0 +1,162 @@
+"""The engine as its supervisor sees it: a real child process, real stages, real deaths."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.engine import Engine, decode_call, encode_call
+from tasks.prepare_data import DataConfig, FromScratchConfig, PrepareDataConfig
+from tasks.retry import StageError, classify, worth_retrying
+from tasks.sources import Source
+from tasks.stage import ExecutionConfig, StageCall
+from tasks.store import Manifest, Place, Ref, Store
+
+
+def a_call(root: Path, *, prompts=None, count=8):
+    source = prompts or Source(function="flows.presets.quickstart:prompts", arguments={"count": count})
+    config = PrepareDataConfig(
+        data=DataConfig(
+            prompts=(source,),
+            texts=(Source(function="flows.presets.quickstart:texts", arguments={"count": 20}),),
+            num_held_out_prompts=2,
+        ),
+        from_scratch=FromScratchConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1),
+        response_tokens=8,
+    )
+    return StageCall(
+        stage="prepare_data",
+        place=Place(1),
+        settings=config.model_dump(mode="json"),
+        seed=0,
+        run_root=str(root),
+        execution=ExecutionConfig(device="cpu").model_dump(mode="json"),
+        inputs={"base": None},
+    )
+
+
+def run(engine, call, *, timeout_s=None, is_cancelled=lambda: False, events=None):
+    report = events.append if events is not None else lambda event: None
+    return engine.run(call, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled)
+
+
+@pytest.fixture()
+def engine(tmp_path):
+    engine = Engine(tmp_path / "engine.log")
+    yield engine
+    engine.close()
+
+
+def test_a_stage_is_executed_committed_and_reported(engine, tmp_path):
+    events = []
+    call = a_call(tmp_path)
+    ref = run(engine, call, events=events)
+    assert Store(tmp_path).find(call.recipe()) == ref
+    assert Manifest.read(ref.directory).stage == "prepare_data"
+    assert events
+    assert {"done", "total", "unit", "tokens"} <= set(events[0])
+
+
+def test_the_child_executes_one_stage_after_another(engine, tmp_path):
+    run(engine, a_call(tmp_path))
+    child = engine._process.pid
+    run(engine, a_call(tmp_path, count=9))
+    assert engine._process.pid == child
+
+
+def test_a_users_mistake_comes_back_as_its_own_sentence(engine, tmp_path):
+    missing = Source(path=str(tmp_path / "nowhere.jsonl"))
+    with pytest.raises(StageError, match=r"nowhere\.jsonl does not exist") as caught:
+        run(engine, a_call(tmp_path, prompts=missing))
+    assert caught.value.kind == "user"
+    assert not worth_retrying(caught.value)
+    # The engine lives on.
+    run(engine, a_call(tmp_path))
+
+
+def test_a_killed_child_is_a_transient_error_and_the_next_call_gets_a_new_one(engine, tmp_path):
+    run(engine, a_call(tmp_path))
+    os.killpg(engine._process.pid, signal.SIGKILL)
+    with pytest.raises(StageError, match=r"killed by signal SIGKILL|engine ended") as caught:
+        # Either the write fails or the answer never comes.
+        run(engine, a_call(tmp_path, count=9))
+        run(engine, a_call(tmp_path, count=9))
+    assert worth_retrying(caught.value)
+    run(engine, a_call(tmp_path, count=9))
+
+
+def test_a_hung_child_is_killed_after_the_time_out(engine, tmp_path):
+    run(engine, a_call(tmp_path))
+    os.kill(engine._process.pid, signal.SIGSTOP)
+    with pytest.raises(StageError, match=r"no progress for 0\.5 s") as caught:
+        run(engine, a_call(tmp_path, count=9), timeout_s=0.5)
+    assert worth_retrying(caught.value)
+    assert engine._process.poll() is not None
+
+
+def test_cancelling_kills_the_child_and_refuses_further_calls(engine, tmp_path):
+    run(engine, a_call(tmp_path))
+    os.kill(engine._process.pid, signal.SIGSTOP)
+    threading.Timer(0.3, engine.cancel).start()
+    with pytest.raises(StageError, match="cancelled") as caught:
+        run(engine, a_call(tmp_path, count=9))
+    assert caught.value.kind == "cancelled"
+    assert not worth_retrying(caught.value)
+    with pytest.raises(StageError, match="cancelled"):
+        run(engine, a_call(tmp_path))
+
+
+def test_a_cancelled_flow_run_cancels_the_stage(engine, tmp_path):
+    with pytest.raises(StageError, match="cancelled"):
+        run(engine, a_call(tmp_path), is_cancelled=lambda: True)
+
+
+def test_the_child_ends_when_its_supervisor_is_gone(engine, tmp_path):
+    run(engine, a_call(tmp_path))
+    child = engine._process
+    child.stdin.close()
+    assert child.wait(timeout=10) == 0
+
+
+def test_closing_leaves_no_process(tmp_path):
+    engine = Engine(tmp_path / "engine.log")
+    run(engine, a_call(tmp_path))
+    child = engine._process.pid
+    engine.close()
+    time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_a_call_survives_the_way_to_the_child(tmp_path):
+    call = a_call(tmp_path).with_inputs({"one": Ref("/a", "1"), "many": [Ref("/b", "2"), Ref("/c", "3")], "none": None})
+    assert decode_call(encode_call(call)) == call
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("a bug"), "defect"),
+        (OSError(5, "Input/output error"), "transient"),
+        (OSError(28, "No space left on device"), "defect"),
+        (FileNotFoundError(2, "No such file"), "defect"),
+        (ConnectionResetError("peer"), "transient"),
+        (TimeoutError("slow"), "transient"),
+        (MemoryError(), "memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "memory"),
+        (RuntimeError("CUDA error: device lost"), "transient"),
+        (ArithmeticError("loss nan"), "defect"),
+    ],
+)
+def test_errors_are_told_apart_by_who_has_to_act(error, kind):
+    assert classify(error) == kind
+
+
+def test_less_memory_is_another_call_of_the_same_recipe(tmp_path):
+    call = a_call(tmp_path)
+    smaller = call.with_smaller_micro_batch(4)
+    assert smaller.execution["micro_batch_tokens"] == call.execution["micro_batch_tokens"] // 4
+    assert smaller.recipe().fingerprint == call.recipe().fingerprint

@@ -1,0 +1,527 @@
+"""Each stage alone, on models of a few thousand parameters: what it writes, and the laws that hold between stages."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small_world import Workbench, a_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ppo_core import PPOConfig, SamplingConfig
+from tasks.compute_advantages import AdvantagesConfig
+from tasks.errors import DataError, ModelError, RewardError
+from tasks.evaluate_policy import EvaluatePolicyConfig
+from tasks.generate_rollouts import GenerateRolloutsConfig
+from tasks.models import load_scalar_model
+from tasks.prepare_data import DataConfig, PrepareDataConfig
+from tasks.rewards import RewardConfig
+from tasks.score_rollouts import ScoreRolloutsConfig
+from tasks.sources import Source
+from tasks.store import Place, read_dataset
+from tasks.train_reward_model import TrainRewardModelConfig, pack_groups
+from tasks.training import pad_rows
+from tasks.update_policy import OptimizersConfig, UpdatePolicyConfig
+from tasks.warm_up import WarmUpConfig
+
+SAMPLING = SamplingConfig(max_new_tokens=10)
+
+
+def write_rows(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def a_prompt(i):
+    return {"prompt": f"where is the {('red', 'blue')[i % 2]} lamp {i}?", "answer": i}
+
+
+def a_preference(i):
+    good, bad = f" on the table. thank you {i}", f" go away now {i}"
+    if i % 4:
+        return {"prompt": f"question {i}:", "chosen": good, "rejected": bad}
+    responses = [bad, good, good + "!", bad + "!"]
+    return {"prompt": f"question {i}:", "responses": responses, "ranks": [3, 1, 1, 3]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model, its data prepared, and a bench to run stages on; shared, since a stage changes none of its inputs."""
+    root = tmp_path_factory.mktemp("world")
+    base = a_model(root / "model")
+    config = prepare_config(root)
+    bench = Workbench(root / "run")
+    return bench, base, bench.run("prepare_data", config, place=Place(1), base=base), config
+
+
+def prepare_config(root, *, num_prompts=20, **changes):
+    settings = {
+        "prompts": (Source(path=write_rows(root / "prompts.jsonl", [a_prompt(i) for i in range(num_prompts)])),),
+        "preferences": (Source(path=write_rows(root / "pairs.jsonl", [a_preference(i) for i in range(40)])),),
+        "texts": (Source(path=write_rows(root / "texts.jsonl", [{"text": f"the lamp is red {i}"} for i in range(20)])),),
+        "num_held_out_prompts": 4,
+    }
+    return PrepareDataConfig(data=DataConfig(**{**settings, **changes}), response_tokens=10)
+
+
+def rows(ref, name="rollouts"):
+    return read_dataset(ref.directory / name).to_pylist()
+
+
+def generate(bench, base, data, **changes):
+    config = GenerateRolloutsConfig(**{"prompts_per_iteration": 6, "sampling": SAMPLING, **changes})
+    place = Place(1, 1, 0) if config.shards == 1 else None
+    places = [place] if place else [Place(1, 1, shard) for shard in range(config.shards)]
+    return [bench.run("generate_rollouts", config, place=place, policy=base, data=data) for place in places]
+
+
+def score(bench, base, rollouts, rewards, *, critic=None, reward_model=None, external=()):
+    return bench.run(
+        "score_rollouts",
+        ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature),
+        place=Place(1, 1, 0),
+        rollouts=rollouts,
+        policy=base,
+        reference=base,
+        critic=critic or base,
+        reward_model=reward_model,
+        external=list(external),
+    )
+
+
+def length_reward(prompts, responses, rows):
+    return [float(len(response)) for response in responses]
+
+
+def answer_reward(prompts, responses, rows):
+    return [float(row["answer"]) for row in rows]
+
+
+LENGTH = {"length": RewardConfig(function="test_stages:length_reward")}
+
+
+# prepare_data
+
+
+def test_prompts_and_preferences_are_split_and_nothing_is_lost(world):
+    _, _, data, _ = world
+    train, held_out = rows(data, "prompts"), rows(data, "held_out_prompts")
+    assert len(held_out) == 4
+    texts = [row["prompt"] for row in train + held_out]
+    assert sorted(texts) == sorted(a_prompt(i)["prompt"] for i in range(20))
+    pairs, held_out_pairs = rows(data, "preferences"), rows(data, "held_out_preferences")
+    assert (len(pairs), len(held_out_pairs)) == (36, 4)
+    assert not {row["prompt"] for row in pairs} & {row["prompt"] for row in held_out_pairs}
+    ranking = next(row for row in pairs if len(row["responses"]) == 4)
+    assert ranking["ranks"] == [3, 1, 1, 3]
+    assert json.loads(train[0]["extra"]).keys() == {"answer"}
+
+
+def test_prompts_keep_their_ids_and_their_side_when_more_arrive(world, tmp_path):
+    bench, base, data, _ = world
+    more = bench.run("prepare_data", prepare_config(tmp_path, num_prompts=24), place=Place(2), base=base)
+    before = {row["prompt"]: row["prompt_id"] for row in rows(data, "prompts") + rows(data, "held_out_prompts")}
+    after = {row["prompt"]: row["prompt_id"] for row in rows(more, "prompts") + rows(more, "held_out_prompts")}
+    assert before.items() <= after.items()
+    hashes_lowest = {row["prompt"] for row in rows(more, "held_out_prompts")}
+    assert {row["prompt"] for row in rows(data, "prompts")} & hashes_lowest == set()
+
+
+def test_preferences_that_share_one_prompt_are_held_out_by_content(world, tmp_path):
+    bench, base, _, _ = world
+    pairs = [{"prompt": "say:", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
+    config = prepare_config(tmp_path, preferences=(Source(path=write_rows(tmp_path / "same.jsonl", pairs)),))
+    data = bench.run("prepare_data", config, place=Place(1), base=base)
+    assert len(rows(data, "held_out_preferences")) == 2
+    assert len(rows(data, "preferences")) == 18
+
+
+def test_a_prompt_that_does_not_fit_is_refused_or_dropped(world, tmp_path):
+    bench, base, _, _ = world
+    prompts = [a_prompt(i) for i in range(8)] + [{"prompt": "lamp " * 80}]
+    source = (Source(path=write_rows(tmp_path / "long.jsonl", prompts)),)
+    with pytest.raises(DataError, match=r"long\.jsonl, row 9: a prompt of \d+ tokens .*context is 64; .*too_long: drop"):
+        bench.run("prepare_data", prepare_config(tmp_path, prompts=source), place=Place(1), base=base)
+    dropped = prepare_config(tmp_path, prompts=source, too_long="drop")
+    data = bench.run("prepare_data", dropped, place=Place(1), base=base)
+    assert bench.metrics(data)["data/dropped"] == 1.0
+
+
+def test_a_model_from_scratch_is_the_same_for_the_same_seed(tmp_path):
+    one, other = a_model(tmp_path / "one", seed=1), a_model(tmp_path / "other", seed=1)
+    assert one.digest == other.digest
+    assert a_model(tmp_path / "third", seed=2).digest != one.digest
+
+
+# warm_up and train_reward_model
+
+
+def test_warm_up_lowers_the_loss_and_keeps_the_tokenizer(world):
+    bench, base, data, _ = world
+    warm = bench.run("warm_up", WarmUpConfig(epochs=6, learning_rate=1e-2, batch_tokens=128), base=base, data=data)
+    metrics = bench.metrics(warm)
+    assert metrics["warm_up/loss"] < 0.7 * metrics["warm_up/first_loss"]
+    assert (warm.directory / "policy/tokenizer.json").read_bytes() == (base.directory / "tokenizer.json").read_bytes()
+    AutoModelForCausalLM.from_pretrained(warm.directory / "policy", use_safetensors=True)
+
+
+def train_reward_model(bench, base, data, **changes):
+    settings = {"epochs": 8, "learning_rate": 3e-3, "batch_size": 8, "calibration_samples": 32, "sampling": SAMPLING}
+    config = TrainRewardModelConfig(**{**settings, **changes})
+    return bench.run("train_reward_model", config, place=Place(1), base=base, reference=base, data=data)
+
+
+def test_a_reward_model_learns_and_its_calibration_is_part_of_it(world):
+    bench, base, data, _ = world
+    ref = train_reward_model(bench, base, data)
+    metrics = bench.metrics(ref)
+    assert metrics["reward_model/accuracy"] == 1.0
+    assert metrics["reward_model/mean_margin"] > 0
+    directory = ref.directory / "reward_model"
+    raw = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    assert (raw.config.num_labels, raw.config.score_std) == (1, pytest.approx(metrics["reward_model/score_std"]))
+    ids = AutoTokenizer.from_pretrained(directory)("where is the lamp?")["input_ids"]
+    ours = load_scalar_model(directory, seed=0)(*pad_rows([ids]))[0, -1].item()
+    theirs = raw(torch.tensor([ids])).logits.item()
+    assert ours == pytest.approx((theirs - raw.config.score_mean) / raw.config.score_std, abs=1e-5)
+
+
+def test_calibrated_scores_of_the_reference_have_mean_0_and_standard_deviation_1(world):
+    bench, base, data, _ = world
+    # As many samples as the rollouts of this test have, so that the law holds exactly for its own sample.
+    ref = train_reward_model(bench, base, data, calibration_samples=512)
+    (rollouts,) = generate(bench, base, data, prompts_per_iteration=16, samples_per_prompt=32)
+    scored = score(bench, base, rollouts, {"trained": RewardConfig(model="trained")}, reward_model=ref)
+    metrics = bench.metrics(scored)
+    assert abs(metrics["score/mean"]) < 0.2
+    assert metrics["score/std"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_groups_are_packed_whole_and_within_the_budget():
+    groups = [[[0] * n for n in lengths] for lengths in ([3, 5], [9, 2, 2], [4, 4], [1, 1], [30, 1])]
+    packed = pack_groups(groups, 24)
+    assert sorted(i for part in packed for i in part) == [0, 1, 2, 3, 4]
+    for part in packed:
+        chosen = [row for i in part for row in groups[i]]
+        assert len(part) == 1 or len(chosen) * max(map(len, chosen)) <= 24
+
+
+# generate_rollouts
+
+
+def test_rollouts_do_not_depend_on_shards_or_micro_batches(world, tmp_path):
+    bench, base, data, _ = world
+    (whole,) = generate(bench, base, data)
+    shards = generate(bench, base, data, shards=3)
+    small = Workbench(tmp_path / "small", micro_batch_tokens=1)
+    (one_by_one,) = generate(small, base, data)
+
+    def content(refs):
+        keys = ("prompt_id", "sample_index", "response_token_ids", "finish_reason")
+        return [[row[key] for key in keys] for ref in refs for row in rows(ref)]
+
+    assert content([whole]) == content(shards) == content([one_by_one])
+
+
+def test_stored_logprobs_are_those_of_the_policy_at_the_sampling_temperature(world):
+    bench, base, data, _ = world
+    (ref,) = generate(bench, base, data, sampling=SamplingConfig(max_new_tokens=6, temperature=0.7, top_k=5))
+    model = AutoModelForCausalLM.from_pretrained(base.path).eval()
+    for row in rows(ref):
+        ids = row["prompt_token_ids"] + row["response_token_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, len(row["prompt_token_ids"]) - 1 : -1]
+        # Of the full tempered distribution, though only five tokens could be drawn.
+        expected = (logits / 0.7).log_softmax(-1).gather(1, torch.tensor(row["response_token_ids"])[:, None])[:, 0]
+        assert row["logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_responses_end_at_eos_or_at_the_limit_and_say_which(world):
+    bench, base, data, _ = world
+    (ref,) = generate(bench, base, data, prompts_per_iteration=16, samples_per_prompt=8)
+    reasons = set()
+    for row in rows(ref):
+        ids, eos = row["response_token_ids"], 2
+        assert eos not in ids[:-1]
+        assert row["finish_reason"] == ("stop" if ids[-1] == eos else "length")
+        assert len(ids) == 10 or ids[-1] == eos
+        reasons.add(row["finish_reason"])
+    assert reasons == {"stop", "length"}
+
+
+def test_a_stop_string_ends_a_response(world):
+    bench, base, data, _ = world
+    (free,) = generate(bench, base, data)
+    letter = rows(free)[0]["response"][3]
+    (stopped,) = generate(bench, base, data, stop_strings=(letter,))
+    for row, before in zip(rows(stopped), rows(free), strict=True):
+        cut = row["response_token_ids"]
+        assert cut == before["response_token_ids"][: len(cut)]
+        if letter in before["response"]:
+            assert row["finish_reason"] == "stop"
+            assert letter in row["response"]
+            assert len(cut) <= len(before["response_token_ids"])
+
+
+def test_each_iteration_goes_on_through_the_prompts_and_uses_all_before_any_twice(world):
+    bench, base, data, _ = world
+    config = GenerateRolloutsConfig(prompts_per_iteration=4, sampling=SAMPLING)
+    seen = []
+    for iteration in range(1, 5):
+        ref = bench.run("generate_rollouts", config, place=Place(1, iteration, 0), policy=base, data=data)
+        seen += [row["prompt_id"] for row in rows(ref)]
+    assert sorted(seen) == sorted(row["prompt_id"] for row in rows(data, "prompts"))
+
+
+def test_a_response_that_does_not_fit_the_context_is_refused(world):
+    bench, base, data, _ = world
+    with pytest.raises(ModelError, match=r"more than the model's context of 64; lower rollouts\.sampling\.max_new_tokens"):
+        generate(bench, base, data, sampling=SamplingConfig(max_new_tokens=60))
+
+
+# score_rollouts
+
+
+def test_the_score_is_the_weighted_sum_of_named_components(world):
+    bench, base, data, _ = world
+    (rollouts,) = generate(bench, base, data)
+    rewards = {
+        "length": RewardConfig(function="test_stages:length_reward", weight=0.5),
+        "answer": RewardConfig(function="test_stages:answer_reward", weight=-2.0),
+    }
+    for row in rows(score(bench, base, rollouts, rewards)):
+        assert row["score_length"] == len(row["response"])
+        assert row["score_answer"] == json.loads(row["extra"])["answer"]
+        assert row["score"] == pytest.approx(0.5 * row["score_length"] - 2.0 * row["score_answer"])
+
+
+def test_the_reference_of_the_policy_itself_gives_its_own_logprobs(world):
+    bench, base, data, _ = world
+    (rollouts,) = generate(bench, base, data)
+    for row in rows(score(bench, base, rollouts, LENGTH)):
+        assert row["ref_logprobs"] == row["logprobs"]
+        assert len(row["values"]) == len(row["response_token_ids"])
+
+
+def test_values_are_the_critic_at_the_positions_that_predict_the_tokens(world):
+    bench, base, data, _ = world
+    reward_model = train_reward_model(bench, base, data)
+    (rollouts,) = generate(bench, base, data)
+    scored = score(bench, base, rollouts, LENGTH, critic=reward_model)
+    critic = load_scalar_model(reward_model.directory / "reward_model", seed=0)
+    for row in rows(scored):
+        ids = row["prompt_token_ids"] + row["response_token_ids"]
+        with torch.no_grad():
+            everywhere = critic(*pad_rows([ids]))[0]
+        start = len(row["prompt_token_ids"]) - 1
+        assert row["values"] == pytest.approx(everywhere[start:-1].tolist(), abs=1e-5)
+
+
+def test_a_reward_model_with_another_tokenizer_reads_the_text(world, tmp_path):
+    bench, base, data, _ = world
+    reward_model = train_reward_model(bench, base, data)
+    (rollouts,) = generate(bench, base, data)
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in (reward_model.directory / "reward_model").iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    # Another tokenizer as far as its file says, though with the same ids: the way through the text must agree.
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    from small_world import external
+
+    rewards = {"own": RewardConfig(model="trained"), "other": RewardConfig(model="somewhere")}
+    scored = score(bench, base, rollouts, rewards, reward_model=reward_model, external=[external(other)])
+    agreeing = [row for row in rows(scored) if "\ufffd" not in row["response"] and row["finish_reason"] == "stop"]
+    for row in agreeing:
+        assert row["score_other"] == pytest.approx(row["score_own"], abs=1e-3) or retokenised(row, base)
+
+
+def retokenised(row, base):
+    """Whether sampled tokens are not those that the tokenizer makes of their text: then scores may differ."""
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    return tokenizer(row["response"], add_special_tokens=False)["input_ids"] != row["response_token_ids"][:-1]
+
+
+def raising(prompts, responses, rows):
+    raise KeyError("answer")
+
+
+def too_few(prompts, responses, rows):
+    return [0.0]
+
+
+def not_a_number(prompts, responses, rows):
+    return [math.nan for _ in responses]
+
+
+def no_numbers(prompts, responses, rows):
+    return "good"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("raising", r"rewards\.bad: test_stages:raising raised KeyError: 'answer'; mend it"),
+        ("too_few", r"returned 1 scores for 6 responses; return one per response"),
+        ("not_a_number", r"returned nan for rollout r1\.i1\.s0\..*; return a finite score"),
+        ("no_numbers", r"returned 'good', not a list of numbers"),
+    ],
+)
+def test_a_reward_function_that_misbehaves_is_named_and_nothing_is_stored(world, function, message):
+    bench, base, data, _ = world
+    (rollouts,) = generate(bench, base, data)
+    before = len(list(bench.store.manifests()))
+    with pytest.raises(RewardError, match=message):
+        score(bench, base, rollouts, {"bad": RewardConfig(function=f"test_stages:{function}")})
+    assert len(list(bench.store.manifests())) == before
+
+
+def test_a_model_without_a_trained_head_is_no_reward_model(world):
+    bench, base, data, _ = world
+    (rollouts,) = generate(bench, base, data)
+    with pytest.raises(ModelError, match="is a LlamaForCausalLM, not a sequence classifier"):
+        score(bench, base, rollouts, {"other": RewardConfig(model="somewhere")}, external=[base])
+
+
+# compute_advantages
+
+
+def test_advantages_equal_their_definition_row_by_row(world):
+    bench, base, data, _ = world
+    scored = [score(bench, base, shard, LENGTH) for shard in generate(bench, base, data, shards=2)]
+    beta, gamma, lam = 0.3, 0.9, 0.8
+    config = AdvantagesConfig(kl_coef=beta, gamma=gamma, lam=lam, whiten=False)
+    ref = bench.run("compute_advantages", config, scored=scored)
+    assert [row["rollout_id"] for row in rows(ref)] == [row["rollout_id"] for s in scored for row in rows(s)]
+    for row in rows(ref):
+        kl = [p - q for p, q in zip(row["logprobs"], row["ref_logprobs"], strict=True)]
+        rewards = [-beta * x for x in kl]
+        rewards[-1] += row["score"]
+        values = [*row["values"], 0.0]
+        delta = [r + gamma * values[t + 1] - values[t] for t, r in enumerate(rewards)]
+        expected = [sum((gamma * lam) ** k * d for k, d in enumerate(delta[t:])) for t in range(len(delta))]
+        assert row["kl"] == pytest.approx(kl, abs=1e-5)
+        assert row["rewards"] == pytest.approx(rewards, abs=1e-4)
+        assert row["advantages"] == pytest.approx(expected, abs=1e-3)
+        assert row["returns"] == pytest.approx([a + v for a, v in zip(expected, values, strict=False)], abs=1e-3)
+
+
+def test_whitened_advantages_have_mean_0_and_standard_deviation_1_over_all_shards(world):
+    bench, base, data, _ = world
+    scored = [score(bench, base, shard, LENGTH) for shard in generate(bench, base, data, shards=2)]
+    ref = bench.run("compute_advantages", AdvantagesConfig(), scored=scored)
+    values = torch.tensor([a for row in rows(ref) for a in row["advantages"]])
+    assert values.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert values.std().item() == pytest.approx(1.0, abs=1e-4)
+
+
+# update_policy
+
+
+def an_update(bench, base, data, *, policy=None, critic=None, iteration=1, **changes):
+    (rollouts,) = generate(bench, policy or base, data)
+    scored = score(bench, policy or base, rollouts, LENGTH, critic=critic or base)
+    experience = bench.run("compute_advantages", AdvantagesConfig(), place=Place(1, iteration), scored=[scored])
+    settings = {
+        "ppo": PPOConfig(epochs=2, num_minibatches=2),
+        "temperature": SAMPLING.temperature,
+        "learning_rate": 1e-2,
+        "critic_learning_rate": 1e-2,
+        "weight_decay": 0.0,
+    }
+    config = UpdatePolicyConfig(**{**settings, **changes})
+    return bench.run(
+        "update_policy",
+        config,
+        place=Place(1, iteration),
+        experience=experience,
+        policy=policy or base,
+        critic=critic or base,
+    )
+
+
+def test_the_first_ratio_of_an_update_is_one(world):
+    bench, base, data, _ = world
+    metrics = bench.metrics(an_update(bench, base, data))
+    assert metrics["update/first_minibatch_ratio_deviation"] < 1e-5
+    assert metrics["update/num_optimizer_steps"] == 4
+
+
+def test_a_checkpoint_holds_policy_critic_and_both_optimizers(world):
+    bench, base, data, _ = world
+    checkpoint = an_update(bench, base, data)
+    names = {str(path.relative_to(checkpoint.directory)) for path in checkpoint.directory.rglob("*.safetensors")}
+    assert names == {
+        "policy/model.safetensors",
+        "critic/model.safetensors",
+        "policy_optimizer.safetensors",
+        "critic_optimizer.safetensors",
+    }
+    trained = AutoModelForCausalLM.from_pretrained(checkpoint.directory / "policy")
+    start = AutoModelForCausalLM.from_pretrained(base.path)
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters(), strict=True))
+
+
+def test_models_in_memory_and_models_from_disk_give_the_same_bytes(world, tmp_path):
+    _, base, _, config = world
+    digests = []
+    for forgets in (False, True):
+        bench = Workbench(tmp_path / str(forgets))
+        data = bench.run("prepare_data", config, place=Place(1), base=base)
+        first = an_update(bench, base, data)
+        if forgets:
+            bench.models.clear()
+        digests.append((first.digest, an_update(bench, base, data, policy=first, critic=first, iteration=2).digest))
+    assert digests[0] == digests[1]
+
+
+def test_the_second_update_goes_on_with_the_moments_of_the_first(world):
+    bench, base, data, _ = world
+    from safetensors.torch import load_file
+
+    first = an_update(bench, base, data)
+    second = an_update(bench, base, data, policy=first, critic=first, iteration=2)
+    steps = [load_file(ref.directory / "policy_optimizer.safetensors")["0.step"].item() for ref in (first, second)]
+    assert steps == [4.0, 8.0]
+
+
+def test_every_model_family_goes_through_a_whole_iteration(tmp_path):
+    base = a_model(tmp_path / "gpt2", family="gpt2")
+    bench = Workbench(tmp_path / "run")
+    data = bench.run("prepare_data", prepare_config(tmp_path), place=Place(1), base=base)
+    assert bench.metrics(an_update(bench, base, data))["update/first_minibatch_ratio_deviation"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [("constant", [0.5, 1.0, 1.0, 1.0]), ("linear", [0.5, 1.0, 0.55, 0.1]), ("cosine", [0.5, 1.0, 0.55, 0.1])],
+)
+def test_learning_rates_rise_and_fall_within_a_round(decay, expected):
+    optimizers = OptimizersConfig(warmup_iterations=1, decay=decay)
+    assert [optimizers.factor(i, 4) for i in (1, 2, 3, 4)] == pytest.approx(expected)
+
+
+# evaluate_policy
+
+
+def test_a_policy_that_is_the_reference_gains_nothing(world):
+    bench, base, data, _ = world
+    config = EvaluatePolicyConfig(
+        samples_per_prompt=2,
+        rewards=LENGTH,
+        held_out_rewards={"answer": RewardConfig(function="test_stages:answer_reward")},
+        sampling=SAMPLING,
+    )
+    ref = bench.run(
+        "evaluate_policy", config, place=Place(1), policy=base, reference=base, reward_model=None, external=[], data=data
+    )
+    metrics = bench.metrics(ref)
+    assert metrics["evaluation/kl"] == 0.0
+    assert metrics["evaluation/length_gain"] == 0.0
+    assert metrics["evaluation/answer"] == metrics["evaluation/reference_answer"]
+    table = rows(ref, "evaluation")
+    assert [row["sampled_by"] for row in table] == ["policy"] * 8 + ["reference"] * 8
+    # What is only measured is no part of the score.
+    assert all(row["score"] == row["score_length"] for row in table)
