@@ -1,28 +1,21 @@
-"""From a plan to its execution on this machine: the Prefect server, the display, and what Ctrl-C does."""
+"""From a plan to its execution on this machine: what is checked before, the Prefect server, the display."""
 
 import logging
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from flows import servers
 from flows.config import RunConfig
 from flows.display import display_for
 from flows.plan import Plan, make_plan
 from flows.workspace import RUN_FILE, Run, create_or_open
-from tasks.engine import Engine
 from tasks.errors import UserError
 from tasks.imports import import_function
 from tasks.retry import StageError
 from tasks.rewards import RewardConfig
 from tasks.store import Ref
-
-CANCELLED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +68,7 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     from flows.rlhf import run_rounds
 
     with only_our_words(), display_for(len(plan.stages)) as display:
-        engine = Engine(run.root / "engine.log")
-        with ctrl_c_cancels(engine):
-            unreported = run_rounds(run, config, display, engine=engine)
+        unreported = run_rounds(run, config, display)
     reports = [display.reports[number] for number in sorted(display.reports)]
     return Outcome(run=run, reports=reports, unreported=unreported)
 
@@ -94,28 +85,3 @@ def only_our_words() -> Iterator[None]:
     finally:
         for logger, propagate in zip(loggers, before, strict=True):
             logger.propagate = propagate
-
-
-@contextmanager
-def ctrl_c_cancels(engine: Engine) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM kills the engine, whereupon the flow ends by itself; the second ends this process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
-
-    def cancel(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        del number, frame
-        if asked:
-            # Nothing is lost: a stage commits by one rename, or it did not happen.
-            os._exit(CANCELLED)
-        asked = True
-        engine.cancel()
-
-    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

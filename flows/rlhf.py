@@ -15,8 +15,10 @@ from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
 from flows.config import RunConfig
+from flows.interrupts import interrupts_cancel
 from flows.observer import Observer
 from flows.plan import external_models, stage_call, with_code_digests
+from flows.publish import publish_round
 from flows.round import rlhf_round
 from flows.state import Output, RoundState, TrainState
 from flows.workspace import Run
@@ -31,11 +33,11 @@ CANCEL_POLL_S = 5.0
 class Session:
     """One execution of a run: its engine, its observer, and the Prefect tasks that send stages to the engine."""
 
-    def __init__(self, run: Run, config: RunConfig, observer: Observer, engine: Engine) -> None:
+    def __init__(self, run: Run, config: RunConfig, observer: Observer) -> None:
         self.run = run
         self.config = config
         self.observer = observer
-        self.engine = engine
+        self.engine = Engine(run.root / "engine.log")
         self.unreported: list[str] = []
         self._generations = run.generations
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -52,6 +54,16 @@ class Session:
         future = self._task(stage).with_options(task_run_name=call.label).submit(quote(call), inputs)
         self._futures.append(future)
         return future
+
+    def publish(self, number: int, report: Ref) -> "PrefectFuture[list[str]]":
+        """Tell MLflow and Prefect of a round, beside the next one: a slow tracking server must not hold up training."""
+        task = Task(
+            fn=lambda: publish_round(self.run, self.config, report),
+            name="publish_round",
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+        return task.with_options(task_run_name=f"publish_round-r{number}").submit()
 
     def finish_round(self) -> None:
         """Wait for all that was submitted; raise the first real failure."""
@@ -132,18 +144,16 @@ def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:
     return isinstance(error, BaseException) and worth_retrying(error)
 
 
-def run_rounds(run: Run, config: RunConfig, observer: Observer, *, engine: Engine | None = None) -> list[str]:
-    """Execute all rounds of a run as a Prefect flow. Returns what could not be reported; raises ``StageError``.
-
-    ``engine`` is given by whoever wants to cancel it; it is closed at the end.
-    """
+def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
+    """Execute all rounds of a run as a Prefect flow. Returns what could not be reported; raises ``StageError``."""
     config = with_code_digests(config)
     externals = external_models(config, run.home)
-    session = Session(run, config, observer, engine or Engine(run.root / "engine.log"))
+    session = Session(run, config, observer)
 
     def one_round(number: int, before: RoundState | None) -> RoundState:
-        state = rlhf_round(session, config, number, before, externals)
-        session.finish_round()
+        with interrupts_cancel(session.engine):
+            state = rlhf_round(session, config, number, before, externals)
+            session.finish_round()
         return settled(state)
 
     @flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)
@@ -156,6 +166,9 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer, *, engine: Engin
                 lambda n=number, s=state: one_round(n, s)
             )
             state = in_round()
+            published = session.publish(number, state.report)
+        # The last one has caught up on what earlier ones could not say.
+        session.unreported = published.result()
 
     # Prefect joins a sleeping thread for a second at the end of each flow; the run's own lock tells a dead run.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

@@ -285,7 +285,7 @@ class Tracking:
                 Dataset(
                     name=known.name,
                     digest=known.digest,
-                    source_type="local",
+                    source_type="local" if known.source.startswith("file:") else "external",
                     source=canonical_json({"uri": known.source}),
                     profile=None if known.rows is None else canonical_json({"num_rows": known.rows}),
                 ),

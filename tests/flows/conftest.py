@@ -65,7 +65,7 @@ def tiny(home):
 
 def kill_group(process):
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
 
 
 def wait_for(condition, *, seconds=120):
