@@ -120,7 +120,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
 ]
-RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name or directory; default: the latest.")]
+RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's name or directory; default: the latest.")]
 
 
 def show_version(wanted: bool) -> None:
@@ -149,7 +149,7 @@ def options(
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The file to write.")] = Path("rounds.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("rounds.yaml"),
 ) -> None:
     """Write a commented configuration to start from."""
     from flows.config import PRESETS
@@ -183,7 +183,7 @@ def run(
     settings.quieten(hub=loaded.needs_hub())
     from flows.launch import prepared, start
 
-    chosen = name or Path(config).stem
+    chosen = Path(config).stem if name is None else name
     plan = prepared(ctx.obj, chosen, loaded)
     finish(start(ctx.obj, chosen, loaded, plan), loaded, as_json=as_json)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from flows.results import Found, find_outputs
 from flows.workspace import Run
 from tasks.errors import ConfigError, RunError
+from tasks.schemas import Table, components_of, concatenate
 from tasks.store import Manifest, Ref, read_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 # From the most complete data set of an iteration to the least.
 DATASETS = ("compute_advantages", "score_rollouts", "generate_rollouts")
@@ -37,13 +37,13 @@ class Rollouts:
     round: int
     iteration: int
     stage: str
-    table: "pa.Table"
+    table: Table
     is_current: bool
     """False where no output of the run's present configuration is there yet, and that of an earlier one is shown."""
 
     @property
     def components(self) -> list[str]:
-        return [name for name in self.table.column_names if name.startswith("score_")]
+        return components_of(self.table)
 
     def frame(self) -> "pd.DataFrame":
         """One row per rollout without the columns of lists; ``length`` and ``kl_sum`` are of the response."""
@@ -93,14 +93,9 @@ def nothing_there(run: Run, everything: list[Found], round: int | None, iteratio
     )
 
 
-def joined(refs: list[Ref]) -> "pa.Table":
+def joined(refs: list[Ref]) -> Table:
     """The rows of all shards."""
-    tables = [read_dataset(ref.directory / "rollouts") for ref in refs]
-    if len(tables) == 1:
-        return tables[0]
-    import pyarrow as pa
-
-    return pa.concat_tables(tables)
+    return concatenate([read_dataset(ref.directory / "rollouts") for ref in refs])
 
 
 def selected(frame: "pd.DataFrame", *, where: str | None, sort: str | None, top: int | None) -> "pd.DataFrame":
@@ -132,6 +127,8 @@ def filtered(frame: "pd.DataFrame", where: str) -> "pd.DataFrame":
 
 def full_rows(rollouts: Rollouts, frame: "pd.DataFrame") -> list[dict[str, Any]]:
     """All columns of the chosen rows, as plain values, with the columns that ``frame`` derived."""
+    if frame.empty:
+        return []
     rows: list[dict[str, Any]] = rollouts.table.take(list(frame.index)).to_pylist()
     derived = [name for name in frame.columns if name not in rollouts.table.column_names]
     for row, values in zip(rows, frame[derived].to_dict("records"), strict=True):

@@ -179,8 +179,10 @@ def steps_total(steps: Sequence[Step]) -> str:
 
 def rollouts_table(rollouts: Rollouts, frame: "pd.DataFrame") -> "Table":
     """Prompt and response shortened, scores, KL and length."""
+    # A single component is the score, but for its weight.
     components = rollouts.components if len(rollouts.components) > 1 else []
-    numbers = [name for name in ("score", *components, "kl_sum", "length") if name in frame.columns]
+    columns = ("score", *(f"score_{name}" for name in components), "kl_sum", "length")
+    numbers = [name for name in columns if name in frame.columns]
     titles = {"kl_sum": "KL"}
     shown = [titles.get(name, name.removeprefix("score_")) for name in numbers]
     table = plain_table("rollout", "prompt", "response", "finish", *shown, right=shown)

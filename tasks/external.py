@@ -7,7 +7,7 @@ from tasks.errors import ModelError
 from tasks.store import Ref, digest_file, digest_files, read_json, write_json
 
 # What a model is read from. Other weight formats are never loaded, so they neither count nor are fetched.
-MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py")
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "vocab.*", "*.tiktoken")
 
 
 def model_ref(name: str, *, field: str, home: Path, revision: str | None = None) -> Ref:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -68,24 +69,41 @@ def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 def load_policy(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model with float32 weights, in evaluation mode: dropout would make the first ratio differ from 1."""
-    return load_pretrained(AutoModelForCausalLM, directory, trust_remote_code=trust_remote_code)
+    model, absent = load_pretrained(AutoModelForCausalLM, directory, trust_remote_code=trust_remote_code)
+    require_weights(directory, model, absent)
+    return model
 
 
-def load_pretrained(auto_class: Any, directory: Path, *, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+def load_pretrained(
+    auto_class: Any, directory: Path, *, trust_remote_code: bool, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of its weights that the files lack or hold in another shape: those are random."""
     try:
-        model = auto_class.from_pretrained(
+        model, loading = auto_class.from_pretrained(
             str(directory),
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{directory} cannot be loaded as {auto_class.__name__} with safetensors weights: {first_line(error)}"
         ) from error
-    return model.eval()
+    absent = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    return model.eval(), sorted(absent)
+
+
+def require_weights(directory: Path, model: PreTrainedModel, absent: list[str]) -> None:
+    """Refuse a model that is random in part: the library would only print a warning."""
+    if absent:
+        raise ModelError(
+            f"{directory} lacks {len(absent)} of the weights of its {type(model).__name__}, among them {absent[0]}, or has "
+            "them in another shape; name a directory whose weights fit its config.json and that was saved as such a model"
+        )
 
 
 def first_line(error: BaseException) -> str:
@@ -134,7 +152,7 @@ def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = F
     with torch.random.fork_rng(devices=[]):
         # The library draws the new head from the global generator.
         torch.manual_seed(seed)
-        model = load_pretrained(
+        model, absent = load_pretrained(
             AutoModelForSequenceClassification, directory, trust_remote_code=trust_remote_code, num_labels=1
         )
     if not isinstance(getattr(model, HEAD, None), nn.Linear):
@@ -142,6 +160,7 @@ def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = F
             f"{directory} is a {type(model).__name__}, which has no linear '{HEAD}' head over each position; "
             "take a decoder model (Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX, ...)"
         )
+    require_weights(directory, model, [name for name in absent if has_head or not name.startswith(f"{HEAD}.")])
     if not has_head:
         hidden_size = getattr(model, HEAD).weight.shape[1]
         generator = torch.Generator().manual_seed(derive_seed(seed, "head"))

@@ -17,7 +17,7 @@ OPENINGS = ("where is the", "can you find the", "have you seen the", "i am looki
 KIND = ("thank you for asking.", "i am glad to help.", "have a lovely day.", "please take your time.")
 CURT = ("that is all.", "look for yourself.", "it was there before.", "ask again later.")
 RUDE = ("go away now.", "stop bothering me.", "what a silly question.", "nobody wants you here.")
-MAX_SENTENCES = 5
+MAX_SENTENCES = 4
 LONG_ENOUGH = 3
 
 # The difference of quality at which the labeller prefers the better answer three times out of four is ln 3 / SHARPNESS.

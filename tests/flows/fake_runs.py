@@ -1,0 +1,177 @@
+"""A finished run without a model: the flows commit hand-made outputs in the places where stages would."""
+
+import json
+
+import pyarrow as pa
+import yaml
+
+from flows.config import checked
+from flows.plan import external_models, stage_call, with_code_digests
+from flows.round import rlhf_round
+from flows.workspace import create_or_open
+from tasks.schemas import ROLLOUTS, advantages, scored
+from tasks.store import Ref, write_dataset
+
+VOCABULARY = {"<s>": 0, "</s>": 1, "good": 2, "Ġdog": 3, "bad": 4}
+# What a model may write: markup of the tables' library, and the sequence that clears a terminal.
+HOSTILE = "[red]good[/red]\x1b[2J\n dog"
+NUM_ROWS = 2
+
+
+def document(directory, **changes):
+    """A configuration whose data files lie in ``directory``."""
+    (directory / "prompts.jsonl").write_text('{"prompt": "say"}\n')
+    (directory / "texts.jsonl").write_text('{"text": "good dog"}\n')
+    (directory / "preferences.jsonl").write_text('{"prompt": "say", "chosen": "good", "rejected": "bad"}\n')
+    return {
+        "rounds": 2,
+        "iterations": 2,
+        "model": {"from_scratch": {}},
+        "data": {name: [str(directory / f"{name}.jsonl")] for name in ("prompts", "texts", "preferences")},
+        "reward_model": {},
+        "rewards": {"preference": {"model": "trained"}},
+        "rollouts": {"shards": 2, "sampling": {"max_new_tokens": 4}},
+        "evaluation": {"held_out_rewards": {"true_quality": {"function": "flows.presets.quickstart:true_quality"}}},
+        **changes,
+    }
+
+
+def write_config(directory, **changes):
+    path = directory / "config.yaml"
+    path.write_text(yaml.safe_dump(document(directory, **changes)))
+    return path
+
+
+def finished_run(home, name, config, *, stop_before=None):
+    """Commit every stage of a run, or all before one ``(stage, round, iteration)``."""
+    run = create_or_open(home, name)
+    config = checked(config, where="test")
+    run.set_config(config)
+    config = with_code_digests(config)
+    commit = Committer(run, config, stop_before)
+    state = None
+    for number in range(1, config.rounds + 1):
+        state = rlhf_round(commit, config, number, state, external_models(config, home))
+    return run
+
+
+class Committer:
+    """Calls a stage by committing a made-up output of it."""
+
+    def __init__(self, run, config, stop_before):
+        self.run, self.config, self.stop_before = run, config, stop_before
+        self.stopped = False
+
+    def __call__(self, stage, place, settings, **inputs):
+        self.stopped |= (stage, place.round, place.iteration) == self.stop_before
+        call = stage_call(self.run, self.config, stage, place, settings, self.run.generations)
+        call = call.with_inputs(inputs)
+        if self.stopped:
+            return Ref(f"nowhere/{call.label}", call.recipe().fingerprint)
+        scratch = self.run.store.scratch(call.recipe())
+        # Another recipe makes another output, as with real stages.
+        (scratch / "recipe.json").write_text(json.dumps(call.recipe().as_dict()))
+        metrics = WRITERS[stage](scratch, place)
+        return self.run.store.commit(call.recipe(), scratch, inputs=inputs, rows=NUM_ROWS, metrics=metrics, seconds=1.5)
+
+
+def rollouts(place, columns):
+    """Two rollouts of ``good dog`` and ``bad``; the second has the higher score."""
+    label = f"r{place.round}.i{place.iteration}.s{place.shard or 0}"
+    per_token = {"logprobs": -1.0, "ref_logprobs": -1.5, "values": 0.25, "kl": 0.5, "rewards": 0.75, "advantages": 2.0}
+    ids = [[2, 3, 1], [4]]
+    values = {
+        "rollout_id": [f"{label}.aa.0", f"{label}.bb.0"],
+        "prompt_id": ["aa", "bb"],
+        "prompt": ["say", "say [bold]it"],
+        "messages": ["", ""],
+        "prompt_token_ids": [[0], [0]],
+        "extra": ["{}", "{}"],
+        "sample_index": [0, 0],
+        "policy_version": ["p", "p"],
+        "response": [HOSTILE, "bad"],
+        "response_token_ids": ids,
+        "finish_reason": ["stop", "length"],
+        "score": [-1.0, 3.0],
+        "score_preference": [-1.0, 3.0],
+        **{name: [[value] * len(row) for row in ids] for name, value in per_token.items()},
+        "returns": [[1.25] * len(row) for row in ids],
+    }
+    return pa.table({field.name: pa.array(values[field.name], field.type) for field in columns}, schema=columns)
+
+
+def write_rollouts(columns, metrics):
+    def write(directory, place):
+        write_dataset(directory / "rollouts", rollouts(place, columns))
+        return metrics
+
+    return write
+
+
+def write_model(directory, **settings):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", **settings}))
+    (directory / "model.safetensors").write_bytes(b"weights")
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "WordLevel", "vocab": VOCABULARY, "unk_token": "bad"},
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def write_data(directory, _):
+    write_model(directory / "policy")
+    return {"data/prompts": 2.0}
+
+
+def write_reward_model(directory, _):
+    write_model(directory / "reward_model", score_mean=0.5, score_std=2.0)
+    return {"reward_model/accuracy": 0.8}
+
+
+def write_checkpoint(directory, place):
+    write_model(directory / "policy")
+    write_model(directory / "critic", score_mean=0.5, score_std=2.0)
+    return {"update/entropy": 2.0 + place.iteration}
+
+
+def write_evaluation(_, place):
+    return {"evaluation/score": 1.0 * place.round, "evaluation/kl": 0.25}
+
+
+def write_report(directory, place):
+    summary = {
+        "round": place.round,
+        "evaluation/score": 1.0 * place.round,
+        "evaluation/reference_score": 0.125,
+        "evaluation/score_gain": 0.5 * place.round,
+        "evaluation/true_quality": 4.5,
+        "evaluation/reference_true_quality": 3.5,
+        "evaluation/true_quality_gain": 1.5,
+        "evaluation/kl": 0.25,
+        "evaluation/response_length": 7.0,
+        "evaluation/reference_response_length": 9.0,
+        "reward_model/accuracy": 0.8,
+        "update/entropy": 4.0,
+    }
+    (directory / "summary.json").write_text(json.dumps(summary))
+    return {}
+
+
+WRITERS = {
+    "prepare_data": write_data,
+    "train_reward_model": write_reward_model,
+    "generate_rollouts": write_rollouts(ROLLOUTS, {"rollouts/response_length": 2.0}),
+    "score_rollouts": write_rollouts(scored(["preference"]), {"score/mean": 1.0}),
+    "compute_advantages": write_rollouts(advantages(["preference"]), {"kl/mean": 0.5}),
+    "update_policy": write_checkpoint,
+    "evaluate_policy": write_evaluation,
+    "report_round": write_report,
+}

@@ -1,0 +1,138 @@
+"""Live progress, told by hand what happens."""
+
+import io
+import re
+
+import pytest
+from fake_runs import document, finished_run
+from rich.console import Console
+
+from flows.display import BarDisplay, LineDisplay, display_for
+from flows.plan import make_plan
+from tasks.stage import StageCall
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The stages of a finished run, as calls and references."""
+    home = tmp_path_factory.mktemp("home")
+    run = finished_run(home, "fake", document(home, rounds=1))
+    return [(call_of(run, p), p.ref) for p in make_plan(run, run.config).stages]
+
+
+def call_of(run, planned):
+    return StageCall(
+        stage=planned.stage, place=planned.place, settings={}, seed=0, run_root=str(run.root), execution={}
+    )
+
+
+def play(display, planned, *, num_reused=0):
+    """Reuse the first stages and execute the others."""
+    with display:
+        for call, ref in planned[:num_reused]:
+            display.stage_reused(call, ref)
+        for call, ref in planned[num_reused:]:
+            display.stage_started(call)
+            display.stage_progress(call, {"done": 1, "total": 2, "unit": "rows", "tokens": 10})
+            display.stage_finished(call, ref, 99.0)
+
+
+def test_a_pipe_gets_timestamped_lines_without_control_characters(planned):
+    stream = io.StringIO()
+    display = display_for(len(planned), stream)
+    assert isinstance(display, LineDisplay)
+    play(display, planned)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2 * len(planned)
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d  [^\x00-\x1f\x7f-\x9f]+", line) for line in lines)
+    assert "round 1 · train reward model: finished, 2 rows, 1.5 s, accuracy 0.800" in stream.getvalue()
+    assert "round 1 · iteration 2 · generate rollouts · shard 2: started (9/" in stream.getvalue()
+
+
+def test_reused_stages_are_one_line(planned):
+    stream = io.StringIO()
+    play(LineDisplay(len(planned), stream), planned, num_reused=5)
+    assert stream.getvalue().count("reused") == 1
+    assert "5 stages reused" in stream.getvalue()
+    assert stream.getvalue().index("5 stages reused") < stream.getvalue().index("started")
+
+
+def test_a_run_that_only_reuses_says_so_at_its_end(planned):
+    stream = io.StringIO()
+    display = LineDisplay(len(planned), stream)
+    play(display, planned, num_reused=len(planned))
+    assert stream.getvalue().splitlines()[-1].endswith(f"{len(planned)} stages reused")
+    assert display.num_done == len(planned)
+
+
+def test_the_reports_of_all_rounds_are_remembered(planned):
+    for num_reused in (0, len(planned)):
+        display = LineDisplay(len(planned), io.StringIO())
+        play(display, planned, num_reused=num_reused)
+        assert display.reports == {1: planned[-1][1]}
+
+
+def test_an_attempt_that_is_tried_again_is_told_without_what_acts_on_a_terminal(planned):
+    stream = io.StringIO()
+    display = LineDisplay(len(planned), stream)
+    call, ref = planned[0]
+    display.stage_started(call)
+    display.stage_failed(call, "killed \x1b[2J[red]", will_retry=True)
+    display.stage_started(call)
+    display.stage_finished(call, ref, 1.0)
+    assert "prepare data: killed \\x1b[2J[red]; another attempt may follow" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_failure_that_ends_the_run_is_left_to_the_command(planned):
+    stream = io.StringIO()
+    display = LineDisplay(len(planned), stream)
+    display.stage_failed(planned[0][0], "no such column", will_retry=False)
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_bars_and_one_line_an_iteration(planned):
+    stream = Terminal()
+    display = display_for(len(planned), stream)
+    assert isinstance(display, BarDisplay)
+    console = Console(file=stream, force_terminal=True, width=140, color_system=None)
+    with BarDisplay(len(planned), console) as display:
+        for call, ref in planned:
+            display.stage_started(call)
+            display.stage_progress(call, {"done": 1, "total": 2, "unit": "rows", "tokens": 10})
+            display._live.refresh()
+            display.stage_finished(call, ref, 1.0)
+        display._live.refresh()
+    lines = [line.rstrip() for line in plain(stream.getvalue())]
+    iterations = [line for line in lines if re.match(r"round 1 · iteration \d +score", line)]
+    assert [re.sub(" +", " ", line) for line in iterations] == [
+        "round 1 · iteration 1 score 1.000 KL 0.500 length 2.0 entropy 3.000",
+        "round 1 · iteration 2 score 1.000 KL 0.500 length 2.0 entropy 4.000",
+    ]
+    assert any("generate rollouts" in line and "1/2 rows" in line for line in lines)
+    assert any(f"{len(planned)}/{len(planned)} stages" in line for line in lines)
+
+
+def test_bars_show_the_shard_that_reports_of_several_that_wait(planned):
+    stream = Terminal()
+    console = Console(file=stream, force_terminal=True, width=140, color_system=None)
+    shards = [(call, ref) for call, ref in planned if call.stage == "score_rollouts" and call.place.iteration == 1]
+    with BarDisplay(len(planned), console) as display:
+        for call, _ in shards:
+            display.stage_started(call)
+        display.stage_progress(shards[1][0], {"done": 1, "total": 2, "unit": "rows", "tokens": 0})
+        assert display._shown == shards[1][0].label
+        display.stage_finished(*shards[1], 1.0)
+        assert display._shown == shards[0][0].label
+        display.stage_failed(shards[0][0], "[red]gone", will_retry=True)
+    assert "[red]gone; another attempt may follow" in "\n".join(plain(stream.getvalue()))
+
+
+def plain(text):
+    """Lines without the sequences that move the cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()

@@ -1,0 +1,120 @@
+"""Models of a run as Hugging Face directories."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from fake_runs import document, finished_run
+
+from flows.config import checked
+from flows.export import export_model
+from tasks.errors import ConfigError, RunError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    return finished_run(home, "fake", document(home, seed=7))
+
+
+def front_matter(directory):
+    return yaml.safe_load((directory / "README.md").read_text().split("---\n")[1])
+
+
+def test_the_policy_is_that_of_the_last_iteration(run, tmp_path):
+    found = export_model(run, tmp_path / "out", part="policy", round=None)
+    assert found.as_dict() == {
+        "run": "fake",
+        "what": "policy",
+        "directory": str(tmp_path / "out"),
+        "round": 2,
+        "iteration": 2,
+        "digest": found.found.ref.digest,
+    }
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert found.found.ref.directory.parts[-4:-1] == ("round-002", "iteration-002", "update_policy")
+
+
+def test_an_earlier_round_has_its_own_last_checkpoint(run, tmp_path):
+    found = export_model(run, tmp_path / "out", part="critic", round=1)
+    assert (found.found.place.round, found.found.place.iteration) == (1, 2)
+
+
+def test_a_reward_model_that_a_round_kept_is_that_of_the_round_before(run, tmp_path):
+    found = export_model(run, tmp_path / "out", part="reward_model", round=2)
+    assert found.found.place.round == 1
+
+
+def test_the_card_says_where_the_model_came_from(run, tmp_path):
+    found = export_model(run, tmp_path / "out", part="policy", round=None)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert front_matter(tmp_path / "out") == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["ppo", "rlhf", "rlhf-rounds"],
+    }
+    for text in (
+        "2 rounds of 2 iterations, seed 7",
+        found.found.ref.digest,
+        "AutoModelForCausalLM.from_pretrained",
+        "| round 2 | 2.000 | 0.125 | 1.00 | 4.500 | 1.50 |",
+        "- `preference`, weight 1: the reward model trained in the run",
+    ):
+        assert text in card
+
+
+@pytest.mark.parametrize("part", ["critic", "reward_model"])
+def test_the_card_of_a_scalar_model_says_how_a_score_follows_from_it(run, tmp_path, part):
+    export_model(run, tmp_path / "out", part=part, round=None)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`(logit - score_mean) / score_std`" in card
+    assert "`score_mean = 0.5`, `score_std = 2`" in card
+    assert "AutoModelForSequenceClassification.from_pretrained" in card
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["score_std"] == 2.0
+
+
+@pytest.mark.parametrize(("policy", "linked"), [("org/base", True), (".", False)])
+def test_a_base_model_of_a_hub_is_linked_and_a_directory_is_not(tmp_path, policy, linked):
+    run = finished_run(tmp_path, "fake", document(tmp_path, rounds=1, iterations=1))
+    run.set_config(checked(document(tmp_path, model={"policy": policy}), where="test"))
+    export_model(run, tmp_path / "out", part="policy", round=1)
+    assert front_matter(tmp_path / "out").get("base_model") == (policy if linked else None)
+
+
+def test_an_empty_directory_may_be_given(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    export_model(run, tmp_path / "out", part="policy", round=None)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_directory_with_something_in_it_is_refused_and_left_alone(run, tmp_path):
+    (tmp_path / "keep.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not an empty directory; name another one"):
+        export_model(run, tmp_path, part="policy", round=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
+
+
+def test_a_copy_that_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        export_model(run, tmp_path / "out", part="policy", round=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_there_is_told(run, tmp_path):
+    with pytest.raises(ConfigError, match="--round 3: run fake has no such round; it has 1, 2"):
+        export_model(run, tmp_path / "out", part="policy", round=3)
+    early = finished_run(tmp_path, "early", document(tmp_path), stop_before=("generate_rollouts", 1, 1))
+    with pytest.raises(RunError, match="run early has no policy yet; rounds status early shows how far it is"):
+        export_model(early, tmp_path / "out", part="policy", round=None)
+    without = document(tmp_path)
+    del without["reward_model"]
+    without["rewards"] = {"quality": {"function": "flows.presets.quickstart:true_quality"}}
+    plain = finished_run(tmp_path, "plain", without, stop_before=("generate_rollouts", 1, 1))
+    with pytest.raises(ConfigError, match="run plain trains none; it has a policy and a critic"):
+        export_model(plain, tmp_path / "out", part="reward_model", round=None)

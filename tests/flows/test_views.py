@@ -1,0 +1,287 @@
+"""What the tables say of a run whose outputs were made by hand."""
+
+import json
+
+import pytest
+from fake_runs import HOSTILE, document, finished_run
+from rich.console import Console
+
+from flows.plan import forced_by, make_plan
+from flows.results import (
+    find_outputs,
+    overview,
+    reports_of,
+    result_columns,
+    result_rows,
+    run_state,
+    stage_statuses,
+    steps,
+    summary_of,
+)
+from flows.rollout_rows import full_rows, one_rollout, rollouts_of, selected
+from flows.text import duration, json_text, number, printable, printable_lines
+from flows.views import results_table, rollout_view, rollouts_table, round_table, runs_table, status_view, steps_table
+from tasks.errors import ConfigError, RunError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    return finished_run(home, "fake", document(home))
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """One that stopped when the second shard of iteration 2 was to be scored."""
+    return finished_run(tmp_path, "stopped", document(tmp_path), stop_before=("compute_advantages", 1, 2))
+
+
+def shown(renderable):
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_text_from_a_model_can_neither_act_on_the_terminal_nor_break_a_line():
+    assert printable(HOSTILE) == "[red]good[/red]\\x1b[2J⏎ dog"
+    assert printable("right\u202eleft\x9b1m\ud800") == "right\\u202eleft\\x9b1m\\ud800"
+    assert printable("café 猫 \U0001f600") == "café 猫 \U0001f600"
+    assert printable("abcdef", 4) == "abc…"
+    assert printable_lines("a\n\tb\x1b") == "a\n\tb\\x1b"
+
+
+def test_json_keeps_the_text_and_escapes_what_would_act_on_the_terminal():
+    value = {"text": HOSTILE + "\u202e\x9b猫"}
+    text = json_text(value)
+    assert json.loads(text) == value
+    assert "猫" in text
+    assert not any(character in text for character in "\x1b\u202e\x9b")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(1234.5678, 2, "1,234.57"), (-0.0001, 2, "0.00"), (-0.5, 1, "-0.5"), (None, 2, "–")]
+)
+def test_numbers(value, digits, text):
+    assert number(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(8.34, "8.3 s"), (125.2, "2 min 05 s"), (3720, "1 h 02 min"), (None, "–")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_final_table_has_the_reference_then_each_round(run):
+    plan = make_plan(run, run.config)
+    columns = result_columns(run.config)
+    assert [column.title for column in columns] == [
+        "score",
+        "reference's",
+        "gain (sd)",
+        "true_quality",
+        "true_quality gain (sd)",
+        "KL",
+        "entropy",
+        "length",
+        "reward model accuracy",
+    ]
+    rows = result_rows(columns, [summary_of(report) for report in reports_of(plan)])
+    assert rows == [
+        ["reference", "0.125", "", "", "3.500", "", "", "", "9.0", ""],
+        ["round 1", "1.000", "0.125", "0.50", "4.500", "1.50", "0.25", "4.000", "7.0", "0.800"],
+        ["round 2", "2.000", "0.125", "1.00", "4.500", "1.50", "0.25", "4.000", "7.0", "0.800"],
+    ]
+    assert "round 2" in shown(results_table(columns, [summary_of(report) for report in reports_of(plan)]))
+
+
+def test_without_a_reward_model_the_final_table_has_no_column_for_it(run):
+    config = run.config.model_copy(update={"reward_model": None})
+    assert "reward model accuracy" not in [column.title for column in result_columns(config)]
+
+
+def test_a_finished_run_says_so_and_its_shards_count_together(run):
+    plan = make_plan(run, run.config)
+    assert run_state(run, plan) == "finished"
+    statuses = stage_statuses(plan)
+    generated = next(s for s in statuses if (s.stage, s.round, s.iteration) == ("generate_rollouts", 2, 1))
+    assert (generated.state, generated.shards, generated.rows, generated.seconds) == ("committed", 2, 4, 3.0)
+    assert generated.metrics == {"rollouts/response_length": 2.0}
+    text = shown(status_view(statuses))
+    assert "pending" not in text
+    assert "reward model" in text
+    assert "accuracy 0.800" in text
+
+
+def test_a_stopped_run_says_how_far_it_is(stopped):
+    plan = make_plan(stopped, stopped.config)
+    statuses = {(s.stage, s.round, s.iteration): s for s in stage_statuses(plan)}
+    assert statuses["score_rollouts", 1, 2].state == "committed"
+    assert statuses["compute_advantages", 1, 2].state == "pending"
+    assert statuses["compute_advantages", 1, 2].reason == "not run yet"
+    assert "not run yet" in shown(round_table([s for s in statuses.values() if not s.iteration]))
+    # Data, reward model, six stages of iteration 1, and generating and scoring of iteration 2 in two shards each.
+    assert run_state(stopped, plan) == "12 of 30 stages committed"
+
+
+def test_one_shard_of_two_shows_as_such(stopped):
+    plan = make_plan(stopped, stopped.config)
+    second = plan.select("score_rollouts", round=1, iteration=2)[1]
+    (second.ref.directory / "manifest.json").unlink()
+    statuses = stage_statuses(make_plan(stopped, stopped.config))
+    state = next(s.state for s in statuses if (s.stage, s.round, s.iteration) == ("score_rollouts", 1, 2))
+    assert state == "1/2 shards"
+    assert "1/2 shards" in shown(status_view(statuses))
+
+
+def test_a_changed_setting_is_named_as_the_reason(run):
+    config = run.config.model_copy(update={"advantages": run.config.advantages.model_copy(update={"kl_coef": 0.5})})
+    text = shown(status_view(stage_statuses(make_plan(run, config))))
+    assert "pending: round 1 iteration 1 compute advantages: kl_coef: 0.05 → 0.5" in text
+
+
+def test_a_running_run_says_so(run):
+    with run.locked():
+        assert run_state(run, make_plan(run, run.config)) == "running"
+        assert overview(run).state == "running"
+    assert overview(run).state == "finished"
+
+
+def test_the_list_shows_rounds_and_last_score(run):
+    item = overview(run)
+    assert (item.name, item.rounds_done, item.rounds, item.score, item.score_gain) == ("fake", 2, 2, 2.0, 1.0)
+    assert "2/2" in shown(runs_table([item]))
+
+
+def test_a_run_whose_configuration_cannot_be_read_is_listed_all_the_same(stopped):
+    written = json.loads((stopped.root / "run.json").read_text())
+    written["config"]["no_such_field"] = 1
+    (stopped.root / "run.json").write_text(json.dumps(written))
+    assert overview(stopped).state == "unreadable"
+    assert "0/?" in shown(runs_table([overview(stopped)]))
+
+
+def test_a_forced_stage_executes_with_all_below_it_and_nothing_above(run):
+    plan = make_plan(run, run.config)
+    forced = forced_by(plan, "update_policy", round=2, iteration=2)
+    found = steps(run, plan, forced)
+    executed = [(step.stage, step.place) for step in found if step.executes]
+    assert executed == [("update_policy", "r2.i2"), ("evaluate_policy", "r2"), ("report_round", "r2")]
+    assert all(step.expected_seconds == 1.5 for step in found)
+    text = shown(steps_table(found))
+    assert text.count("execute") == 3
+    assert text.count("forced") == 3
+
+
+def test_a_stage_that_never_ran_is_expected_to_take_what_it_took_elsewhere(stopped):
+    plan = make_plan(stopped, stopped.config)
+    found = {(step.stage, step.place): step for step in steps(stopped, plan, [])}
+    assert found["update_policy", "r1.i2"].expected_seconds == 1.5
+    assert found["evaluate_policy", "r1"].expected_seconds is None
+
+
+def test_rollouts_come_from_the_latest_iteration_and_its_fullest_data_set(run, stopped):
+    finished = rollouts_of(run, None, None)
+    assert (finished.round, finished.iteration, finished.stage) == (2, 2, "compute_advantages")
+    # Two shards were scored, nothing more was done.
+    scored = rollouts_of(stopped, None, None)
+    assert (scored.round, scored.iteration, scored.stage) == (1, 2, "score_rollouts")
+    assert scored.table.num_rows == 4
+    assert rollouts_of(run, 1, None).iteration == 2
+    assert rollouts_of(run, None, 1).round == 2
+
+
+def test_rollouts_that_are_not_there_are_told_with_those_that_are(run):
+    with pytest.raises(RunError, match=r"no rollouts of round 3; it has those from round 1, iteration 1 to round 2"):
+        rollouts_of(run, 3, None)
+
+
+def test_sorting_puts_the_largest_first_and_with_a_minus_the_smallest(run):
+    frame = rollouts_of(run, 1, 1).frame()
+    assert selected(frame, where=None, sort="score", top=1)["score"].tolist() == [3.0]
+    assert selected(frame, where=None, sort="-score", top=1)["score"].tolist() == [-1.0]
+    with pytest.raises(ConfigError, match="--sort scor: no such column; columns are rollout_id, "):
+        selected(frame, where=None, sort="scor", top=None)
+
+
+def test_rows_are_chosen_by_an_expression_over_columns_and_sums(run):
+    frame = rollouts_of(run, 1, 1).frame()
+    assert frame["length"].tolist() == [3, 1]
+    # (-1 + 1.5) a token.
+    assert frame["kl_sum"].tolist() == [1.5, 0.5]
+    chosen = selected(frame, where="length > 2 and finish_reason == 'stop'", sort=None, top=None)
+    assert chosen["rollout_id"].tolist() == ["r1.i1.s0.aa.0"]
+    assert selected(frame, where="response.str.contains('bad')", sort=None, top=None)["score"].tolist() == [3.0]
+
+
+@pytest.mark.parametrize("where", ["nope > 1", "score", "score >", "score = 1", "@undefined > 1"])
+def test_an_expression_that_is_none_is_quoted_with_the_columns(run, where):
+    frame = rollouts_of(run, 1, 1).frame()
+    with pytest.raises(ConfigError, match=r"--where .*; columns are rollout_id, .*length, kl_sum"):
+        selected(frame, where=where, sort=None, top=None)
+
+
+def test_full_rows_have_plain_lists_and_the_sums(run):
+    rollouts = rollouts_of(run, 1, 1)
+    rows = full_rows(rollouts, selected(rollouts.frame(), where=None, sort="score", top=1))
+    assert [row["rollout_id"] for row in rows] == ["r1.i1.s0.bb.0"]
+    assert rows[0]["advantages"] == [2.0]
+    assert rows[0]["kl_sum"] == 0.5
+    json.dumps(rows)
+
+
+def test_the_table_of_rollouts_shows_hostile_text_as_text(run):
+    rollouts = rollouts_of(run, 1, 1)
+    text = shown(rollouts_table(rollouts, rollouts.frame()))
+    assert "[red]good[/red]\\x1b[2J⏎ dog" in text
+    assert "say [bold]it" in text
+    assert "\x1b" not in text
+
+
+def test_one_rollout_token_by_token(run):
+    found = one_rollout(run, "r2.i1.s0.aa.0")
+    assert found.row["rollout_id"] == "r2.i1.s0.aa.0"
+    assert [token["token"] for token in found.tokens] == ["good", " dog", "</s>"]
+    assert found.tokens[0] == {
+        "token": "good",
+        "token_id": 2,
+        "logprob": -1.0,
+        "ref_logprob": -1.5,
+        "kl": 0.5,
+        "reward": 0.75,
+        "value": 0.25,
+        "advantage": 2.0,
+        "return": 1.25,
+    }
+    text = shown(rollout_view(found))
+    assert "␣dog" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("rollout_id", "next_move"),
+    [
+        ("r1.i1.s0.zz.0", "rounds rollouts fake --round 1 --iteration 1 lists"),
+        ("r9.i1.s0.aa.0", "it has those from round 1"),
+        ("nonsense", "rounds rollouts fake lists them"),
+    ],
+)
+def test_an_unknown_rollout_is_told_with_the_next_move(run, rollout_id, next_move):
+    with pytest.raises(RunError, match=next_move):
+        one_rollout(run, rollout_id)
+
+
+def test_outputs_can_be_looked_at_after_the_data_is_gone(stopped):
+    (stopped.home / "prompts.jsonl").unlink()
+    assert {found.is_current for found in find_outputs(stopped)} == {False}
+    assert not rollouts_of(stopped, None, None).is_current
+    assert len(one_rollout(stopped, "r1.i1.s0.aa.0").tokens) == 3
+
+
+def test_outputs_of_another_configuration_do_not_hide_those_of_this_one(tmp_path):
+    ours = finished_run(tmp_path, "changed", document(tmp_path))
+    changed = document(tmp_path, advantages={"kl_coef": 0.5})
+    finished_run(tmp_path, "changed", changed, stop_before=("generate_rollouts", 1, 2))
+    rollouts = rollouts_of(ours, None, None)
+    assert (rollouts.round, rollouts.iteration, rollouts.is_current) == (1, 1, True)

@@ -1,0 +1,526 @@
+"""Models as stages hold them, against what the library itself makes of the same directory."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers as hf
+
+from tasks.errors import ModelError
+from tasks.models import (
+    CRITIC,
+    MAX_RESIDENT,
+    POLICY,
+    REWARD_MODEL,
+    InPrecision,
+    ResidentModels,
+    ScalarModel,
+    load_critic,
+    load_policy,
+    load_scalar_model,
+    part_directory,
+    pick_device,
+    pick_dtype,
+)
+from tasks.stage import ExecutionConfig
+from tasks.store import Ref
+
+VOCABULARY, PAD = 50, 49
+SMALL = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+GROUPED = {**SHAPE, "num_key_value_heads": 1}
+DECODERS = {
+    "llama": lambda **more: hf.LlamaConfig(**SMALL, **GROUPED, **more),
+    "qwen2": lambda **more: hf.Qwen2Config(**SMALL, **GROUPED, **more),
+    "mistral": lambda **more: hf.MistralConfig(**SMALL, **GROUPED, sliding_window=None, **more),
+    "gemma2": lambda **more: hf.Gemma2Config(**SMALL, **GROUPED, head_dim=8, sliding_window=16, **more),
+    "gpt_neox": lambda **more: hf.GPTNeoXConfig(**SMALL, **SHAPE, **more),
+    "gpt2": lambda **more: hf.GPT2Config(**SMALL, n_embd=16, n_layer=2, n_head=2, n_positions=32, **more),
+}
+families = pytest.mark.parametrize("family", DECODERS)
+ROWS = [[1, 7, 8, 9, 10, 11], [1, 12, 13], [1, 14, 15, 16, 17], [18]]
+
+
+def classifier(directory, family="llama", *, seed=0, **config):
+    """A sequence classifier as the library saves it; larger weights than its own, so that attention is not uniform."""
+    return saved(hf.AutoModelForSequenceClassification, directory, family, seed, **{"num_labels": 1, **config})
+
+
+def causal(directory, family="llama", *, seed=0):
+    return saved(hf.AutoModelForCausalLM, directory, family, seed)
+
+
+def saved(auto_class, directory, family, seed, **config):
+    torch.manual_seed(seed)
+    model = auto_class.from_config(DECODERS[family](initializer_range=0.3, **config))
+    model.save_pretrained(directory)
+    return model.eval()
+
+
+def padded(rows, *, left=False, pad=0):
+    """Token ids, attention mask and positions of rows that are padded on one side."""
+    width = max(map(len, rows))
+
+    def filled(values, fill):
+        full = [[fill] * (width - len(row)) + row if left else row + [fill] * (width - len(row)) for row in values]
+        return torch.tensor(full)
+
+    return (
+        filled(rows, pad),
+        filled([[1] * len(row) for row in rows], 0),
+        filled([list(range(len(row))) for row in rows], 0),
+    )
+
+
+@torch.no_grad()
+def at_each_token(model, rows, **padding):
+    """Our scalars at the tokens of each row."""
+    ids, mask, positions = padded(rows, **padding)
+    values = model(ids, mask, positions)
+    return [value[inside.bool()].tolist() for value, inside in zip(values, mask, strict=True)]
+
+
+# What a scalar model says
+
+
+@families
+def test_the_scalar_at_the_last_token_is_the_librarys_own_logit(tmp_path, family):
+    theirs = classifier(tmp_path, family)
+    ours = load_scalar_model(tmp_path, seed=0)
+    # The library finds the last token by the pad id, ours by the mask: no pad id stands inside a row here.
+    ids, mask, _ = padded(ROWS, pad=PAD)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+    assert [row[-1] for row in at_each_token(ours, ROWS)] == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 1e-2
+
+
+@families
+@pytest.mark.parametrize("left", [False, True])
+def test_the_scalars_of_a_row_do_not_depend_on_padding(tmp_path, family, left):
+    classifier(tmp_path, family)
+    model = load_scalar_model(tmp_path, seed=0)
+    together = at_each_token(model, ROWS, left=left, pad=PAD)
+    for own, row in zip(together, ROWS, strict=True):
+        assert own == pytest.approx(at_each_token(model, [row])[0], abs=1e-5)
+
+
+def test_a_pad_token_inside_a_row_is_a_token_like_any_other(tmp_path):
+    theirs = classifier(tmp_path)
+    row = [1, 7, PAD, 8, PAD]
+    with torch.no_grad():
+        hidden = theirs.model(input_ids=torch.tensor([row])).last_hidden_state
+        expected = (hidden @ theirs.score.weight.T)[0, :, 0].tolist()
+    assert at_each_token(load_scalar_model(tmp_path, seed=0), [row])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_scalar_does_not_see_the_tokens_after_it(tmp_path):
+    classifier(tmp_path)
+    model = load_scalar_model(tmp_path, seed=0)
+    whole, start = at_each_token(model, [ROWS[0]])[0], at_each_token(model, [ROWS[0][:3]])[0]
+    assert whole[:3] == pytest.approx(start, abs=1e-6)
+
+
+# Calibration and the way through a directory
+
+
+def test_calibrations_compose(tmp_path):
+    classifier(tmp_path)
+    model = load_scalar_model(tmp_path, seed=0)
+    raw = torch.tensor(at_each_token(model, ROWS[:1])[0])
+    model.calibrate(3.0, 2.0)
+    once = at_each_token(model, ROWS[:1])[0]
+    assert once == pytest.approx(((raw - 3) / 2).tolist(), abs=1e-5)
+    model.calibrate(-0.5, 0.25)
+    # ((raw - 3) / 2 + 1/2) / (1/4) = (raw - 2) / (1/2)
+    assert at_each_token(model, ROWS[:1])[0] == pytest.approx(((raw - 2) / 0.5).tolist(), abs=1e-4)
+    assert (model.mean, model.std) == (2.0, 0.5)
+
+
+def test_calibrating_twice_by_the_scores_own_mean_and_deviation_gives_0_and_1(tmp_path):
+    classifier(tmp_path)
+    model = load_scalar_model(tmp_path, seed=0)
+    model.calibrate(2.0, 3.0)
+    scores = torch.tensor(at_each_token(model, ROWS[:1])[0])
+    model.calibrate(float(scores.mean()), float(scores.std()))
+    scores = torch.tensor(at_each_token(model, ROWS[:1])[0])
+    assert (scores.mean().item(), scores.std().item()) == pytest.approx((0, 1), abs=1e-4)
+
+
+@families
+def test_what_is_saved_loads_to_the_last_bit(tmp_path, family):
+    classifier(tmp_path / "start", family)
+    model = load_scalar_model(tmp_path / "start", seed=0)
+    model.calibrate(1 / 3, 0.1 + 0.2)
+    model.save(tmp_path / "saved")
+    again = load_scalar_model(tmp_path / "saved", seed=99)
+    assert (again.mean, again.std) == (1 / 3, 0.1 + 0.2)
+    assert at_each_token(again, ROWS) == at_each_token(model, ROWS)
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_weights_stored_in_half_precision_are_trained_in_float32(tmp_path):
+    theirs = classifier(tmp_path).to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path)
+    model = load_scalar_model(tmp_path, seed=0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.model.score.weight, theirs.score.weight.float())
+
+
+def test_a_loaded_model_has_dropout_switched_off(tmp_path):
+    torch.manual_seed(0)
+    hf.GPT2LMHeadModel(DECODERS["gpt2"](resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)).save_pretrained(tmp_path)
+    model = load_policy(tmp_path)
+    ids = torch.tensor([ROWS[0]])
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+# A head for a language model
+
+
+def head(model):
+    return model.model.score.weight
+
+
+def test_the_head_of_a_language_model_is_a_function_of_the_seed(tmp_path):
+    causal(tmp_path)
+    first, same, other = (load_scalar_model(tmp_path, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(head(first), head(same))
+    assert not torch.equal(head(first), head(other))
+
+
+def test_the_head_does_not_depend_on_what_was_drawn_before_and_leaves_the_generator_alone(tmp_path):
+    causal(tmp_path)
+    torch.manual_seed(1)
+    first = load_scalar_model(tmp_path, seed=5)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = load_scalar_model(tmp_path, seed=5)
+    assert torch.equal(head(first), head(second))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_head_is_drawn_with_variance_one_over_width_plus_one(tmp_path):
+    # Stiennon et al. 2020, arXiv:2009.01325: a reward head's weights have standard deviation 1 / sqrt(d + 1).
+    causal(tmp_path)
+    weights = torch.cat([head(load_scalar_model(tmp_path, seed=seed)) for seed in range(40)])
+    assert weights.shape == (40, 16)
+    assert weights.std().item() == pytest.approx(1 / math.sqrt(17), rel=0.1)
+    assert abs(weights.mean().item()) < 4 / math.sqrt(17 * 640)
+
+
+def test_the_body_under_a_new_head_is_the_language_models(tmp_path):
+    theirs = causal(tmp_path)
+    body = load_scalar_model(tmp_path, seed=5).model.base_model.state_dict()
+    assert all(torch.equal(body[name], weight) for name, weight in theirs.model.state_dict().items())
+
+
+def test_a_trained_head_is_kept_whatever_the_seed(tmp_path):
+    theirs = classifier(tmp_path)
+    assert torch.equal(head(load_scalar_model(tmp_path, seed=123)), theirs.score.weight)
+
+
+def test_a_critic_starts_from_a_reward_model_with_its_scale_and_from_a_policy_with_the_runs_seed(tmp_path):
+    classifier(tmp_path / "trained" / REWARD_MODEL)
+    model = load_scalar_model(tmp_path / "trained" / REWARD_MODEL, seed=0)
+    model.calibrate(0.5, 4.0)
+    model.save(tmp_path / "trained" / REWARD_MODEL)
+    critic = load_critic(Ref(str(tmp_path / "trained"), "digest"), 7)
+    assert (critic.mean, critic.std) == (0.5, 4.0)
+    causal(tmp_path / "base")
+    first, same, other = (load_critic(Ref(str(tmp_path / "base"), "digest"), seed) for seed in (7, 7, 8))
+    assert torch.equal(head(first), head(same))
+    assert not torch.equal(head(first), head(other))
+
+
+# What is refused
+
+
+def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path):
+    classifier(tmp_path, num_labels=3)
+    with pytest.raises(ModelError, match=r"has 3 labels; a reward model has exactly one output"):
+        load_scalar_model(tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("auto_class", [hf.AutoModelForSequenceClassification, hf.AutoModelForMaskedLM])
+def test_an_encoder_is_refused_with_what_to_take_instead(tmp_path, auto_class):
+    config = hf.BertConfig(**SMALL, **SHAPE, num_labels=1)
+    auto_class.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"is a BertForSequenceClassification, which has no linear 'score' head .*; take a decoder model"
+    ):
+        load_scalar_model(tmp_path, seed=0)
+
+
+def test_weights_in_pickle_files_are_not_loaded(tmp_path):
+    model = causal(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for load in (load_policy, lambda directory: load_scalar_model(directory, seed=0)):
+        with pytest.raises(ModelError, match=r"cannot be loaded as AutoModelFor\w+ with safetensors weights"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "has no readable config.json"),
+        ("{", "has no readable config.json"),
+        ('{"model_type": "unheard-of"}', "unheard-of"),
+        ("{}", "has no readable config.json"),
+    ],
+)
+def test_a_directory_that_holds_no_model_is_one_sentence(tmp_path, config, message):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_scalar_model(tmp_path, seed=0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="cannot be loaded as AutoModelForCausalLM") as caught:
+        load_policy(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_weights_are_one_sentence(tmp_path):
+    causal(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot be loaded as AutoModelForCausalLM") as caught:
+        load_policy(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reward_model_is_no_policy_for_its_output_layer_would_be_random(tmp_path):
+    classifier(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks 1 of the weights of its LlamaForCausalLM, among them lm_head\.weight"):
+        load_policy(tmp_path)
+
+
+def test_a_classifier_whose_head_was_not_saved_is_refused(tmp_path):
+    causal(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"lacks 1 of the weights of its \w+, among them score\.weight"):
+        load_scalar_model(tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 3), ("vocab_size", 60)])
+def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path, key, value):
+    causal(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    for load in (load_policy, lambda directory: load_scalar_model(directory, seed=0)):
+        with pytest.raises(ModelError, match=r"lacks \d+ of the weights .*; name a directory whose weights fit"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("auto", ["AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification"])
+@pytest.mark.parametrize("model_type", ["llama", "of_its_own"])
+def test_code_that_comes_with_a_model_does_not_run_unless_it_is_trusted(tmp_path, auto, model_type):
+    causal(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config |= {"auto_map": {auto: "theirs.Theirs"}, "model_type": model_type}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "theirs.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Theirs: pass\n")
+    for load in (load_policy, lambda directory: load_scalar_model(directory, seed=0)):
+        # A type that the library knows loads without the code; another one cannot.
+        try:
+            load(tmp_path / "model")
+        except ModelError as error:
+            assert model_type != "llama" or "trust_remote_code" in str(error)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_trusted_code_runs(tmp_path, monkeypatch):
+    # The counterpart of the test above: with trust, the same file is executed.
+    monkeypatch.setattr(hf.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    causal(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForCausalLM": "trusted_theirs.Theirs"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "trusted_theirs.py").write_text(
+        f"open({str(tmp_path / 'executed')!r}, 'w').close()\n"
+        "from transformers import LlamaForCausalLM\nclass Theirs(LlamaForCausalLM): pass\n"
+    )
+    load_policy(tmp_path / "model", trust_remote_code=True)
+    assert (tmp_path / "executed").exists()
+
+
+def test_an_outputs_part_is_the_first_that_it_has(tmp_path):
+    (tmp_path / "out" / POLICY).mkdir(parents=True)
+    out = Ref(str(tmp_path / "out"), "digest")
+    assert part_directory(out, CRITIC, POLICY) == tmp_path / "out" / POLICY
+    (tmp_path / "out" / CRITIC).mkdir()
+    assert part_directory(out, CRITIC, POLICY) == tmp_path / "out" / CRITIC
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert part_directory(Ref(str(tmp_path / "model"), "digest"), CRITIC) == tmp_path / "model"
+    with pytest.raises(ModelError, match=r"out has neither reward_model, nor a config\.json; name a model's directory"):
+        part_directory(out, REWARD_MODEL)
+
+
+# Devices and precision
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_cuda_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ModelError, match=rf"execution\.device={device}: this PyTorch sees no CUDA device; set it to auto"):
+        pick_device(ExecutionConfig(device=device))
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a Metal device")
+def test_a_metal_device_that_is_not_there_is_refused():
+    with pytest.raises(ModelError, match=r"execution\.device=mps: this machine has no Metal device; set it to auto or cpu"):
+        pick_device(ExecutionConfig(device="mps"))
+
+
+@pytest.mark.parametrize(("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_takes_cuda_before_metal_before_the_processor(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device(ExecutionConfig()).type == expected
+    assert pick_device(ExecutionConfig(device="cpu")).type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "supported", "expected"),
+    [
+        ("auto", "cpu", False, torch.float32),
+        ("auto", "cuda", True, torch.bfloat16),
+        ("auto", "cuda", False, torch.float32),
+        ("float32", "cuda", True, torch.float32),
+        ("bfloat16", "cpu", False, torch.bfloat16),
+    ],
+)
+def test_auto_precision_is_bfloat16_on_cuda_that_has_it_and_float32_elsewhere(
+    monkeypatch, asked, device, supported, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert pick_dtype(ExecutionConfig(dtype=asked), torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_bfloat16_sees_weights_that_changed_since_the_last_call(tmp_path, grad):
+    # Autocast keeps a bfloat16 copy of each weight that wants a gradient until its context ends.
+    model = InPrecision(causal(tmp_path), torch.bfloat16)
+    ids = torch.tensor(ROWS[:1])
+    with torch.set_grad_enabled(grad):
+        before = model(ids).logits
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        after = model(ids).logits
+        model.model.save_pretrained(tmp_path / "changed")
+        fresh = InPrecision(load_policy(tmp_path / "changed"), torch.bfloat16)(ids).logits
+    assert torch.equal(after, fresh)
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrix_products_run_in_the_precision_that_is_asked_for(dtype):
+    model = InPrecision(torch.nn.Linear(3, 3), dtype)
+    assert model(torch.ones(1, 3)).dtype == dtype
+    assert torch.ones(1).dtype == torch.float32
+    assert model.model.weight.dtype == torch.float32
+
+
+def test_precision_ends_with_the_call():
+    InPrecision(torch.nn.Linear(3, 3), torch.bfloat16)(torch.ones(1, 3))
+    assert not torch.is_autocast_enabled("cpu")
+
+
+# Models in memory
+
+
+def a_ref(name):
+    return Ref(f"/nowhere/{name}", name)
+
+
+class Loader:
+    """Makes a new object each time and counts."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return SimpleNamespace()
+
+
+def test_a_model_is_loaded_once_for_one_content_and_part():
+    models, load = ResidentModels(), Loader()
+    model = models.get(a_ref("a"), POLICY, load)
+    # The same content elsewhere is the same model.
+    assert models.get(Ref("/elsewhere", "a"), POLICY, load) is model
+    assert load.calls == 1
+    assert models.get(a_ref("a"), CRITIC, load) is not model
+    assert models.get(a_ref("b"), POLICY, load) is not model
+    assert load.calls == 3
+
+
+def test_a_model_that_was_taken_is_nobody_elses():
+    models, load = ResidentModels(), Loader()
+    model = models.get(a_ref("a"), POLICY, load)
+    assert models.take(a_ref("a"), POLICY, load) is model
+    assert models.take(a_ref("a"), POLICY, load) is not model
+    assert models.get(a_ref("a"), POLICY, load) is not model
+    assert load.calls == 3
+
+
+def test_a_model_that_is_kept_is_found_under_its_new_content():
+    models, load = ResidentModels(), Loader()
+    trained = SimpleNamespace()
+    models.keep(a_ref("b"), POLICY, trained)
+    assert models.get(a_ref("b"), POLICY, load) is trained
+    assert load.calls == 0
+
+
+def test_the_models_unused_for_longest_make_room():
+    models, load = ResidentModels(), Loader()
+    for number in range(MAX_RESIDENT):
+        models.get(a_ref(f"{number}"), POLICY, load)
+    models.get(a_ref("0"), POLICY, load)
+    models.get(a_ref("new"), POLICY, load)
+    loaded = load.calls
+    for kept in ("0", "new", *(f"{number}" for number in range(2, MAX_RESIDENT))):
+        models.get(a_ref(kept), POLICY, load)
+    assert load.calls == loaded
+    models.get(a_ref("1"), POLICY, load)
+    assert load.calls == loaded + 1
+
+
+def test_after_an_error_all_models_are_loaded_anew():
+    models, load = ResidentModels(), Loader()
+    model = models.get(a_ref("a"), POLICY, load)
+    models.clear()
+    assert models.get(a_ref("a"), POLICY, load) is not model
+
+
+def test_a_load_that_fails_keeps_nothing():
+    models, load = ResidentModels(), Loader()
+
+    def fails():
+        raise ModelError("no such model")
+
+    with pytest.raises(ModelError):
+        models.get(a_ref("a"), POLICY, fails)
+    models.get(a_ref("a"), POLICY, load)
+    assert load.calls == 1
+
+
+def test_a_scalar_model_needs_no_calibration():
+    config = DECODERS["llama"](num_labels=1)
+    model = ScalarModel(hf.LlamaForSequenceClassification(config))
+    assert (model.mean, model.std) == (0.0, 1.0)
