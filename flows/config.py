@@ -4,11 +4,12 @@ A run is one configuration and its directory. Everything that a run does follows
 anything starts, and a mistake is one sentence that names the field, the value and the next move.
 """
 
+import copy
 import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -20,13 +21,19 @@ from tasks.evaluate_policy import EvaluationConfig
 from tasks.generate_rollouts import RolloutsConfig
 from tasks.prepare_data import DataConfig, FromScratchConfig
 from tasks.report_round import ReportRoundConfig
-from tasks.rewards import RewardConfig
+from tasks.rewards import Rewards
 from tasks.stage import ExecutionConfig, StageConfig
 from tasks.train_reward_model import RewardModelConfig
 from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpConfig
 
 PRESETS = Path(__file__).parent / "presets"
+# What the user has written is YAML, so a message that names Python's types helps nobody.
+SECTION = "give a section, with a key and a value for each setting"
+SHAPES = {
+    "tuple_type": "give a list, with an entry for each",
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), SECTION),
+}
 
 
 class ModelConfig(StageConfig):
@@ -70,7 +77,7 @@ class RunConfig(StageConfig):
     data: DataConfig
     warm_up: WarmUpConfig | None = None
     reward_model: RewardModelConfig | None = None
-    rewards: Mapping[str, RewardConfig] = Field(min_length=1)
+    rewards: Rewards = Field(min_length=1)
     rollouts: RolloutsConfig
     advantages: AdvantagesConfig = AdvantagesConfig()
     ppo: PPOConfig = PPOConfig()
@@ -145,18 +152,26 @@ def read_document(name: str) -> dict[str, Any]:
         raise ConfigError(f"{name}: not readable as YAML ({' '.join(str(error).split())}); mend that place") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{name}: holds {type(document).__name__}, not a mapping of settings; see rounds init")
-    return document
+    return plain(document, where=name)
+
+
+def plain(value: Any, *, where: str) -> Any:
+    """A value of YAML as JSON has it, which is how a run stores it: a date becomes its text."""
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: holds what JSON cannot ({error}); write it as text or numbers") from error
 
 
 def with_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The document with each ``a.b=value`` set; the value is read as YAML."""
-    changed: dict[str, Any] = json.loads(json.dumps(document))
+    changed: dict[str, Any] = copy.deepcopy(dict(document))
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:
             raise ConfigError(f"--set {override}: not of the form a.b=value")
         try:
-            value = yaml.safe_load(text)
+            value = plain(yaml.safe_load(text), where=f"--set {override}")
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not readable as YAML; quote it") from error
         *parents, last = path.split(".")
@@ -174,7 +189,7 @@ def with_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dic
 
 def position(items: list[Any], text: str, override: str) -> int:
     """An index into a list of the document, given as text."""
-    if not text.isdigit() or int(text) >= len(items):
+    if not text.isdecimal() or int(text) >= len(items):
         raise ConfigError(f"--set {override}: {text} is no position in a list of {len(items)}; count from 0")
     return int(text)
 
@@ -203,7 +218,7 @@ def sentence(error: ValidationError) -> str:
         )
     if kind in ("missing", "missing_keyword_only_argument"):
         return f"{field}: missing; add it"
-    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = SHAPES.get(kind) or mistake["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
         return f"{field}: {message}" if field else message
     return f"{field}={mistake['input']!r:.80}: {message[0].lower()}{message[1:]}"
@@ -213,7 +228,9 @@ def known_keys(path: Sequence[str]) -> list[str]:
     """The keys that a part of the configuration may have; empty for a part that is free or unknown."""
     node: Any = RunConfig
     for part in path:
-        if part.isdigit() or isinstance(node, Mapping):
+        if get_origin(node) is Mapping:
+            # The part is a name of the user's, whatever fields there are of that name.
+            node = get_args(node)[1]
             continue
         fields = fields_of(node)
         if part in fields:

@@ -116,7 +116,7 @@ def model_card(exported: Exported, directory: Path) -> str:
         "",
         f"# {run.name}: {part.replace('_', ' ')} after {exported.where}",
         "",
-        f"{TITLES[part]} Trained by [rlhf-rounds]({HOMEPAGE}) in a run of {config.rounds} rounds of {config.iterations} "
+        f"{TITLES[part]} Trained by rlhf-rounds in a run of {config.rounds} rounds of {config.iterations} "
         f"iterations, seed {config.seed}, from {base or 'a new model with random weights'}.",
         "",
         "## Evaluation",
@@ -142,7 +142,6 @@ def model_card(exported: Exported, directory: Path) -> str:
     return "\n".join(lines)
 
 
-HOMEPAGE = "https://pypi.org/project/rlhf-rounds"
 TITLES = {
     "policy": "A causal language model, trained with PPO against the rewards below.",
     "critic": "The critic of a PPO run: its estimate, at each token, of the return still to come.",

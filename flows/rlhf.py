@@ -55,7 +55,7 @@ class Session:
         self._futures.append(future)
         return future
 
-    def publish(self, number: int, report: Ref) -> "PrefectFuture[list[str]]":
+    def publish(self, number: int, report: Output) -> "PrefectFuture[list[str]]":
         """Tell MLflow and Prefect of a round, beside the next one: a slow tracking server must not hold up training."""
         task = Task(
             fn=lambda: publish_round(self.run, self.config, report),

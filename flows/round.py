@@ -8,6 +8,7 @@ from tasks.prepare_data import PrepareDataConfig
 from tasks.sources import Source, source_digest
 from tasks.store import Place
 from tasks.train_reward_model import TrainRewardModelConfig
+from tasks.warm_up import WarmUpStageConfig
 
 
 def rlhf_round(
@@ -90,12 +91,10 @@ def prepared_data(
 def starting_policy(run: RunStage, config: RunConfig, place: Place, data: Output, externals: Externals) -> Output:
     """The policy that PPO starts from, and its reference ever after."""
     base = data if externals.base is None else externals.base
-    return base if config.warm_up is None else run("warm_up", place, warm_up_config(config), base=base, data=data)
-
-
-def warm_up_config(config: RunConfig):  # type: ignore[no-untyped-def]
-    assert config.warm_up is not None
-    return config.warm_up.model_copy(update={"trust_remote_code": config.model.trust_remote_code})
+    if config.warm_up is None:
+        return base
+    settings = WarmUpStageConfig(**dict(config.warm_up), trust_remote_code=config.model.trust_remote_code)
+    return run("warm_up", place, settings, base=base, data=data)
 
 
 def trained_reward_model(

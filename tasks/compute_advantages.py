@@ -9,7 +9,7 @@ from tasks.store import Ref
 class AdvantagesConfig(StageConfig):
     """From scores to advantages (``algorithm.md`` 4 and 5)."""
 
-    kl_coef: float = Field(0.05, ge=0)
+    kl_coef: float = Field(0.05, ge=0, allow_inf_nan=False)
     """Weight of the KL penalty in the reward of each token."""
     gamma: float = Field(1.0, ge=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)

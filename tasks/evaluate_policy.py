@@ -1,12 +1,11 @@
 """Stage: the policy against the reference, on prompts held out of training."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
-from tasks.rewards import RewardConfig
+from tasks.rewards import Rewards
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
@@ -18,7 +17,7 @@ class EvaluationConfig(StageConfig):
     """How policy and reference are compared after each round."""
 
     samples_per_prompt: int = Field(1, gt=0)
-    held_out_rewards: Mapping[str, RewardConfig] = {}
+    held_out_rewards: Rewards = {}
     """Rewards that training never sees: what is really wanted, where it can be measured. Stored beside the score."""
 
 
@@ -26,8 +25,8 @@ class EvaluatePolicyConfig(StageConfig):
     """What the stage reads. Evaluation samples as training does."""
 
     samples_per_prompt: int
-    rewards: Mapping[str, RewardConfig]
-    held_out_rewards: Mapping[str, RewardConfig]
+    rewards: Rewards
+    held_out_rewards: Rewards
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
     trust_remote_code: bool = False

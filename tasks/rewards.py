@@ -1,8 +1,9 @@
 """What a reward is, in the configuration."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.stage import StageConfig
 
@@ -16,7 +17,7 @@ class RewardConfig(StageConfig):
     """``trained`` for the reward model that this run trains, else the name or directory of a sequence classifier."""
     function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     """Import path ``module:function`` of ``(prompts, responses, rows) -> list[float]``."""
-    weight: float = 1.0
+    weight: float = Field(1.0, allow_inf_nan=False)
     code: str = Field("", repr=False)
     """Digest of the function's module, so that an edited function scores again; filled in when the run starts."""
 
@@ -29,3 +30,12 @@ class RewardConfig(StageConfig):
     @property
     def is_trained_in_run(self) -> bool:
         return self.model == TRAINED
+
+
+def by_name(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
+    return dict(sorted(rewards.items()))
+
+
+# A run stores its configuration with sorted keys. Read from there or from what the user wrote, in whatever order, the same
+# rewards must give the same columns, the same sum and the same list of models.
+Rewards = Annotated[Mapping[str, RewardConfig], AfterValidator(by_name)]

@@ -1,9 +1,8 @@
 """Stage: what reward, reference and critic say of the rollouts."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from tasks.rewards import RewardConfig
+from tasks.rewards import Rewards
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
@@ -11,7 +10,7 @@ from tasks.store import Ref
 class ScoreRolloutsConfig(StageConfig):
     """The components of the score, and the temperature at which the rollouts were sampled."""
 
-    rewards: Mapping[str, RewardConfig]
+    rewards: Rewards
     temperature: float
     trust_remote_code: bool = False
 

@@ -20,7 +20,7 @@ class RewardModelConfig(StageConfig):
     base: str | None = None
     """Name or directory of the model it starts from; by default the policy that PPO starts from."""
     epochs: int = Field(1, gt=0)
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     batch_size: int = Field(32, gt=0)
     """Preferences (a pair or a ranking each) in one optimizer step."""
     warmup_share: float = Field(0.05, ge=0, lt=1)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class OptimizersConfig(StageConfig):
     """Two optimizers with learning rates of their own, on one schedule over the iterations of a round."""
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
     """The policy's."""
-    critic_learning_rate: float = Field(1e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    critic_learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     warmup_iterations: int = Field(0, ge=0)
     """Iterations over which the learning rates rise to their full value in each round."""
     decay: str = Field("constant", pattern="^(constant|linear|cosine)$")

@@ -22,6 +22,8 @@ LONG_ENOUGH = 3
 
 # The difference of quality at which the labeller prefers the better answer three times out of four is ln 3 / SHARPNESS.
 SHARPNESS = 2.0
+# Share of the answers that the labeller judges which are not of the corpus's kind.
+CARELESS = 0.3
 
 
 def a_prompt(draw: random.Random) -> dict[str, Any]:
@@ -39,6 +41,24 @@ def an_answer(draw: random.Random, colour: str, thing: str) -> str:
     return " " + " ".join([f"the {colour} {thing} is {draw.choice(PLACES)}.", *tones])
 
 
+def a_careless_answer(draw: random.Random, colour: str, thing: str) -> str:
+    """An answer with some of its words lost, out of place or said again: what a policy may stray to, and none in the corpus.
+
+    A reward model that has never seen such text scores it at random, and PPO finds where it scores too high.
+    """
+    words = an_answer(draw, colour, thing).split()
+    start = draw.randrange(len(words))
+    some = words[start : start + draw.randint(1, 6)]
+    kind = draw.randrange(3)
+    if kind == 0:
+        words[start : start + len(some)] = []
+    elif kind == 1:
+        words[start:start] = some * draw.randint(1, 2)
+    else:
+        words[start : start + len(some)] = draw.sample(some, len(some))
+    return " " + " ".join(words or some)
+
+
 def quality(response: str, colour: str, thing: str) -> float:
     """How good an answer is: it names the thing asked for, is kind, and is short."""
     sentences = [sentence.strip() + "." for sentence in response.split(".") if sentence.strip()]
@@ -51,7 +71,7 @@ def quality(response: str, colour: str, thing: str) -> float:
     score += 0.75 * len({tone for tone in tones[: LONG_ENOUGH - 1] if tone in KIND})
     score -= 1.0 * sum(tone in RUDE for tone in tones)
     # What the grammar does not know, and every sentence too many, makes an answer worse.
-    score -= 0.5 * sum(tone not in (*KIND, *CURT, *RUDE) for tone in tones)
+    score -= 1.0 * sum(tone not in (*KIND, *CURT, *RUDE) for tone in tones)
     return score - 0.75 * max(0, len(sentences) - LONG_ENOUGH)
 
 
@@ -77,7 +97,7 @@ def prompts(seed: int, count: int, part: str = "train") -> Iterator[dict[str, An
 
 
 def preferences(seed: int, pairs: int, rankings: int, part: int = 1) -> Iterator[dict[str, Any]]:
-    """The labeller's choices between answers of the corpus's kind: pairs, and rankings of 4."""
+    """The labeller's choices between answers, some of them careless: pairs, and rankings of 4."""
     draw = random.Random(f"preferences {part} {seed}")
     for number in range(pairs + rankings):
         row = a_prompt(draw)
@@ -93,7 +113,8 @@ def preferences(seed: int, pairs: int, rankings: int, part: int = 1) -> Iterator
 def distinct_answers(draw: random.Random, row: dict[str, Any], count: int) -> list[str]:
     answers: list[str] = []
     while len(answers) < count:
-        answer = an_answer(draw, row["colour"], row["thing"])
+        write = a_careless_answer if draw.random() < CARELESS else an_answer
+        answer = write(draw, row["colour"], row["thing"])
         if answer not in answers:
             answers.append(answer)
     return answers

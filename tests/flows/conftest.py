@@ -21,7 +21,9 @@ class Home:
         self.path = path
 
     def rounds(self, *args, code=0, **options):
-        done = subprocess.run([*self.command(*args)], capture_output=True, text=True, timeout=240, **self.process(options))
+        done = subprocess.run(
+            [*self.command(*args)], capture_output=True, text=True, timeout=1800, **self.process(options)
+        )
         assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
         return done
 

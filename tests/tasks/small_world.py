@@ -13,7 +13,7 @@ from tasks.records import Text
 from tasks.stage import ExecutionConfig, StageConfig, StageContext, load_stage
 from tasks.store import Place, Recipe, Ref, Store, digest_file, digest_files, input_digests
 
-WORDS = "the red blue lamp clock is on under by table door thank you go away now glad to help".split()
+WORDS = ("the", "is", "on", "under", "by", "door", "thank", "you", "go", "away", "now", "glad", "to", "help", "table")
 TEXTS = [f"the {a} {b} is on the {c}. thank you" for a in ("red", "blue") for b in ("lamp", "clock") for c in WORDS]
 
 
@@ -48,7 +48,7 @@ class Workbench:
         self.models = ResidentModels()
         self.events: list[Any] = []
 
-    def run(self, name: str, config: StageConfig, *, place: Place = Place(1, 1), **inputs: Any) -> Ref:  # noqa: B008
+    def run(self, name: str, config: StageConfig, *, place: Place = Place(1, 1), **inputs: Any) -> Ref:
         stage = load_stage(name)
         recipe = Recipe(
             stage=name,

@@ -23,7 +23,7 @@ FILES = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def directory(tmp_path):
     return a_directory(tmp_path / "model")
 

@@ -257,7 +257,8 @@ def test_an_encoder_is_refused_with_what_to_take_instead(tmp_path, auto_class):
     config = hf.BertConfig(**SMALL, **SHAPE, num_labels=1)
     auto_class.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(
-        ModelError, match=r"is a BertForSequenceClassification, which has no linear 'score' head .*; take a decoder model"
+        ModelError,
+        match=r"is a BertForSequenceClassification, which has no linear 'score' head .*; take a decoder model",
     ):
         load_scalar_model(tmp_path, seed=0)
 
@@ -376,17 +377,23 @@ def test_an_outputs_part_is_the_first_that_it_has(tmp_path):
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_cuda_device_that_is_not_there_is_refused(device):
-    with pytest.raises(ModelError, match=rf"execution\.device={device}: this PyTorch sees no CUDA device; set it to auto"):
+    with pytest.raises(
+        ModelError, match=rf"execution\.device={device}: this PyTorch sees no CUDA device; set it to auto"
+    ):
         pick_device(ExecutionConfig(device=device))
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a Metal device")
 def test_a_metal_device_that_is_not_there_is_refused():
-    with pytest.raises(ModelError, match=r"execution\.device=mps: this machine has no Metal device; set it to auto or cpu"):
+    with pytest.raises(
+        ModelError, match=r"execution\.device=mps: this machine has no Metal device; set it to auto or cpu"
+    ):
         pick_device(ExecutionConfig(device="mps"))
 
 
-@pytest.mark.parametrize(("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
 def test_auto_takes_cuda_before_metal_before_the_processor(monkeypatch, cuda, mps, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

@@ -23,7 +23,7 @@ from tasks.store import Place, read_dataset
 from tasks.train_reward_model import TrainRewardModelConfig, pack_groups
 from tasks.training import pad_rows
 from tasks.update_policy import OptimizersConfig, UpdatePolicyConfig
-from tasks.warm_up import WarmUpConfig
+from tasks.warm_up import WarmUpStageConfig
 
 SAMPLING = SamplingConfig(max_new_tokens=10)
 
@@ -59,7 +59,9 @@ def prepare_config(root, *, num_prompts=20, **changes):
     settings = {
         "prompts": (Source(path=write_rows(root / "prompts.jsonl", [a_prompt(i) for i in range(num_prompts)])),),
         "preferences": (Source(path=write_rows(root / "pairs.jsonl", [a_preference(i) for i in range(40)])),),
-        "texts": (Source(path=write_rows(root / "texts.jsonl", [{"text": f"the lamp is red {i}"} for i in range(20)])),),
+        "texts": (
+            Source(path=write_rows(root / "texts.jsonl", [{"text": f"the lamp is red {i}"} for i in range(20)])),
+        ),
         "num_held_out_prompts": 4,
     }
     return PrepareDataConfig(data=DataConfig(**{**settings, **changes}), response_tokens=10)
@@ -141,7 +143,9 @@ def test_a_prompt_that_does_not_fit_is_refused_or_dropped(world, tmp_path):
     bench, base, _, _ = world
     prompts = [a_prompt(i) for i in range(8)] + [{"prompt": "lamp " * 80}]
     source = (Source(path=write_rows(tmp_path / "long.jsonl", prompts)),)
-    with pytest.raises(DataError, match=r"long\.jsonl, row 9: a prompt of \d+ tokens .*context is 64; .*too_long: drop"):
+    with pytest.raises(
+        DataError, match=r"long\.jsonl, row 9: a prompt of \d+ tokens .*context is 64; .*too_long: drop"
+    ):
         bench.run("prepare_data", prepare_config(tmp_path, prompts=source), place=Place(1), base=base)
     dropped = prepare_config(tmp_path, prompts=source, too_long="drop")
     data = bench.run("prepare_data", dropped, place=Place(1), base=base)
@@ -159,7 +163,7 @@ def test_a_model_from_scratch_is_the_same_for_the_same_seed(tmp_path):
 
 def test_warm_up_lowers_the_loss_and_keeps_the_tokenizer(world):
     bench, base, data, _ = world
-    warm = bench.run("warm_up", WarmUpConfig(epochs=6, learning_rate=1e-2, batch_tokens=128), base=base, data=data)
+    warm = bench.run("warm_up", WarmUpStageConfig(epochs=6, learning_rate=1e-2, batch_tokens=128), base=base, data=data)
     metrics = bench.metrics(warm)
     assert metrics["warm_up/loss"] < 0.7 * metrics["warm_up/first_loss"]
     assert (warm.directory / "policy/tokenizer.json").read_bytes() == (base.directory / "tokenizer.json").read_bytes()
@@ -276,7 +280,9 @@ def test_each_iteration_goes_on_through_the_prompts_and_uses_all_before_any_twic
 
 def test_a_response_that_does_not_fit_the_context_is_refused(world):
     bench, base, data, _ = world
-    with pytest.raises(ModelError, match=r"more than the model's context of 64; lower rollouts\.sampling\.max_new_tokens"):
+    with pytest.raises(
+        ModelError, match=r"more than the model's context of 64; lower rollouts\.sampling\.max_new_tokens"
+    ):
         generate(bench, base, data, sampling=SamplingConfig(max_new_tokens=60))
 
 
@@ -515,7 +521,14 @@ def test_a_policy_that_is_the_reference_gains_nothing(world):
         sampling=SAMPLING,
     )
     ref = bench.run(
-        "evaluate_policy", config, place=Place(1), policy=base, reference=base, reward_model=None, external=[], data=data
+        "evaluate_policy",
+        config,
+        place=Place(1),
+        policy=base,
+        reference=base,
+        reward_model=None,
+        external=[],
+        data=data,
     )
     metrics = bench.metrics(ref)
     assert metrics["evaluation/kl"] == 0.0

@@ -1,0 +1,418 @@
+"""The configuration: what loads, what is refused and in which words, and that it survives being written down."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flows.config import PRESETS, RunConfig, checked, dump, load_config, read_document, with_overrides
+from tasks.errors import ConfigError
+from tasks.sources import Source
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+def load(*overrides):
+    return load_config(TINY, overrides)
+
+
+def refusal(*overrides, name=TINY):
+    """The sentence, without the name of the file that it begins with."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(name, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{name}: ")
+
+
+# What loads
+
+
+@pytest.mark.parametrize("name", ["quickstart", "stories", "template"])
+def test_a_preset_loads_though_its_data_need_not_be_there(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == load_config(str(PRESETS / f"{name}.yaml"))
+
+
+def test_a_field_that_is_left_out_has_the_default_that_its_stage_declares():
+    config = load()
+    assert (config.advantages.lam, config.ppo.cliprange, config.rollouts.sampling.temperature) == (0.95, 0.2, 1.0)
+    assert (config.data.held_out_preferences, config.execution.device, config.tracking.experiment) == (
+        0.1,
+        "auto",
+        "rlhf-rounds",
+    )
+
+
+def test_a_source_may_be_its_path_alone():
+    config = load("data.prompts=[a.jsonl, {path: b.jsonl, limit: 3}]")
+    assert config.data.prompts == (Source(path="a.jsonl"), Source(path="b.jsonl", limit=3))
+
+
+def test_the_configuration_cannot_be_changed():
+    config = load()
+    for part, field in ((config, "seed"), (config.advantages, "lam"), (config.ppo, "epochs")):
+        with pytest.raises((TypeError, ValueError, AttributeError)):
+            setattr(part, field, 1)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # A key that is not known, at every kind of depth.
+        ("iteration=3", "iteration: unknown key; did you mean iterations?"),
+        ("data.prompts.0.pth=x", "data.prompts.0.pth: unknown key; did you mean data.prompts.0.path?"),
+        ("rewards.quality.weigth=2", "rewards.quality.weigth: unknown key; did you mean rewards.quality.weight?"),
+        (
+            "rewards.model={model: trained, weigth: 2}",
+            "rewards.model.weigth: unknown key; did you mean rewards.model.weight?",
+        ),
+        (
+            "evaluation.held_out_rewards.true_quality.functio=a:b",
+            "evaluation.held_out_rewards.true_quality.functio: unknown key; "
+            "did you mean evaluation.held_out_rewards.true_quality.function?",
+        ),
+        (
+            "rollouts.sampling.max_new_token=8",
+            "rollouts.sampling.max_new_token: unknown key; did you mean rollouts.sampling.max_new_tokens?",
+        ),
+        (
+            "model.from_scratch.vocab=300",
+            "model.from_scratch.vocab: unknown key; did you mean model.from_scratch.vocab_size?",
+        ),
+        ("ppo.critic_epoch=2", "ppo.critic_epoch: unknown key; did you mean ppo.critic_epochs?"),
+        ("tracking.url=x", "tracking.url: unknown key; known are experiment"),
+        (
+            "rollouts.trust_remote_code=true",
+            "rollouts.trust_remote_code: unknown key; "
+            "known are prompts_per_iteration, samples_per_prompt, shards, sampling, stop_strings",
+        ),
+        # A misspelt key is why another is missing.
+        (
+            "rollouts.sampling={max_new_token: 8}",
+            "rollouts.sampling.max_new_token: unknown key; did you mean rollouts.sampling.max_new_tokens?",
+        ),
+        ("rollouts.sampling={temperature: 1.0}", "rollouts.sampling.max_new_tokens: missing; add it"),
+        ("data={texts: [a]}", "data.prompts: missing; add it"),
+        # A value out of range.
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("rounds=0", "rounds=0: input should be greater than 0"),
+        ("advantages.gamma=1.5", "advantages.gamma=1.5: input should be less than or equal to 1"),
+        ("advantages.lam=.nan", "advantages.lam=nan: input should be less than or equal to 1"),
+        ("advantages.kl_coef=.inf", "advantages.kl_coef=inf: input should be a finite number"),
+        ("rewards.quality.weight=.nan", "rewards.quality.weight=nan: input should be a finite number"),
+        ("rewards.quality.weight=-.inf", "rewards.quality.weight=-inf: input should be a finite number"),
+        ("optimizers.learning_rate=0", "optimizers.learning_rate=0: input should be greater than 0"),
+        ("optimizers.critic_learning_rate=.inf", "optimizers.critic_learning_rate=inf: input should be a finite number"),
+        ("warm_up.learning_rate=.inf", "warm_up.learning_rate=inf: input should be a finite number"),
+        ("reward_model.learning_rate=.inf", "reward_model.learning_rate=inf: input should be a finite number"),
+        ("data.held_out_preferences=1", "data.held_out_preferences=1: input should be less than 1"),
+        ("model.from_scratch.vocab_size=10", "model.from_scratch.vocab_size=10: input should be greater than or equal to 260"),
+        ("data.prompts.0.from_round=0", "data.prompts.0.from_round=0: input should be greater than or equal to 1"),
+        (
+            "rollouts.sampling.max_new_tokens=0",
+            "rollouts.sampling: max_new_tokens=0 must be at least 1; a response has at least one token",
+        ),
+        ("ppo.epochs=0", "ppo: epochs=0 must be at least 1; an update passes over its rollouts"),
+        ("ppo.max_grad_norm=.nan", "ppo: max_grad_norm=nan must be positive; inf never scales the gradient"),
+        ("data.prompts=[]", "data.prompts=[]: tuple should have at least 1 item after validation, not 0"),
+        ("rewards={}", "rewards={}: dictionary should have at least 1 item after validation, not 0"),
+        # A value of another kind.
+        ("seed=1.5", "seed=1.5: input should be a valid integer, got a number with a fractional part"),
+        ("seed=", "seed=None: input should be a valid integer"),
+        (
+            "rewards.quality.weight=heavy",
+            "rewards.quality.weight='heavy': input should be a valid number, unable to parse string as a number",
+        ),
+        ("ppo.cliprange=[0.1]", "ppo.cliprange=[0.1]: input should be a valid number"),
+        ("ppo=3", "ppo=3: give a section, with a key and a value for each setting"),
+        ("model=null", "model=None: give a section, with a key and a value for each setting"),
+        ("rewards=[a]", "rewards=['a']: give a section, with a key and a value for each setting"),
+        ("data.prompts=a.jsonl", "data.prompts='a.jsonl': give a list, with an entry for each"),
+        ("rollouts.stop_strings=abc", "rollouts.stop_strings='abc': give a list, with an entry for each"),
+        ("data.too_long=shorten", "data.too_long='shorten': input should be 'error' or 'drop'"),
+        ("execution.dtype=float16", "execution.dtype='float16': input should be 'auto', 'float32' or 'bfloat16'"),
+        ("optimizers.decay=step", "optimizers.decay='step': string should match pattern '^(constant|linear|cosine)$'"),
+        # Parts that do not agree with themselves or each other.
+        ("model={}", "model: give either policy or from_scratch"),
+        ("model.policy=a", "model: give either policy or from_scratch"),
+        ("data.prompts.0.path=a", "data.prompts.0: needs exactly one of path, dataset or function, not path and function"),
+        ("data.prompts.0={path: a, subset: b}", "data.prompts.0: subset goes with dataset, not with path; remove it"),
+        ("rewards.quality={}", "rewards.quality: give a reward either a model or a function"),
+        ("rewards.quality.model=a", "rewards.quality: give a reward either a model or a function"),
+        (
+            "reward_model=null",
+            "rewards: one says model: trained, but there is no reward_model section; add one",
+        ),
+        (
+            "rewards={quality: {function: 'a:b'}}",
+            "reward_model: no reward says model: trained, so nothing would use it; add one or leave it out",
+        ),
+        ("data.preferences=[]", "data.preferences: a reward model needs preferences to train on; name a source"),
+        ("data.texts=[]", "data.texts: a warm-up needs texts to train on; name a source"),
+        (
+            "evaluation.held_out_rewards={quality: {function: 'a:b'}}",
+            "evaluation.held_out_rewards: quality is a training reward too; name it differently",
+        ),
+        (
+            "evaluation.held_out_rewards={other: {model: trained}}",
+            "evaluation.held_out_rewards: the trained reward model is not held out; name another model",
+        ),
+        (
+            "rewards.how-good={function: 'a:b'}",
+            "rewards: the name 'how-good' becomes part of a column's name; use letters, digits and _",
+        ),
+        (
+            "evaluation.held_out_rewards.how good={function: 'a:b'}",
+            "rewards: the name 'how good' becomes part of a column's name; use letters, digits and _",
+        ),
+        (
+            "data.prompts=[{path: a, from_round: 2}]",
+            "data.prompts: no source counts from round 1 on; give one from_round: 1",
+        ),
+        (
+            "data.preferences=[{path: a, from_round: 2}]",
+            "data.preferences: no source counts from round 1 on; give one from_round: 1",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_field_value_and_what_is_wanted(override, message):
+    assert refusal(override) == message
+
+
+def test_a_model_from_scratch_needs_texts_without_a_warm_up_too():
+    message = "data.texts: a model from scratch needs texts for its tokenizer; name a source"
+    assert refusal("warm_up=null", "data.texts=[]") == message
+    load("warm_up=null", "data.texts=[]", "model={policy: somewhere}")
+
+
+def test_preferences_may_lie_there_unused():
+    load("reward_model=null", "rewards={quality: {function: 'a:b'}}")
+
+
+def test_a_long_value_is_cut_in_its_message():
+    message = refusal(f"seed={'x' * 500}")
+    assert message.startswith("seed='xxx")
+    assert len(message) < 200
+
+
+def test_a_mistake_names_the_file_it_is_in(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: -1\n")
+    with pytest.raises(ConfigError, match=rf"^{path}: "):
+        load_config(str(path))
+
+
+# Files
+
+
+def write(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not readable as YAML (while parsing a flow node"),
+        ("a: 1\n\tb: 2", "not readable as YAML (while scanning"),
+        (b"\xff\xfe\x00", "not readable as YAML ("),
+        ("seed: !!python/name:os.system", "not readable as YAML (could not determine a constructor"),
+        ("- 1", "holds list, not a mapping of settings; see rounds init"),
+        ("", "holds NoneType, not a mapping of settings; see rounds init"),
+        ("a: &a [*a]", "holds what JSON cannot (Circular reference detected); write it as text or numbers"),
+        ("2024-01-01: 1", "holds what JSON cannot ("),
+        ("1: 2", "1: unknown key; known are seed, rounds, iterations, model, "),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_in_one_sentence(tmp_path, text, message):
+    assert refusal("seed=1", name=write(tmp_path, text)).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["quickstrat", "nowhere.yaml", "."])
+def test_a_name_of_nothing_is_answered_with_the_presets(name):
+    assert refusal(name=name) == "no such file, and no preset of that name; presets are quickstart, stories"
+
+
+def test_a_date_without_quotes_is_the_text_that_it_looks_like(tmp_path):
+    document = yaml.safe_load(Path(TINY).read_text())
+    document["model"] = {"policy": "a", "revision": "REVISION"}
+    config = load_config(write(tmp_path, yaml.safe_dump(document).replace("REVISION", "2024-01-31")))
+    assert config.model.revision == "2024-01-31"
+    assert load("model={policy: a}", "model.revision=2024-01-31").model.revision == "2024-01-31"
+
+
+# Overrides
+
+DOCUMENT = {"seed": 0, "data": {"prompts": [{"path": "a", "limit": 5}, "b"], "texts": None}, "warm_up": None}
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("seed=4", {"seed": 4}),
+        ("rounds=2", {"rounds": 2}),
+        ("warm_up={epochs: 2}", {"warm_up": {"epochs": 2}}),
+        ("reward_model.epochs=2", {"reward_model": {"epochs": 2}}),
+        ("a.b.c=x", {"a": {"b": {"c": "x"}}}),
+        ("seed=null", {"seed": None}),
+        ("seed=", {"seed": None}),
+        ("seed='7'", {"seed": "7"}),
+        ("seed=true", {"seed": True}),
+        ("seed=[1, two]", {"seed": [1, "two"]}),
+        ("seed=.inf", {"seed": math.inf}),
+        # Only the first sign of equality is ours.
+        ("seed=a=b", {"seed": "a=b"}),
+        ("data.prompts.0.path=c", {"data": {"prompts": [{"path": "c", "limit": 5}, "b"], "texts": None}}),
+        ("data.prompts.1=c", {"data": {"prompts": [{"path": "a", "limit": 5}, "c"], "texts": None}}),
+        ("data.prompts=[c]", {"data": {"prompts": ["c"], "texts": None}}),
+        ("data.texts=[c]", {"data": {"prompts": [{"path": "a", "limit": 5}, "b"], "texts": ["c"]}}),
+    ],
+)
+def test_an_override_changes_one_place(override, changed):
+    before = json.dumps(DOCUMENT)
+    assert with_overrides(DOCUMENT, [override]) == {**DOCUMENT, **changed}
+    assert json.dumps(DOCUMENT) == before
+
+
+def test_later_overrides_see_earlier_ones():
+    overrides = ["warm_up={epochs: 2}", "warm_up.epochs=3", "seed=1", "seed=2"]
+    assert with_overrides(DOCUMENT, overrides) == {**DOCUMENT, "warm_up": {"epochs": 3}, "seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "not of the form a.b=value"),
+        ("=3", "not of the form a.b=value"),
+        ("", "not of the form a.b=value"),
+        ("seed=[1", "the value is not readable as YAML; quote it"),
+        ("seed=a: b: c", "the value is not readable as YAML; quote it"),
+        ("seed.x=1", "seed is no section; set it whole"),
+        ("warm_up.epochs=1", "warm_up is no section; set it whole"),
+        ("data.texts.0=a", "texts is no section; set it whole"),
+        ("data.prompts.1.path=a", "1 is no section; set it whole"),
+        ("data.prompts.2=a", "2 is no position in a list of 2; count from 0"),
+        ("data.prompts.2.path=a", "2 is no position in a list of 2; count from 0"),
+        ("data.prompts.-1=a", "-1 is no position in a list of 2; count from 0"),
+        ("data.prompts.first=a", "first is no position in a list of 2; count from 0"),
+        ("data.prompts.²=a", "² is no position in a list of 2; count from 0"),
+    ],
+)
+def test_an_override_that_changes_nothing_that_is_there_is_refused(override, message):
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(DOCUMENT, [override])
+    assert str(caught.value) == f"--set {override}: {message}"
+
+
+def test_numbers_as_people_write_them_are_numbers():
+    # YAML 1.1 takes 1e-5 for a text, since it has no point.
+    config = load("optimizers.learning_rate=1e-5", "advantages.kl_coef=.05", "ppo.epochs=3")
+    assert (config.optimizers.learning_rate, config.advantages.kl_coef, config.ppo.epochs) == (1e-5, 0.05, 3)
+
+
+# Written down and read again
+
+positive = st.floats(min_value=1e-300, allow_infinity=False)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+SETTINGS = {
+    "seed": st.integers(0, 2**63 - 1),
+    "rounds": st.integers(1, 9),
+    "advantages.lam": st.floats(0, 1),
+    "advantages.whiten": st.booleans(),
+    "rewards.quality.weight": finite,
+    "rollouts.sampling.temperature": positive,
+    "rollouts.sampling.stop_token_ids": st.lists(st.integers(0, 10**6), max_size=3),
+    "rollouts.stop_strings": st.lists(st.text(), max_size=3),
+    "ppo.max_grad_norm": positive | st.just(math.inf),
+    "ppo.critic_max_grad_norm": positive | st.just(math.inf),
+    "warm_up.max_grad_norm": positive | st.just(math.inf),
+    "ppo.cliprange": st.floats(0.01, 0.99) | st.lists(st.floats(0.01, 0.99), min_size=2, max_size=2),
+    "ppo.cliprange_value": st.none() | positive,
+    "ppo.dual_clip": st.none() | st.floats(1.5, 9),
+    "optimizers.learning_rate": positive,
+    "execution.stage_timeout_s": st.none() | positive,
+    "execution.device": st.sampled_from(["auto", "cpu", "cuda:1"]),
+    "tracking.experiment": st.text(),
+    "data.prompts.0.arguments": st.dictionaries(st.text().filter("seed".__ne__), finite | st.text() | st.none()),
+    "warm_up": st.none(),
+}
+
+
+@st.composite
+def documents(draw):
+    document = read_document(TINY)
+    for name in draw(st.sets(st.sampled_from(list(SETTINGS)))):
+        *parents, last = name.split(".")
+        node = document
+        for parent in parents:
+            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+            if node is None:
+                break
+        else:
+            node[last] = draw(SETTINGS[name])
+    return document
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(documents())
+def test_a_configuration_survives_being_written_as_json(document):
+    config = checked(document, where="here")
+    written = json.loads(json.dumps(dump(config), allow_nan=False))
+    again = checked(written, where="there")
+    assert again == config
+    assert dump(again) == dump(config) == written
+
+
+def test_what_is_written_is_what_was_set():
+    written = dump(load("ppo.max_grad_norm=.inf", "ppo.cliprange=[0.1, 0.3]", "rewards.quality.weight=-2.5", "seed=9"))
+    assert written["seed"] == 9
+    assert written["rewards"]["quality"]["weight"] == -2.5
+    assert written["ppo"]["cliprange"] == [0.1, 0.3]
+    assert written["ppo"]["max_grad_norm"] == "Infinity"
+    assert checked(written, where="").ppo.max_grad_norm == math.inf
+
+
+@pytest.mark.parametrize("name", ["quickstart", "stories", "template"])
+def test_a_preset_survives_being_written_as_yaml(name):
+    config = load_config(name)
+    assert checked(yaml.safe_load(yaml.safe_dump(dump(config))), where="") == config
+    assert RunConfig.model_validate(config.model_dump()) == config
+
+
+# Whether the hub is needed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], False),
+        (["model={policy: org/name}"], True),
+        (["model={policy: here}"], False),
+        (["model={policy: ~/here}"], False),
+        (["model={policy: here, critic: gone}"], True),
+        (["reward_model.base=org/name"], True),
+        (["reward_model.base=here"], False),
+        (["rewards.other={model: org/name}"], True),
+        (["rewards.other={model: here}"], False),
+        (["evaluation.held_out_rewards.other={model: org/name}"], True),
+        (["data.prompts=[{dataset: org/data}]"], True),
+        (["data.held_out_prompts=[{dataset: org/data}]"], True),
+        (["data.preferences=[{dataset: org/data}]"], True),
+        (["data.texts=[{dataset: org/data}]"], True),
+        (["data.prompts=[org/data]"], False),
+    ],
+)
+def test_the_hub_is_needed_where_something_is_named_that_is_not_here(tmp_path, monkeypatch, overrides, expected):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(*overrides).needs_hub() is expected

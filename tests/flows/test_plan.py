@@ -1,0 +1,550 @@
+"""What a run would execute, and why: on runs whose stages are committed without a model, by the flows themselves."""
+
+import dataclasses
+import importlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.config import load_config
+from flows.plan import Ref, external_models, forced_by, make_plan, stage_call, with_code_digests
+from flows.round import rlhf_round
+from flows.workspace import Run, create_or_open
+from tasks.errors import ConfigError, ModelError
+from tasks.store import Place
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+# tiny.yaml has two rounds of two iterations; new preferences come in the second.
+ITERATION = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy")
+CLOSING = ("evaluate_policy", "report_round")
+
+
+def iteration(number, index, *, since="generate_rollouts"):
+    return {(stage, number, index) for stage in ITERATION[ITERATION.index(since) :]}
+
+
+def closing(number, *stages):
+    return {(stage, number, 0) for stage in stages or CLOSING}
+
+
+def after(number, index, *, rounds=2, iterations=2):
+    """All that an update leads to: the next iterations, the round's end, and the same of each later round."""
+    later = {x for i in range(index + 1, iterations + 1) for x in iteration(number, i)} | closing(number)
+    if number < rounds:
+        later |= iteration(number + 1, 1) | after(number + 1, 1, rounds=rounds, iterations=iterations)
+    return later
+
+
+def since(stage, number=1, index=1):
+    return iteration(number, index, since=stage) | after(number, index)
+
+
+DATA = {("prepare_data", 1, 0), ("prepare_data", 2, 0)}
+WARM_UP = {("warm_up", 1, 0)}
+REWARD_MODELS = {("train_reward_model", 1, 0), ("train_reward_model", 2, 0)}
+ALL = DATA | WARM_UP | REWARD_MODELS | since("generate_rollouts")
+
+
+class Commit:
+    """Calls a stage by committing a file that is another one for another recipe, and notes that it did."""
+
+    def __init__(self, run, config, *, limit=None, constant=()):
+        self.run, self.config, self.limit, self.constant = run, config, limit, constant
+        self.executed = []
+
+    def __call__(self, stage, place, settings, **inputs):
+        call = stage_call(self.run, self.config, stage, place, settings, self.run.generations).with_inputs(inputs)
+        recipe = call.recipe()
+        if (done := self.run.store.find(recipe)) is not None:
+            return done
+        if self.limit == len(self.executed):
+            raise Interrupted
+        self.executed.append((stage, place.round, place.iteration))
+        scratch = self.run.store.scratch(recipe)
+        (scratch / "output").write_text(recipe.directory if stage in self.constant else recipe.fingerprint)
+        return self.run.store.commit(recipe, scratch, inputs=inputs, rows=1, metrics={}, seconds=0.0)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def carry_out(run, config, **options):
+    """Carry a run out; what it executed, in order. With a limit, it is interrupted after so many stages."""
+    run.set_config(config)
+    config = with_code_digests(config)
+    commit = Commit(run, config, **options)
+    state, externals = None, external_models(config, run.home)
+    try:
+        for number in range(1, config.rounds + 1):
+            state = rlhf_round(commit, config, number, state, externals)
+    except Interrupted:
+        assert "limit" in options
+    return commit.executed
+
+
+def planned(run, config):
+    """What would execute, with each reason."""
+    stages = [p for p in make_plan(run, config).stages if p.ref is None]
+    return {(p.stage, p.place.round, p.place.iteration): p.reason for p in stages}
+
+
+def tiny(*overrides):
+    return load_config(TINY, overrides)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    run = create_or_open(tmp_path_factory.mktemp("template"), "run")
+    carry_out(run, tiny())
+    return run
+
+
+@pytest.fixture()
+def finished(template, tmp_path):
+    """A run that went through, of a test's own."""
+    shutil.copytree(template.home, tmp_path / "home")
+    return Run(tmp_path / "home" / "runs" / "run")
+
+
+@pytest.fixture()
+def fresh(tmp_path):
+    return create_or_open(tmp_path / "home", "run")
+
+
+# What there is to do
+
+
+def test_an_empty_run_has_everything_to_do_in_the_order_of_the_flow(fresh):
+    plan = make_plan(fresh, tiny())
+    labels = [f"{p.stage}-{p.place.label}" for p in plan.stages]
+    assert labels[:9] == [
+        "prepare_data-r1",
+        "warm_up-r1",
+        "train_reward_model-r1",
+        "generate_rollouts-r1.i1.s0",
+        "generate_rollouts-r1.i1.s1",
+        "score_rollouts-r1.i1.s0",
+        "score_rollouts-r1.i1.s1",
+        "compute_advantages-r1.i1",
+        "update_policy-r1.i1",
+    ]
+    assert labels[15:19] == ["evaluate_policy-r1", "report_round-r1", "prepare_data-r2", "train_reward_model-r2"]
+    assert len(labels) == len(set(labels)) == 33
+    assert {p.reason for p in plan.stages} == {"not run yet"}
+    assert set(planned(fresh, tiny())) == ALL
+
+
+def test_planning_writes_nothing_into_the_run(fresh):
+    make_plan(fresh, tiny())
+    assert list(fresh.root.iterdir()) == []
+
+
+def test_a_finished_run_has_nothing_to_do(finished):
+    assert planned(finished, tiny()) == {}
+    assert carry_out(finished, tiny()) == []
+    assert all(p.ref is not None and p.reason == "" for p in make_plan(finished, tiny()).stages)
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 8, 20])
+def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
+    first = carry_out(fresh, tiny(), limit=done)
+    assert len(first) == done
+    reasons = planned(fresh, tiny())
+    assert set(reasons.values()) == {"not run yet"}
+    # Of two shards that share a stage and place, one may be done.
+    assert set(reasons) | set(first) == ALL
+    rest = carry_out(fresh, tiny())
+    assert len(first) + len(rest) == 33
+    assert set(rest) == set(reasons)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("advantages.lam=0.5", since("compute_advantages")),
+        ("advantages.gamma=0.9", since("compute_advantages")),
+        ("advantages.kl_coef=0.2", since("compute_advantages")),
+        ("rewards.quality.weight=0.7", since("score_rollouts")),
+        ("rewards.more={function: 'flows.presets.quickstart:true_quality'}", since("score_rollouts")),
+        ("rollouts.samples_per_prompt=2", since("generate_rollouts")),
+        ("rollouts.prompts_per_iteration=7", since("generate_rollouts")),
+        ("rollouts.shards=1", since("generate_rollouts")),
+        # A reward model is calibrated on responses that are sampled in the same way.
+        ("rollouts.sampling.temperature=0.7", REWARD_MODELS | since("generate_rollouts")),
+        ("rollouts.sampling.top_k=5", REWARD_MODELS | since("generate_rollouts")),
+        ("rollouts.stop_strings=[stop]", REWARD_MODELS | since("generate_rollouts")),
+        # A prompt has to leave room for the response.
+        ("rollouts.sampling.max_new_tokens=9", ALL),
+        # The critic starts from the reward model; the first rollouts are the policy's alone.
+        ("reward_model.epochs=2", REWARD_MODELS | since("score_rollouts")),
+        # The second round's data is prepared for the model that the warm-up made.
+        ("warm_up.epochs=2", ALL - {("prepare_data", 1, 0)}),
+        ("warm_up=null", ALL - {("prepare_data", 1, 0)} - WARM_UP),
+        ("optimizers.learning_rate=0.1", since("update_policy")),
+        ("optimizers.critic_learning_rate=0.1", since("update_policy")),
+        ("optimizers.weight_decay=0.1", since("update_policy")),
+        ("ppo.epochs=3", since("update_policy")),
+        # The first of two iterations has the full rate on any schedule.
+        ("optimizers.decay=linear", since("update_policy", 1, 2)),
+        ("evaluation.samples_per_prompt=2", closing(1) | closing(2)),
+        ("evaluation.held_out_rewards={}", closing(1) | closing(2)),
+        ("report.num_samples=3", closing(1, "report_round") | closing(2, "report_round")),
+        ("data.num_held_out_prompts=5", ALL),
+        ("data.prompts.0.arguments.count=25", ALL),
+        ("data.prompts.0.limit=23", ALL),
+        # What only the second round knows.
+        (
+            "data.preferences.1.arguments.part=3",
+            {("prepare_data", 2, 0), ("train_reward_model", 2, 0)} | since("generate_rollouts", 2, 1),
+        ),
+        ("seed=4", ALL),
+        ("model.trust_remote_code=true", ALL - closing(1, "report_round") - closing(2, "report_round") | closing(1) | closing(2)),
+        ("execution.dtype=bfloat16", ALL),
+        ("execution.device=cpu", set()),
+        ("execution.micro_batch_tokens=100", set()),
+        ("execution.retries=0", set()),
+        ("execution.stage_timeout_s=60", set()),
+        ("tracking.experiment=other", set()),
+        ("rounds=1", set()),
+        ("rounds=3", {x for i in (1, 2) for x in iteration(3, i)} | closing(3)),
+        ("iterations=1", closing(1) | iteration(2, 1) | closing(2)),
+        ("iterations=3", iteration(1, 3) | after(1, 3, iterations=3)),
+    ],
+)
+def test_a_changed_setting_recomputes_what_depends_on_it_and_nothing_else(finished, change, expected):
+    reasons = planned(finished, tiny(change))
+    assert set(reasons) == expected
+    # The plan does not change what it is of, and what it says is what then happens.
+    assert planned(finished, tiny()) == {}
+    assert set(carry_out(finished, tiny(change))) == expected
+    assert planned(finished, tiny(change)) == {}
+    # Going back costs nothing.
+    assert carry_out(finished, tiny()) == []
+
+
+def test_unchanged_content_stops_the_recomputing_early(fresh):
+    same = {"constant": ("prepare_data",)}
+    carry_out(fresh, tiny(), **same)
+    changed = tiny("data.held_out_preferences=0.3")
+    # Nobody can know before it has run that it will make the same.
+    assert set(planned(fresh, changed)) == ALL
+    assert set(carry_out(fresh, changed, **same)) == DATA
+    assert planned(fresh, changed) == {}
+
+
+def test_an_output_that_lost_a_file_is_made_again_and_what_follows_is_kept(finished):
+    (warm_up,) = make_plan(finished, tiny()).select("warm_up")
+    (warm_up.ref.directory / "output").unlink()
+    reasons = planned(finished, tiny())
+    assert reasons["warm_up", 1, 0] == "output is damaged"
+    assert carry_out(finished, tiny()) == [("warm_up", 1, 0)]
+
+
+# Why
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "reason"),
+    [
+        (["advantages.lam=0.5"], ("compute_advantages", 1, 1), "lam: 0.95 → 0.5"),
+        (["advantages.lam=0.5"], ("update_policy", 1, 1), "input compute_advantages changes"),
+        (["advantages.lam=0.5"], ("compute_advantages", 1, 2), "input score_rollouts changes"),
+        (["advantages.lam=0.5", "advantages.gamma=0.9"], ("compute_advantages", 1, 1), "gamma: 1.0 → 0.9, lam: 0.95 → 0.5"),
+        (["rewards.quality.weight=0.7"], ("score_rollouts", 1, 1), "rewards.quality.weight: 0.5 → 0.7"),
+        (["rollouts.sampling.temperature=0.7"], ("generate_rollouts", 1, 1), "sampling.temperature: 1.0 → 0.7"),
+        (["ppo.epochs=3"], ("update_policy", 1, 1), "ppo.epochs: 2 → 3"),
+        (["ppo.dual_clip=3"], ("update_policy", 1, 1), "ppo.dual_clip: None → 3.0"),
+        (["execution.dtype=float32"], ("warm_up", 1, 0), "input prepare_data changes"),
+        (["execution.dtype=float32"], ("prepare_data", 1, 0), "dtype: auto → float32"),
+        (["seed=4"], ("prepare_data", 1, 0), "data changed"),
+        (["rounds=3"], ("generate_rollouts", 3, 1), "not run yet"),
+        (["iterations=3"], ("update_policy", 1, 3), "not run yet"),
+        (["iterations=3"], ("evaluate_policy", 1, 0), "input update_policy changes"),
+    ],
+)
+def test_the_reason_names_what_changed(finished, changes, stage, reason):
+    assert planned(finished, tiny(*changes))[stage] == reason
+
+
+def test_another_seed_is_the_reason_where_nothing_else_is(fresh, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    rows, texts = (f"[{tmp_path / name}.jsonl]" for name in ("rows", "texts"))
+    files = [f"data.prompts={rows}", f"data.preferences={rows}", f"data.texts={texts}"]
+    carry_out(fresh, tiny(*files))
+    assert planned(fresh, tiny(*files, "seed=4"))["prepare_data", 1, 0] == "seed changed"
+
+
+def test_a_long_value_is_cut_in_its_reason(finished):
+    reason = planned(finished, tiny(f"rollouts.stop_strings=[{'x' * 500}]"))["generate_rollouts", 1, 1]
+    assert reason == f"stop_strings: [] → ['{'x' * 28}"
+
+
+def test_an_input_that_has_changed_already_is_the_reason_after_an_interruption(finished):
+    carry_out(finished, tiny("advantages.lam=0.5"), limit=1)
+    reasons = planned(finished, tiny("advantages.lam=0.5"))
+    assert ("compute_advantages", 1, 1) not in reasons
+    assert reasons["update_policy", 1, 1] == "input experience changed"
+
+
+def test_the_reason_is_against_the_variant_that_was_made_last(finished):
+    carry_out(finished, tiny("advantages.lam=0.5"))
+    assert planned(finished, tiny("advantages.lam=0.6"))["compute_advantages", 1, 1] == "lam: 0.5 → 0.6"
+
+
+def test_another_version_of_a_stage_makes_its_outputs_anew(finished, monkeypatch):
+    module = importlib.import_module("tasks.evaluate_policy")
+    monkeypatch.setattr(module, "evaluate_policy", dataclasses.replace(module.evaluate_policy, version="1.1"))
+    reasons = planned(finished, tiny())
+    assert set(reasons) == closing(1) | closing(2)
+    assert reasons["evaluate_policy", 1, 0] == "stage version 1 → 1.1"
+
+
+# Data, code and models from outside
+
+
+def test_data_counts_by_its_content(fresh, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    config = tiny(f"data.prompts=[{prompts}]")
+    carry_out(fresh, config)
+    os.utime(prompts, (1, 1))
+    assert planned(fresh, config) == {}
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "c"}\n')
+    reasons = planned(fresh, config)
+    assert set(reasons) == ALL
+    assert reasons["prepare_data", 1, 0] == "data changed"
+
+
+FUNCTION = """
+def brevity(prompts, responses, rows):
+    return [-float(len(response)) for response in responses]
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [("rewards", since("score_rollouts")), ("evaluation.held_out_rewards", closing(1) | closing(2))],
+)
+def test_an_edited_reward_function_scores_anew_but_a_comment_costs_nothing(fresh, tmp_path, monkeypatch, where, expected):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / f"brevity_of_{where.replace('.', '_')}.py"
+    module.write_text(FUNCTION)
+    config = tiny(f"{where}.brevity={{function: '{module.stem}:brevity'}}")
+    carry_out(fresh, config)
+    module.write_text('"""Short is good."""\n# And how.\n' + FUNCTION.replace("float(len(response))", "float( len(response) )"))
+    assert planned(fresh, config) == {}
+    module.write_text(FUNCTION.replace("-float", "-2 * float"))
+    reasons = planned(fresh, config)
+    assert set(reasons) == expected
+    first = ("score_rollouts", 1, 1) if where == "rewards" else ("evaluate_policy", 1, 0)
+    assert reasons[first] == f"code of {'rewards' if where == 'rewards' else 'held_out_rewards'}.brevity changed"
+
+
+def a_model(directory, weights="weights"):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_text(weights)
+    return directory
+
+
+def on_models(tmp_path, *overrides):
+    """tiny.yaml on models from outside: the policy, two rewards and a held-out one."""
+    paths = {name: a_model(tmp_path / name, name) for name in ("base", "zeal", "calm", "judge")}
+    return tiny(
+        f"model={{policy: {paths['base']}}}",
+        "warm_up=null",
+        "reward_model=null",
+        f"rewards={{zeal: {{model: {paths['zeal']}}}, calm: {{model: {paths['calm']}}}}}",
+        f"evaluation.held_out_rewards={{judge: {{model: {paths['judge']}}}}}",
+        *overrides,
+    )
+
+
+WITHOUT_TRAINING = ALL - WARM_UP - REWARD_MODELS
+
+
+@pytest.mark.parametrize(
+    ("model", "expected", "first", "reason"),
+    [
+        ("base", WITHOUT_TRAINING, ("prepare_data", 1, 0), "input base changed"),
+        ("zeal", since("score_rollouts"), ("score_rollouts", 1, 1), "input external changed"),
+        ("calm", since("score_rollouts"), ("score_rollouts", 1, 1), "input external changed"),
+        ("judge", closing(1) | closing(2), ("evaluate_policy", 1, 0), "input external changed"),
+    ],
+)
+def test_other_weights_in_a_directory_are_another_input(fresh, tmp_path, model, expected, first, reason):
+    config = on_models(tmp_path)
+    assert set(carry_out(fresh, config)) == WITHOUT_TRAINING | {("prepare_data", 2, 0)}
+    assert planned(fresh, config) == {}
+    a_model(tmp_path / model, "other weights")
+    reasons = planned(fresh, config)
+    assert set(reasons) == expected
+    assert reasons[first] == reason
+
+
+def test_a_model_that_moved_is_the_same_input(fresh, tmp_path):
+    carry_out(fresh, on_models(tmp_path))
+    shutil.copytree(tmp_path / "base", tmp_path / "elsewhere")
+    assert planned(fresh, on_models(tmp_path, f"model.policy={tmp_path / 'elsewhere'}")) == {}
+
+
+def test_a_critic_of_its_own_is_read_for_values_and_by_the_first_update(fresh, tmp_path):
+    carry_out(fresh, on_models(tmp_path))
+    critic = a_model(tmp_path / "critic", "critic")
+    reasons = planned(fresh, on_models(tmp_path, f"model.critic={critic}"))
+    assert set(reasons) == since("score_rollouts")
+    assert reasons["score_rollouts", 1, 1] == "input critic changed"
+
+
+def test_the_configuration_that_a_run_keeps_is_the_one_it_was_started_with(fresh, tmp_path):
+    # The file that keeps it has its keys sorted, and zeal comes before calm in what was given.
+    carry_out(fresh, on_models(tmp_path))
+    assert planned(fresh, fresh.config) == {}
+
+
+def test_the_order_in_which_rewards_are_written_decides_nothing(fresh, tmp_path):
+    config = on_models(tmp_path)
+    carry_out(fresh, config)
+    calm, zeal = tmp_path / "calm", tmp_path / "zeal"
+    turned = on_models(tmp_path, f"rewards={{calm: {{model: {calm}}}, zeal: {{model: {zeal}}}}}")
+    assert planned(fresh, turned) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("model.policy=/nowhere", "model.policy"),
+        ("model.critic=/nowhere", "model.critic"),
+        ("rewards.zeal.model=/nowhere", "rewards.zeal.model"),
+        ("evaluation.held_out_rewards.judge.model=/nowhere", "evaluation.held_out_rewards.judge.model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_its_field(fresh, tmp_path, override, field):
+    with pytest.raises(ModelError, match=rf"^{field}: /nowhere is no directory"):
+        make_plan(fresh, on_models(tmp_path, override))
+
+
+def test_the_base_of_the_reward_model_is_named_with_its_field(fresh):
+    with pytest.raises(ModelError, match=r"^reward_model\.base: /nowhere is no directory"):
+        make_plan(fresh, tiny("reward_model.base=/nowhere"))
+
+
+# Forced reruns
+
+
+def forced(run, stage, *, config=None, **where):
+    chosen = forced_by(make_plan(run, config or tiny()), stage, **{"round": None, "iteration": None, **where})
+    return {(p.stage, p.place.round, p.place.iteration) for p in chosen}, [p.key for p in chosen]
+
+
+@pytest.mark.parametrize(
+    ("stage", "where", "expected"),
+    [
+        ("update_policy", {"round": 1, "iteration": 2}, since("update_policy", 1, 2)),
+        ("update_policy", {"round": 1}, since("update_policy", 1, 1)),
+        ("update_policy", {}, since("update_policy", 2, 1)),
+        ("generate_rollouts", {"round": 2, "iteration": 2}, since("generate_rollouts", 2, 2)),
+        ("generate_rollouts", {"iteration": 2}, since("generate_rollouts", 2, 2)),
+        ("compute_advantages", {"round": 1}, since("compute_advantages")),
+        ("prepare_data", {"round": 1}, ALL - {("prepare_data", 2, 0)} | {("prepare_data", 2, 0)}),
+        ("prepare_data", {}, {("prepare_data", 2, 0), ("train_reward_model", 2, 0)} | since("generate_rollouts", 2, 1)),
+        # There is only one.
+        ("warm_up", {}, ALL - {("prepare_data", 1, 0)}),
+        # The policy of the second round does not come from its reward model, its scores do.
+        ("train_reward_model", {}, {("train_reward_model", 2, 0)} | since("score_rollouts", 2, 1)),
+        ("evaluate_policy", {"round": 1}, closing(1) | closing(2, "report_round")),
+        ("report_round", {}, closing(2, "report_round")),
+    ],
+)
+def test_a_rerun_forces_the_stage_and_all_that_is_made_from_it(finished, stage, where, expected):
+    chosen, keys = forced(finished, stage, **where)
+    assert chosen == expected
+    assert len(keys) == len(set(keys))
+
+
+def test_both_shards_of_an_iteration_are_forced(finished):
+    _, keys = forced(finished, "score_rollouts", round=2, iteration=2)
+    at = "round-002/iteration-002/score_rollouts"
+    assert keys[:2] == [f"{at}/shard-000", f"{at}/shard-001"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "where", "message"),
+    [
+        ("score", {}, r"--from score: no such stage; stages are prepare_data, warm_up, .*, report_round"),
+        ("warm_up", {"round": 2}, r"--from warm_up: this run has no such stage in round 2; rounds status shows"),
+        ("update_policy", {"round": 3}, r"--from update_policy: this run has no such stage in round 3"),
+        ("update_policy", {"iteration": 3}, r"--iteration 3: round 2 has no update_policy there; see rounds status"),
+        ("report_round", {"iteration": 1}, r"--iteration 1: round 2 has no report_round there"),
+    ],
+)
+def test_a_rerun_from_where_nothing_is_is_refused(finished, stage, where, message):
+    with pytest.raises(ConfigError, match=message):
+        forced(finished, stage, **where)
+
+
+def test_a_forced_stage_runs_once_more_and_then_never_again(finished):
+    expected, keys = forced(finished, "update_policy", round=1, iteration=2)
+    before = {p.key: p.ref for p in make_plan(finished, tiny()).stages}
+    finished.raise_generations(keys)
+    reasons = planned(finished, tiny())
+    assert set(reasons) == expected
+    assert reasons["update_policy", 1, 2] == "forced"
+    assert reasons["evaluate_policy", 1, 0] == "input update_policy changes"
+    assert set(carry_out(finished, tiny())) == expected
+    assert planned(finished, tiny()) == {}
+    assert carry_out(finished, tiny()) == []
+    # In places of their own: what was there before is there still.
+    now = {p.key: p.ref for p in make_plan(finished, tiny()).stages}
+    assert {key for key in now if now[key] != before[key]} == set(keys)
+    assert all(ref.directory.is_dir() for ref in before.values())
+    finished.raise_generations(keys)
+    assert set(planned(finished, tiny())) == expected
+
+
+def test_what_is_made_from_a_forced_output_of_the_same_content_is_forced_all_the_same(fresh):
+    same = {"constant": ("update_policy",)}
+    carry_out(fresh, tiny(), **same)
+    expected, keys = forced(fresh, "update_policy", round=2, iteration=1)
+    fresh.raise_generations(keys)
+    assert set(carry_out(fresh, tiny(), **same)) == expected
+
+
+def test_an_interrupted_forced_rerun_goes_on_instead_of_starting_again(finished):
+    expected, keys = forced(finished, "compute_advantages", round=1)
+    finished.raise_generations(keys)
+    first = carry_out(finished, tiny(), limit=5)
+    assert planned(finished, tiny())["score_rollouts", 1, 2] == "forced"
+    rest = carry_out(finished, tiny())
+    assert len(first) + len(rest) == len(keys)
+    assert set(first) | set(rest) == expected
+
+
+# The plan as others read it
+
+
+def test_stages_are_selected_by_name_round_and_iteration(finished):
+    plan = make_plan(finished, tiny())
+    assert [p.place for p in plan.select("compute_advantages", round=2)] == [Place(2, 1), Place(2, 2)]
+    assert [p.place for p in plan.select("score_rollouts", round=1, iteration=2)] == [Place(1, 2, 0), Place(1, 2, 1)]
+    assert plan.select("nothing") == []
+
+
+def test_a_planned_stage_has_its_output_and_its_manifest(finished, fresh):
+    (report,) = make_plan(finished, tiny()).select("report_round", round=2)
+    assert isinstance(report.ref, Ref)
+    assert (report.manifest().stage, report.manifest().place) == ("report_round", Place(2))
+    empty = create_or_open(finished.home, "empty")
+    assert make_plan(empty, tiny()).select("report_round", round=2)[0].manifest() is None
+
+
+def test_the_last_state_of_a_finished_run_is_what_its_stages_committed(finished):
+    plan = make_plan(finished, tiny())
+    assert len(plan.rounds) == 2
+    assert plan.rounds[1].train.policy is plan.select("update_policy", round=2, iteration=2)[0]
+    assert plan.rounds[1].reference is plan.select("warm_up")[0] is plan.rounds[0].reference
+    assert plan.rounds[1].reward_model is plan.select("train_reward_model", round=2)[0]
