@@ -120,10 +120,13 @@ def why(store: Store, recipe: Recipe, inputs: Sequence[Planned]) -> str:
         return "forced"
     if ours["version"] != theirs["version"]:
         return f"stage version {theirs['version']} → {ours['version']}"
+    # Before the settings, since the digest of generated data follows from the seed.
+    if ours["seed"] != theirs["seed"]:
+        return f"seed: {theirs['seed']} → {ours['seed']}"
     if changed := changed_fields(theirs["settings"], ours["settings"]):
         return ", ".join(changed)
     names = [name for name in ours["inputs"] if ours["inputs"][name] != theirs["inputs"].get(name)]
-    return f"input {', '.join(names)} changed" if names else "seed changed"
+    return f"input {', '.join(names)} changed"
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

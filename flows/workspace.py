@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flows.config import RunConfig, checked, dump
 from tasks.errors import RunError
@@ -18,6 +18,7 @@ from tasks.store import Store, read_json, write_json
 
 RUN_FILE = "run.json"
 FORMAT = 1
+PATIENCE_S = 0.5
 
 
 class Run:
@@ -70,14 +71,12 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Be the only process that works on this run. The kernel drops the lock of a process that dies."""
         with (self.root / "lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not exclusive(stream):
                 stream.seek(0)
                 raise RunError(
                     f"run {self.name} is in progress in {stream.read().strip() or 'another process'}; "
                     "wait for it, or stop it first"
-                ) from error
+                )
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv[:1] + sys.argv[1:4])})")
             stream.flush()
@@ -104,6 +103,20 @@ class Run:
 
     def remove(self) -> None:
         shutil.rmtree(self.root)
+
+
+def exclusive(stream: IO[str]) -> bool:
+    """Lock this file for this process alone, unless another one keeps it: who only asks lets go of it at once."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def create_or_open(home: Path, name: str) -> Run:

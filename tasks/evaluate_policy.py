@@ -17,7 +17,7 @@ class EvaluationConfig(StageConfig):
     """How policy and reference are compared after each round."""
 
     samples_per_prompt: int = Field(1, gt=0)
-    held_out_rewards: Rewards = {}
+    held_out_rewards: Rewards = Field({})
     """Rewards that training never sees: what is really wanted, where it can be measured. Stored beside the score."""
 
 

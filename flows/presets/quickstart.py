@@ -1,6 +1,6 @@
 """A small world for the quickstart: a grammar that writes text, a known quality, and a labeller that prefers by it.
 
-Visitors ask where something is; whoever answers may name the right thing or another, and may be kind, curt or rude.
+Visitors ask where something is; whoever answers may be kind, curt or rude, brief or long.
 ``true_quality`` says how good an answer is. The pipeline never sees it: it sees the labeller's choices, which follow the
 Bradley–Terry law over it, and only the evaluation measures it, as a reward held out of training.
 """
@@ -32,11 +32,7 @@ def a_prompt(draw: random.Random) -> dict[str, Any]:
 
 
 def an_answer(draw: random.Random, colour: str, thing: str) -> str:
-    """An answer as the corpus has them: about half name the right thing, and all tones are as common."""
-    if draw.random() < 0.4:
-        colour = draw.choice(COLOURS)
-    if draw.random() < 0.4:
-        thing = draw.choice(THINGS)
+    """An answer as the corpus has them: where the thing is, and then up to three sentences, all tones as common."""
     tones = [draw.choice(draw.choice((KIND, CURT, RUDE))) for _ in range(draw.randint(0, MAX_SENTENCES - 1))]
     return " " + " ".join([f"the {colour} {thing} is {draw.choice(PLACES)}.", *tones])
 
@@ -59,15 +55,12 @@ def a_careless_answer(draw: random.Random, colour: str, thing: str) -> str:
     return " " + " ".join(words or some)
 
 
-def quality(response: str, colour: str, thing: str) -> float:
-    """How good an answer is: it names the thing asked for, is kind, and is short."""
+def quality(response: str) -> float:
+    """How good an answer is: it says where the thing is, is kind, and is short."""
     sentences = [sentence.strip() + "." for sentence in response.split(".") if sentence.strip()]
-    answer = sentences[0] if sentences else ""
+    answer, tones = (sentences[0], sentences[1:]) if sentences else ("", [])
     is_answer = answer.startswith("the ") and any(answer.endswith(f" is {place}.") for place in PLACES)
-    words = answer.rstrip(".").split()
     score = 1.0 if is_answer else -1.0
-    score += 0.5 * (thing in words) + 0.5 * (colour in words)
-    tones = sentences[1:]
     score += 0.75 * len({tone for tone in tones[: LONG_ENOUGH - 1] if tone in KIND})
     score -= 1.0 * sum(tone in RUDE for tone in tones)
     # What the grammar does not know, and every sentence too many, makes an answer worse.
@@ -77,8 +70,8 @@ def quality(response: str, colour: str, thing: str) -> float:
 
 def true_quality(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[float]:
     """The quality of each response, as a reward function for evaluation."""
-    del prompts
-    return [quality(response, row["colour"], row["thing"]) for response, row in zip(responses, rows, strict=True)]
+    del prompts, rows
+    return [quality(response) for response in responses]
 
 
 def texts(seed: int, count: int) -> Iterator[dict[str, Any]]:
@@ -90,7 +83,7 @@ def texts(seed: int, count: int) -> Iterator[dict[str, Any]]:
 
 
 def prompts(seed: int, count: int, part: str = "train") -> Iterator[dict[str, Any]]:
-    """Prompts, with the columns that ``true_quality`` needs."""
+    """Prompts, with what they ask for as further columns."""
     draw = random.Random(f"prompts {part} {seed}")
     for _ in range(count):
         yield a_prompt(draw)
@@ -102,7 +95,7 @@ def preferences(seed: int, pairs: int, rankings: int, part: int = 1) -> Iterator
     for number in range(pairs + rankings):
         row = a_prompt(draw)
         answers = distinct_answers(draw, row, 2 if number < pairs else 4)
-        order = preference_order(draw, [quality(answer, row["colour"], row["thing"]) for answer in answers])
+        order = preference_order(draw, [quality(answer) for answer in answers])
         if number < pairs:
             yield {"prompt": row["prompt"], "chosen": answers[order[0]], "rejected": answers[order[1]]}
         else:

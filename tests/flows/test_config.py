@@ -110,11 +110,17 @@ def test_the_configuration_cannot_be_changed():
         ("rewards.quality.weight=.nan", "rewards.quality.weight=nan: input should be a finite number"),
         ("rewards.quality.weight=-.inf", "rewards.quality.weight=-inf: input should be a finite number"),
         ("optimizers.learning_rate=0", "optimizers.learning_rate=0: input should be greater than 0"),
-        ("optimizers.critic_learning_rate=.inf", "optimizers.critic_learning_rate=inf: input should be a finite number"),
+        (
+            "optimizers.critic_learning_rate=.inf",
+            "optimizers.critic_learning_rate=inf: input should be a finite number",
+        ),
         ("warm_up.learning_rate=.inf", "warm_up.learning_rate=inf: input should be a finite number"),
         ("reward_model.learning_rate=.inf", "reward_model.learning_rate=inf: input should be a finite number"),
         ("data.held_out_preferences=1", "data.held_out_preferences=1: input should be less than 1"),
-        ("model.from_scratch.vocab_size=10", "model.from_scratch.vocab_size=10: input should be greater than or equal to 260"),
+        (
+            "model.from_scratch.vocab_size=10",
+            "model.from_scratch.vocab_size=10: input should be greater than or equal to 260",
+        ),
         ("data.prompts.0.from_round=0", "data.prompts.0.from_round=0: input should be greater than or equal to 1"),
         (
             "rollouts.sampling.max_new_tokens=0",
@@ -143,7 +149,10 @@ def test_the_configuration_cannot_be_changed():
         # Parts that do not agree with themselves or each other.
         ("model={}", "model: give either policy or from_scratch"),
         ("model.policy=a", "model: give either policy or from_scratch"),
-        ("data.prompts.0.path=a", "data.prompts.0: needs exactly one of path, dataset or function, not path and function"),
+        (
+            "data.prompts.0.path=a",
+            "data.prompts.0: needs exactly one of path, dataset or function, not path and function",
+        ),
         ("data.prompts.0={path: a, subset: b}", "data.prompts.0: subset goes with dataset, not with path; remove it"),
         ("rewards.quality={}", "rewards.quality: give a reward either a model or a function"),
         ("rewards.quality.model=a", "rewards.quality: give a reward either a model or a function"),

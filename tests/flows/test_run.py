@@ -1,9 +1,12 @@
 """Whole runs, started as a user starts them: Prefect server, engine, store and tracking are the real ones."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -69,6 +72,26 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_never_was(home, tiny):
     assert home.digests("killed") == home.digests(tiny)
     # Nothing that was committed was made again: its manifest still tells the same time.
     assert committed.items() <= home.stages("killed").items()
+
+
+def engine_of(process):
+    """The process id of a run's engine, or None while there is none."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == process.pid and b"tasks.engine" in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+    return None
+
+
+def test_a_killed_engine_is_replaced_and_the_run_goes_on(home, tiny):
+    process = home.start("run", TINY, "--name", "robbed", start_new_session=True)
+    wait_for(lambda: any("iteration-001/score" in name for name in home.stages("robbed")))
+    os.killpg(engine_of(process), signal.SIGKILL)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "killed by signal SIGKILL" in err
+    assert home.digests("robbed") == home.digests(tiny)
 
 
 def test_ctrl_c_ends_a_run_quickly_and_leaves_no_process(home, tiny):
