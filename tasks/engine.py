@@ -27,6 +27,7 @@ from tasks.store import Place, Ref
 Report = Callable[[Mapping[str, Any]], None]
 CLOSE_S = 5.0
 POLL_S = 0.5
+REPORT_S = 0.1
 END = ""
 
 
@@ -180,10 +181,19 @@ def main() -> None:
     from tasks.models import ResidentModels
 
     models = ResidentModels()
+    told = 0.0
+
+    def report(event: Mapping[str, Any]) -> None:
+        nonlocal told
+        # Nobody reads faster, and a sampler has something to say at every token.
+        if event["done"] == event["total"] or time.monotonic() - told > REPORT_S:
+            told = time.monotonic()
+            answer({"progress": dict(event)})
+
     while True:
         call = decode_call(json.loads(calls.get()))
         try:
-            ref = execute(call, models, lambda event: answer({"progress": dict(event)}))
+            ref = execute(call, models, report)
         except Exception as error:
             models.clear()
             traceback.print_exc()

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ppo_core.randomness import derive_seed
 from tasks.errors import ModelError
@@ -26,7 +32,8 @@ if TYPE_CHECKING:
 POLICY, CRITIC, REWARD_MODEL = "policy", "critic", "reward_model"
 # Where Hugging Face's sequence classifiers for decoders keep their linear head.
 HEAD = "score"
-MAX_RESIDENT = 8
+# Policy, critic, reference and reward model, and one more: what an iteration needs, and no stale weights beside it.
+MAX_RESIDENT = 5
 
 M = TypeVar("M")
 
@@ -110,6 +117,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def read_text_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of the language model in a directory; of a model of several kinds of input, of its text part."""
+    try:
+        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{directory} has no readable config.json: {first_line(error)}") from error
+    return config.get_text_config()
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model can attend to, where its configuration says so."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
 class ScalarModel(nn.Module):
     """One scalar per position, ``(head(hidden) - mean) / std``: the reward model at the last token, the critic at each.
 
@@ -142,10 +163,7 @@ class ScalarModel(nn.Module):
 
 def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = False) -> ScalarModel:
     """A reward model or critic; from a causal language model, its body with a new head drawn from ``seed``."""
-    try:
-        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{directory} has no readable config.json: {first_line(error)}") from error
+    config = read_text_config(directory, trust_remote_code=trust_remote_code)
     has_head = any("ForSequenceClassification" in name for name in config.architectures or [])
     if has_head and config.num_labels != 1:
         raise ModelError(f"{directory} has {config.num_labels} labels; a reward model has exactly one output")

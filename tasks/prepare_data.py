@@ -58,7 +58,7 @@ class PrepareDataConfig(StageConfig):
 def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref | None) -> StageOutput:
     """Read, check, split and tokenise all sources. ``base`` is the model to prepare for; None makes a new one."""
     from tasks.errors import DataError
-    from tasks.models import POLICY, part_directory
+    from tasks.models import POLICY, context_length, part_directory, read_text_config
     from tasks.records import to_preferences, to_prompts, to_texts
     from tasks.store import write_dataset
     from tasks.text import check_tokenizer, load_tokenizer
@@ -73,12 +73,13 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
         assert config.from_scratch is not None
         make_model(context.output / POLICY, config.from_scratch, texts, seed=context.seed("from_scratch"))
     directory = context.output / POLICY if base is None else part_directory(base, POLICY)
-    model_config = json.loads((directory / "config.json").read_text())
+    model_config = read_text_config(directory, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(str(directory), trust_remote_code=config.trust_remote_code)
-    check_tokenizer(tokenizer, model_config["vocab_size"], name=str(directory))
-    limit = model_config.get("max_position_embeddings") or model_config.get("n_positions")
+    check_tokenizer(tokenizer, model_config.vocab_size, name=str(directory))
 
-    encoder = Encoder(tokenizer, limit=limit, drops=data.too_long == "drop", dropped=Counter(dropped))
+    encoder = Encoder(
+        tokenizer, limit=context_length(model_config), drops=data.too_long == "drop", dropped=Counter(dropped)
+    )
     tables = {"prompts": encoder.prompts(prompts, config.response_tokens)}
     if held_out:
         tables["held_out_prompts"] = encoder.prompts(held_out, config.response_tokens)

@@ -1,8 +1,7 @@
 """Responses of a policy to prompts: sampling as the stages that sample share it, and their rows as Arrow tables."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +9,16 @@ from transformers import PreTrainedModel
 
 from ppo_core import Ragged, RolloutBatch, SamplingConfig, micro_batches, response_logprobs, sample
 from tasks.errors import ModelError
-from tasks.models import POLICY, InPrecision, load_policy, part_directory, pick_device, pick_dtype, precision
+from tasks.models import (
+    POLICY,
+    InPrecision,
+    context_length,
+    load_policy,
+    part_directory,
+    pick_device,
+    pick_dtype,
+    precision,
+)
 from tasks.schemas import ROLLOUTS, Table, ragged_column, with_columns
 from tasks.stage import StageContext
 from tasks.store import Ref
@@ -58,6 +66,12 @@ class Sampler:
         batches: list[RolloutBatch] = []
         order: list[torch.Tensor] = []
         done = tokens = 0
+
+        def on_tokens(new: int) -> None:
+            nonlocal tokens
+            tokens += new
+            on_rows(done, tokens)
+
         for part in micro_batches(
             prompt_tokens.lengths + sampling.max_new_tokens, self._context.execution.micro_batch_tokens
         ):
@@ -67,11 +81,11 @@ class Sampler:
                 sampling=sampling,
                 seeds=[seeds[i] for i in part.tolist()],
                 should_stop=should_stop,
-                on_tokens=lambda n, before=(done, tokens): on_rows(before[0], before[1] + n),  # type: ignore[misc]
+                on_tokens=on_tokens,
             )
             batches.append(batch)
             order.append(part)
-            done, tokens = done + len(part), tokens + int(batch.responses.offsets[-1])
+            done += len(part)
             on_rows(done, tokens)
         batch = RolloutBatch.concatenate(batches).select(torch.argsort(torch.cat(order)))
         batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
@@ -156,14 +170,12 @@ def rollout_batch(table: Table, *columns: str) -> RolloutBatch:
 
 def with_eos(sampling: SamplingConfig, tokenizer: Any) -> SamplingConfig:
     """The user's settings with the tokenizer's EOS among the stop ids."""
-    from dataclasses import replace
-
     return replace(sampling, stop_token_ids=tuple(sorted({*sampling.stop_token_ids, int(tokenizer.eos_token_id)})))
 
 
 def check_context(policy: PreTrainedModel, prompts: Ragged, sampling: SamplingConfig, prompt_ids: list[str]) -> None:
     """Refuse a prompt that with its response does not fit the model's context."""
-    limit = context_length(policy.config)
+    limit = context_length(policy.config.get_text_config())
     longest = int(prompts.lengths.argmax())
     needed = int(prompts.lengths[longest]) + sampling.max_new_tokens
     if limit is not None and needed > limit:
@@ -172,13 +184,3 @@ def check_context(policy: PreTrainedModel, prompts: Ragged, sampling: SamplingCo
             f"{sampling.max_new_tokens}, together more than the model's context of {limit}; lower "
             "rollouts.sampling.max_new_tokens or shorten the prompt"
         )
-
-
-def context_length(config: Any) -> int | None:
-    """Tokens that a model can attend to, where its configuration says so."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    return config

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ppo_core import SamplingConfig, micro_batches
-from tasks.errors import RewardError
+from tasks.errors import ModelError, RewardError
 from tasks.imports import import_function
 from tasks.models import (
     POLICY,
@@ -23,6 +23,7 @@ from tasks.models import (
     pick_device,
     pick_dtype,
     precision,
+    read_text_config,
 )
 from tasks.responses import Sampler
 from tasks.rewards import RewardConfig
@@ -142,11 +143,7 @@ def score_rows(
 
 def load_reward_model(directory: Path) -> ScalarModel:
     """A finished reward model: one whose head would be drawn at random is refused."""
-    from transformers import AutoConfig
-
-    from tasks.errors import ModelError
-
-    config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+    config = read_text_config(directory)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         raise ModelError(
             f"{directory} is a {(config.architectures or ['model without architecture'])[0]}, not a sequence classifier; "

@@ -64,5 +64,7 @@ def test_the_quickstart_raises_the_quality_that_it_never_sees_by_a_standard_devi
     assert rounds[-1]["evaluation/true_quality_gain"] >= 1.0
     prompts = home.path / "runs" / f"quickstart-{seed}" / "stages" / "round-002" / "prepare_data"
     (data,) = prompts.iterdir()
-    train, held_out = (read_dataset(data / name).column("prompt").to_pylist() for name in ("prompts", "held_out_prompts"))
+    train, held_out = (
+        read_dataset(data / name).column("prompt").to_pylist() for name in ("prompts", "held_out_prompts")
+    )
     assert not set(train) & set(held_out)

@@ -49,6 +49,8 @@ def test_the_example_of_the_mathematics_runs():
 
 def test_every_command_that_is_shown_exists(home):
     known = home.rounds("--help").stdout.split("Commands:")[1]
-    shown = set(re.findall(r"rounds ([a-z]+)\b(?=[ \n`])", "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))))
+    shown = set(
+        re.findall(r"rounds ([a-z]+)\b(?=[ \n`])", "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)))
+    )
     assert shown
     assert {command for command in shown if not re.search(rf"^  {command} ", known, re.MULTILINE)} == set()
