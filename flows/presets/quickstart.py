@@ -19,6 +19,7 @@ CURT = ("that is all.", "look for yourself.", "it was there before.", "ask again
 RUDE = ("go away now.", "stop bothering me.", "what a silly question.", "nobody wants you here.")
 MAX_SENTENCES = 4
 LONG_ENOUGH = 3
+WORST = -2.0
 
 # The difference of quality at which the labeller prefers the better answer three times out of four is ln 3 / SHARPNESS.
 SHARPNESS = 2.0
@@ -61,11 +62,12 @@ def quality(response: str) -> float:
     answer, tones = (sentences[0], sentences[1:]) if sentences else ("", [])
     is_answer = answer.startswith("the ") and any(answer.endswith(f" is {place}.") for place in PLACES)
     score = 1.0 if is_answer else -1.0
-    score += 0.75 * len({tone for tone in tones[: LONG_ENOUGH - 1] if tone in KIND})
+    score += 0.75 * sum(tone in KIND for tone in tones[: LONG_ENOUGH - 1])
     score -= 1.0 * sum(tone in RUDE for tone in tones)
     # What the grammar does not know, and every sentence too many, makes an answer worse.
     score -= 1.0 * sum(tone not in (*KIND, *CURT, *RUDE) for tone in tones)
-    return score - 0.75 * max(0, len(sentences) - LONG_ENOUGH)
+    score -= 0.75 * max(0, len(sentences) - LONG_ENOUGH)
+    return max(score, WORST)
 
 
 def true_quality(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[float]:

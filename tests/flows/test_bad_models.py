@@ -94,7 +94,12 @@ def overrides_of(case, root):
         "preferences": [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(4)],
         **case(root / case.__name__),
     }
-    overrides = [f"model={{policy: {root / case.__name__}}}", "warm_up=null", "data.num_held_out_prompts=1"]
+    overrides = [
+        f"model={{policy: {root / case.__name__}}}",
+        "warm_up=null",
+        "data.texts=[]",
+        "data.num_held_out_prompts=1",
+    ]
     for kind, rows in files.items():
         path = root / f"{case.__name__}-data" / f"{kind}.jsonl"
         path.parent.mkdir(exist_ok=True)

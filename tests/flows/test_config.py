@@ -90,6 +90,11 @@ def test_the_configuration_cannot_be_changed():
         ("ppo.critic_epoch=2", "ppo.critic_epoch: unknown key; did you mean ppo.critic_epochs?"),
         ("tracking.url=x", "tracking.url: unknown key; known are experiment"),
         (
+            "warm_up.trust_remote_code=true",
+            "warm_up.trust_remote_code: unknown key; "
+            "known are epochs, learning_rate, batch_tokens, warmup_share, max_grad_norm",
+        ),
+        (
             "rollouts.trust_remote_code=true",
             "rollouts.trust_remote_code: unknown key; "
             "known are prompts_per_iteration, samples_per_prompt, shards, sampling, stop_strings",

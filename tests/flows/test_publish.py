@@ -12,17 +12,10 @@ import pyarrow as pa
 import pytest
 
 from flows import publish as publishing
+from flows.committed import committed_round, committed_rounds
 from flows.config import RunConfig, TrackingConfig, checked
-from flows.publish import (
-    artifact_key,
-    committed_round,
-    committed_rounds,
-    escaped,
-    publish,
-    publish_round,
-    round_markdown,
-    run_uid,
-)
+from flows.publish import publish, publish_round, run_uid
+from flows.round_page import artifact_key, escaped, round_markdown
 from flows.workspace import Run, create_or_open
 from tasks import tracking
 from tasks.stage import StageCall, execute
