@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from prefect import Task, flow
@@ -10,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Completed, State
+from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
@@ -91,6 +92,11 @@ class Session:
             return False
         self._cancelled = state is not None and (state.is_cancelling() or state.is_cancelled())
         return self._cancelled
+
+    def tell_cancelled(self) -> None:
+        """Say that the flow run is cancelled: to Prefect it is one that failed, or is still being cancelled."""
+        with suppress(Exception), get_client(sync_client=True) as client:
+            client.set_flow_run_state(self._flow_run_id, Cancelled(), force=True)
 
     def belongs_to(self, flow_run_id: Any) -> None:
         """Name the flow run whose cancellation ends this session."""
@@ -174,6 +180,10 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         try:
             rlhf()
+        except StageError as error:
+            if error.kind == "cancelled":
+                session.tell_cancelled()
+            raise
         finally:
             session.engine.close()
     return session.unreported
