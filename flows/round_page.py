@@ -1,7 +1,6 @@
 """A round on Prefect's pages: a table, its iterations, some rollouts, and where MLflow has the rest."""
 
 import re
-import shlex
 import string
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from flows.committed import CommittedRound, history_of
 from flows.workspace import Run
-from tasks import settings
 from tasks.store import read_json
 
 if TYPE_CHECKING:
@@ -85,18 +83,14 @@ def round_markdown(run: Run, committed: CommittedRound, published: "Published | 
 
 def mlflow_line(run: Run, committed: CommittedRound, published: "Published | None") -> str:
     """Where to see the round in MLflow."""
-    from tasks.tracking import run_page, tracking_uri
+    from tasks.tracking import run_page, where_to_look
 
     if published is None:
         return "Not logged to MLflow yet; the next round, or the same command again, logs it."
     run_id = published.rounds[committed.number]
     if url := run_page(run.home, published, run_id):
         return f"[In MLflow]({url})"
-    if settings.mlflow_tracking_uri():
-        # The address of a database holds its password.
-        return f"In MLflow: run `{run_id}`, in the database of `MLFLOW_TRACKING_URI`."
-    command = f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri(run.home))}"
-    return f"In MLflow: run `{run_id}`, after\n\n    {command}"
+    return f"In MLflow: run `{run_id}`, see `{where_to_look(run.home)}`"
 
 
 def comparison(summary: Mapping[str, Any]) -> list[list[str]]:

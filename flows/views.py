@@ -1,5 +1,6 @@
 """The tables of the command line. They show what ``flows.results`` and ``flows.rollout_rows`` found."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,15 +53,17 @@ def results_table(columns: Sequence[Column], results: Sequence[Mapping[str, Any]
 def next_steps(run: Run) -> list[str]:
     """Where to look next, as lines."""
     from flows.servers import running_server
+    from tasks.tracking import where_to_look
 
-    tracking = settings.mlflow_tracking_uri()
+    is_default = run.home == settings.home_directory(None)
+    rounds = "rounds" if is_default else f"rounds --home {shlex.quote(str(run.home))}"
     prefect = settings.prefect_api_url() or running_server(run.home)
     rows = [
-        ("stages", f"rounds status {run.name}"),
-        ("rollouts", f"rounds rollouts {run.name} --sort score"),
-        ("the policy", f"rounds export {run.name} --to {run.name}-policy"),
-        ("Prefect", prefect.removesuffix("/api") if prefect else "rounds up"),
-        ("MLflow", tracking or f"mlflow ui --backend-store-uri sqlite:///{run.home / 'mlflow' / 'mlflow.db'}"),
+        ("stages", f"{rounds} status {run.name}"),
+        ("rollouts", f"{rounds} rollouts {run.name} --sort score"),
+        ("the policy", f"{rounds} export {run.name} --to {run.name}-policy"),
+        ("Prefect", prefect.removesuffix("/api") if prefect else f"{rounds} up"),
+        ("MLflow", where_to_look(run.home)),
     ]
     return ["", *(f"{name:<12}{text}" for name, text in rows)]
 

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,12 +119,25 @@ def tracking_uri(home: Path) -> str:
 
 def run_page(home: Path, published: Published, run_id: str) -> str | None:
     """The address of a run's page; None where runs are logged to a database that no server shows yet."""
+    base = server_page(home)
+    return base and f"{base}/#/experiments/{published.experiment_id}/runs/{run_id}"
+
+
+def server_page(home: Path) -> str | None:
+    """The address of the tracking server's pages; None for a database."""
     uri = urlsplit(tracking_uri(home))
     if uri.scheme not in ("http", "https"):
         return None
     # A password in the address must not end up in everything that links to the page.
-    base = urlunsplit((uri.scheme, uri.netloc.rpartition("@")[2], uri.path.rstrip("/"), "", ""))
-    return f"{base}/#/experiments/{published.experiment_id}/runs/{run_id}"
+    return urlunsplit((uri.scheme, uri.netloc.rpartition("@")[2], uri.path.rstrip("/"), "", ""))
+
+
+def where_to_look(home: Path) -> str:
+    """How a person gets to the runs in MLflow."""
+    if settings.mlflow_tracking_uri() is None:
+        return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri(home))}"
+    # The address of a database holds its password.
+    return server_page(home) or "the database of MLFLOW_TRACKING_URI"
 
 
 class Tracking:

@@ -255,9 +255,10 @@ def test_a_run_ends_with_its_table_and_where_to_look_next(rounds, home, monkeypa
     result = rounds("rerun", "fake")
     assert re.search(r"^round 2 +2\.000 +0\.125 +1\.00 ", result.stdout, re.M)
     for text in (
-        "rounds status fake",
-        "rounds rollouts fake",
-        "rounds export fake",
+        # With the home that was given, or the command would look in another one.
+        f"rounds --home {home} status fake",
+        f"rounds --home {home} rollouts fake",
+        f"rounds --home {home} export fake",
         f"sqlite:///{home}/mlflow/mlflow.db",
     ):
         assert text in result.stdout
