@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from flows.config import load_config
-from flows.plan import external_models, forced_by, make_plan, stage_call, with_code_digests
+from flows.plan import Planner, external_models, forced_by, make_plan, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.workspace import Run, create_or_open
+from tasks.compute_advantages import AdvantagesConfig
 from tasks.errors import ConfigError, ModelError
 from tasks.store import Place, Ref
 
@@ -554,6 +555,17 @@ def test_an_interrupted_forced_rerun_goes_on_instead_of_starting_again(finished)
 
 
 # The plan as others read it
+
+
+def test_a_stage_counts_as_undone_while_one_of_its_inputs_is_missing(fresh):
+    # Without the missing one, its inputs are those of an output that is there.
+    place, scored = Place(1, 1), Ref("/somewhere", "digest")
+    Commit(fresh, tiny())("compute_advantages", place, AdvantagesConfig(), scored=[scored])
+    planner = Planner(fresh, tiny())
+    missing = planner("compute_advantages", Place(1, 2), AdvantagesConfig(), scored=[])
+    assert planner("compute_advantages", place, AdvantagesConfig(), scored=[scored]).ref is not None
+    both = planner("compute_advantages", place, AdvantagesConfig(), scored=[scored, missing])
+    assert (both.ref, both.reason) == (None, "input compute_advantages changes")
 
 
 def test_stages_are_selected_by_name_round_and_iteration(finished):

@@ -107,6 +107,13 @@ def test_a_file_is_hashed_once_while_it_stays_as_it_is(directory, tmp_path, monk
     hashed.clear()
     assert digest(directory, tmp_path) == first
     assert hashed == []
+    # One way to a file is as good as another.
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in FILES:
+        (linked / name).symlink_to(directory / name)
+    assert digest(linked, tmp_path) == first
+    assert hashed == []
     # Another home has a memory of its own.
     assert digest(directory, tmp_path, home="other") == first
     assert sorted(hashed) == sorted(FILES)
