@@ -117,13 +117,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def read_text_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of the language model in a directory; of a model of several kinds of input, of its text part."""
+def read_model_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of the model in a directory: what it is an instance of, and how many outputs it has."""
     try:
-        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code, local_files_only=True)
+        return AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{directory} has no readable config.json: {first_line(error)}") from error
-    return config.get_text_config()
+
+
+def read_text_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of its language model: of a model of several kinds of input, of its text part."""
+    return read_model_config(directory, trust_remote_code=trust_remote_code).get_text_config()
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -163,7 +167,8 @@ class ScalarModel(nn.Module):
 
 def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = False) -> ScalarModel:
     """A reward model or critic; from a causal language model, its body with a new head drawn from ``seed``."""
-    config = read_text_config(directory, trust_remote_code=trust_remote_code)
+    # Not that of the text part: it does not say that the whole is a classifier.
+    config = read_model_config(directory, trust_remote_code=trust_remote_code)
     has_head = any("ForSequenceClassification" in name for name in config.architectures or [])
     if has_head and config.num_labels != 1:
         raise ModelError(f"{directory} has {config.num_labels} labels; a reward model has exactly one output")

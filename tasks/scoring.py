@@ -23,7 +23,7 @@ from tasks.models import (
     pick_device,
     pick_dtype,
     precision,
-    read_text_config,
+    read_model_config,
 )
 from tasks.responses import Sampler
 from tasks.rewards import RewardConfig
@@ -143,7 +143,7 @@ def score_rows(
 
 def load_reward_model(directory: Path) -> ScalarModel:
     """A finished reward model: one whose head would be drawn at random is refused."""
-    config = read_text_config(directory)
+    config = read_model_config(directory)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         raise ModelError(
             f"{directory} is a {(config.architectures or ['model without architecture'])[0]}, not a sequence classifier; "

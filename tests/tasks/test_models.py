@@ -231,6 +231,25 @@ def test_a_trained_head_is_kept_whatever_the_seed(tmp_path):
     assert torch.equal(head(load_scalar_model(tmp_path, seed=123)), theirs.score.weight)
 
 
+def test_a_trained_head_over_text_and_images_is_kept(tmp_path):
+    # Its configuration has a text part, which knows neither the head nor the number of its outputs.
+    images = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = hf.Gemma3Config(
+        text_config={**SMALL, **GROUPED, "head_dim": 8},
+        vision_config={**images, "image_size": 16, "patch_size": 8},
+        mm_tokens_per_image=4,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    theirs = hf.Gemma3ForSequenceClassification(config)
+    theirs.save_pretrained(tmp_path)
+    assert torch.equal(head(load_scalar_model(tmp_path, seed=123)), theirs.score.weight)
+    config.num_labels = 2
+    hf.Gemma3ForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has 2 labels"):
+        load_scalar_model(tmp_path, seed=0)
+
+
 def test_a_critic_starts_from_a_reward_model_with_its_scale_and_from_a_policy_with_the_runs_seed(tmp_path):
     classifier(tmp_path / "trained" / REWARD_MODEL)
     model = load_scalar_model(tmp_path / "trained" / REWARD_MODEL, seed=0)
