@@ -96,6 +96,14 @@ class RunConfig(StageConfig):
             raise ValueError(
                 "reward_model: no reward says model: trained, so nothing would use it; add one or leave it out"
             )
+        if self.rollouts.shards > self.rollouts.prompts_per_iteration:
+            raise ValueError(
+                f"rollouts.shards={self.rollouts.shards}: more than rollouts.prompts_per_iteration="
+                f"{self.rollouts.prompts_per_iteration}, so some would be empty; lower it"
+            )
+        for name, reward in [*self.rewards.items(), *self.evaluation.held_out_rewards.items()]:
+            if reward.code:
+                raise ValueError(f"rewards: {name}.code is filled in when the run starts; remove it")
         if self.reward_model is not None and not self.data.preferences:
             raise ValueError("data.preferences: a reward model needs preferences to train on; name a source")
         if self.warm_up is not None and not self.data.texts:

@@ -178,8 +178,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=read_calls, daemon=True).start()
 
-    from tasks.models import ResidentModels
+    from tasks.models import ResidentModels, prefer_determinism
 
+    prefer_determinism()
     models = ResidentModels()
     told = 0.0
 

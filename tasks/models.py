@@ -67,6 +67,14 @@ def pick_dtype(execution: "ExecutionConfig", device: torch.device) -> torch.dtyp
     return torch.bfloat16 if execution.dtype == "bfloat16" else torch.float32
 
 
+def prefer_determinism() -> None:
+    """Have CUDA choose repeatable kernels where it has them, and say in the log where it has none."""
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Every tensor is written before it is read; filling it first would only cost time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 @contextmanager
 def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Forward passes in ``dtype`` over float32 weights, the same for sampling, scoring and training: ratio 1 needs that."""
