@@ -44,7 +44,6 @@ class Display(Observer, AbstractContextManager["Display"]):
         self.reports: dict[int, Ref] = {}
         """The report of each round."""
         self._lock = threading.RLock()
-        self._began = time.monotonic()
         self._num_reused = 0
         self._running: dict[str, StageCall] = {}
         self._metrics: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}

@@ -4,7 +4,6 @@ Weights are read and written as safetensors only. A name that is no directory is
 directory from then on.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +71,7 @@ def prefer_determinism() -> None:
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Every tensor is written before it is read; filling it first would only cost time.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -256,8 +255,3 @@ class ResidentModels:
         self._kept.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def read_state(directory: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
-    return state
