@@ -32,7 +32,7 @@ def result_columns(config: RunConfig) -> list[Column]:
     columns = [Column(title="score", key="evaluation/score", reference_key="evaluation/reference_score")]
     if config.rounds > 1:
         # Each round has a reward model and samples of its own, so the reference's score moves too.
-        columns.append(Column(title="reference's", key="evaluation/reference_score"))
+        columns.append(Column(title="ref. score", key="evaluation/reference_score"))
     columns.append(Column(title="gain (sd)", key="evaluation/score_gain", digits=2))
     for name in config.evaluation.held_out_rewards:
         columns.append(Column(title=name, key=f"evaluation/{name}", reference_key=f"evaluation/reference_{name}"))

@@ -30,7 +30,7 @@ def plain_table(*titles: str, right: Sequence[str] = ()) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in titles:
-        table.add_column(Text(printable(title)), justify="right" if title in right else "left", overflow="fold")
+        table.add_column(Text("\n".join(map(printable, title.splitlines()))), justify="right" if title in right else "left", overflow="fold")
     return table
 
 
@@ -42,9 +42,12 @@ def add_row(table: "Table", *cells: object, style: str = "") -> None:
 
 
 def results_table(columns: Sequence[Column], results: Sequence[Mapping[str, Any]]) -> "Table":
-    """One line per round below the reference's."""
-    titles = [column.title for column in columns]
+    """One line per round below the reference's. Titles are stacked, for a terminal of 80 columns."""
+    titles = [column.title.replace("_", " ").replace(" ", "\n") for column in columns]
     table = plain_table("", *titles, right=titles)
+    table.padding = (0, 0, 0, 0) if len(columns) > 8 else (0, 1, 0, 0)
+    for column in table.columns:
+        column.no_wrap, column.vertical = True, "bottom"
     for row in result_rows(columns, results):
         add_row(table, *row)
     return table

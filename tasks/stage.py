@@ -37,7 +37,7 @@ class ExecutionConfig(StageConfig):
     """Padded tokens in one forward and backward pass: lower it when memory runs out, results do not change."""
     stage_timeout_s: float | None = Field(None, gt=0)
     """A stage that reports no progress for so long is taken for hung, killed and retried."""
-    retries: int = Field(3, ge=0)
+    retries: int = Field(3, ge=0, le=10)
     """Further attempts after a transient error."""
 
 

@@ -78,7 +78,7 @@ def test_the_final_table_has_the_reference_then_each_round(run):
     columns = result_columns(run.config)
     assert [column.title for column in columns] == [
         "score",
-        "reference's",
+        "ref. score",
         "gain (sd)",
         "true_quality",
         "true_quality gain (sd)",
