@@ -30,7 +30,11 @@ def plain_table(*titles: str, right: Sequence[str] = ()) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in titles:
-        table.add_column(Text("\n".join(map(printable, title.splitlines()))), justify="right" if title in right else "left", overflow="fold")
+        table.add_column(
+            Text("\n".join(map(printable, title.splitlines()))),
+            justify="right" if title in right else "left",
+            overflow="fold",
+        )
     return table
 
 
