@@ -78,14 +78,14 @@ def generate(bench, base, data, **changes):
     return [bench.run("generate_rollouts", config, place=place, policy=base, data=data) for place in places]
 
 
-def score(bench, base, rollouts, rewards, *, critic=None, reward_model=None, external=()):
+def score(bench, base, rollouts, rewards, *, reference=None, critic=None, reward_model=None, external=()):
     return bench.run(
         "score_rollouts",
         ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature),
         place=Place(1, 1, 0),
         rollouts=rollouts,
         policy=base,
-        reference=base,
+        reference=reference or base,
         critic=critic or base,
         reward_model=reward_model,
         external=list(external),
@@ -394,15 +394,18 @@ def test_a_model_without_a_trained_head_is_no_reward_model(world):
 # compute_advantages
 
 
-def test_advantages_equal_their_definition_row_by_row(world):
+def test_advantages_equal_their_definition_row_by_row(world, tmp_path):
     bench, base, data, _ = world
-    scored = [score(bench, base, shard, LENGTH) for shard in generate(bench, base, data, shards=2)]
+    # Another model, or the KL would be 0 and its penalty could have any sign.
+    reference = a_model(tmp_path / "reference", seed=5)
+    scored = [score(bench, base, shard, LENGTH, reference=reference) for shard in generate(bench, base, data, shards=2)]
     beta, gamma, lam = 0.3, 0.9, 0.8
     config = AdvantagesConfig(kl_coef=beta, gamma=gamma, lam=lam, whiten=False)
     ref = bench.run("compute_advantages", config, scored=scored)
     assert [row["rollout_id"] for row in rows(ref)] == [row["rollout_id"] for s in scored for row in rows(s)]
     for row in rows(ref):
         kl = [p - q for p, q in zip(row["logprobs"], row["ref_logprobs"], strict=True)]
+        assert max(map(abs, kl)) > 0.01
         rewards = [-beta * x for x in kl]
         rewards[-1] += row["score"]
         values = [*row["values"], 0.0]
@@ -493,6 +496,18 @@ def test_the_second_update_goes_on_with_the_moments_of_the_first(world):
     assert steps == [4.0, 8.0]
 
 
+def test_policy_and_critic_learn_at_their_own_rates(world):
+    bench, base, data, _ = world
+
+    def weights(part, **rates):
+        return (an_update(bench, base, data, **rates).directory / part / "model.safetensors").read_bytes()
+
+    assert weights("policy", critic_learning_rate=1e-5) == weights("policy")
+    assert weights("critic", critic_learning_rate=1e-5) != weights("critic")
+    assert weights("policy", learning_rate=1e-5) != weights("policy")
+    assert weights("critic", learning_rate=1e-5) == weights("critic")
+
+
 def test_every_model_family_goes_through_a_whole_iteration(tmp_path):
     base = a_model(tmp_path / "gpt2", family="gpt2")
     bench = Workbench(tmp_path / "run")
@@ -538,3 +553,26 @@ def test_a_policy_that_is_the_reference_gains_nothing(world):
     assert [row["sampled_by"] for row in table] == ["policy"] * 8 + ["reference"] * 8
     # What is only measured is no part of the score.
     assert all(row["score"] == row["score_length"] for row in table)
+
+
+def test_the_kl_of_an_evaluation_is_that_of_the_policy_from_the_reference(world, tmp_path):
+    bench, base, data, _ = world
+    other = a_model(tmp_path / "other", seed=5)
+    config = EvaluatePolicyConfig(samples_per_prompt=2, rewards=LENGTH, held_out_rewards={}, sampling=SAMPLING)
+    inputs = {"policy": other, "reference": base, "reward_model": None, "external": [], "data": data}
+    ref = bench.run("evaluate_policy", config, place=Place(1), **inputs)
+    models = [AutoModelForCausalLM.from_pretrained(model.path).eval() for model in (other, base)]
+    kl = []
+    for row in rows(ref, "evaluation"):
+        if row["sampled_by"] == "policy":
+            ids = torch.tensor([row["prompt_token_ids"] + row["response_token_ids"]])
+            start = len(row["prompt_token_ids"])
+            with torch.no_grad():
+                own, theirs = (
+                    model(ids).logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None]).sum()
+                    for model in models
+                )
+            kl.append((own - theirs).item())
+    expected = sum(kl) / len(kl)
+    assert abs(expected) > 1e-3
+    assert bench.metrics(ref)["evaluation/kl"] == pytest.approx(expected, abs=1e-4)
