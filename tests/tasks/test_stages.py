@@ -278,6 +278,18 @@ def test_each_iteration_goes_on_through_the_prompts_and_uses_all_before_any_twic
     assert sorted(seen) == sorted(row["prompt_id"] for row in rows(data, "prompts"))
 
 
+def test_each_pass_over_the_prompts_has_an_order_of_its_own(world):
+    bench, base, data, _ = world
+    config = GenerateRolloutsConfig(prompts_per_iteration=16, sampling=SAMPLING)
+    places = [Place(1, 1, 0), Place(1, 2, 0), Place(2, 1, 0)]
+    orders = [
+        [row["prompt_id"] for row in rows(bench.run("generate_rollouts", config, place=place, policy=base, data=data))]
+        for place in places
+    ]
+    assert len({tuple(order) for order in orders}) == 3
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
 def test_a_response_that_does_not_fit_the_context_is_refused(world):
     bench, base, data, _ = world
     with pytest.raises(
