@@ -11,32 +11,35 @@ if TYPE_CHECKING:
     from ppo_core.batch import PaddedBatch, Ragged, RolloutBatch, micro_batches, minibatches
     from ppo_core.config import PPOConfig, SamplingConfig
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
-    from ppo_core.forward import response_logits, response_logprobs, response_values
+    from ppo_core.forward import response_and_final_values, response_logits, response_logprobs, response_values
     from ppo_core.kl import KLEstimator, exact_kl, kl_estimate, next_kl_coef
-    from ppo_core.logprobs import entropy, gather_logprobs
-    from ppo_core.losses import policy_loss, value_loss
+    from ppo_core.logprobs import entropy, gather_logprobs, linear_logprobs
+    from ppo_core.losses import aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
     from ppo_core.masking import explained_variance, masked_mean, masked_whiten
     from ppo_core.preferences import expected_calibration_error, preference_loss, ranking_loss
     from ppo_core.randomness import derive_seed, row_uniforms
-    from ppo_core.rewards import token_rewards
+    from ppo_core.rewards import RunningMoments, token_rewards, treated_scores
     from ppo_core.sampling import sample
-    from ppo_core.update import Optimizers, UpdateStats, ppo_update
+    from ppo_core.update import MinibatchStats, Optimizers, UpdateStats, ppo_update
 
 __all__ = [
     "ConfigError",
     "EmptyMaskError",
     "GroupEstimator",
     "KLEstimator",
+    "MinibatchStats",
     "NonFiniteError",
     "Optimizers",
     "PPOConfig",
     "PaddedBatch",
     "Ragged",
     "RolloutBatch",
+    "RunningMoments",
     "SamplingConfig",
     "ShapeError",
     "UpdateStats",
     "UserError",
+    "aggregate_loss",
     "derive_seed",
     "entropy",
     "exact_kl",
@@ -46,21 +49,26 @@ __all__ = [
     "gather_logprobs",
     "group_advantages",
     "kl_estimate",
+    "kl_loss",
+    "linear_logprobs",
     "masked_mean",
     "masked_whiten",
     "micro_batches",
     "minibatches",
     "next_kl_coef",
+    "pg_loss",
     "policy_loss",
     "ppo_update",
     "preference_loss",
     "ranking_loss",
+    "response_and_final_values",
     "response_logits",
     "response_logprobs",
     "response_values",
     "row_uniforms",
     "sample",
     "token_rewards",
+    "treated_scores",
     "value_loss",
 ]
 

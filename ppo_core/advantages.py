@@ -1,6 +1,6 @@
 """How much better a token, or a response, was than expected: by a critic, or by the other samples of a prompt."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Bool, Float, Int, require_same_shape
 
-GroupEstimator = Literal["reinforce", "rloo", "grpo", "dr_grpo"]
+GroupEstimator = Literal["vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"]
 
 
 def gae(
@@ -85,6 +85,7 @@ def group_advantages(
 ) -> Float[Tensor, " B"]:
     """One advantage per response without a critic; responses with one group id answer one prompt.
 
+    - ``vanilla_pg``: the score itself, without a baseline. Williams 1992.
     - ``reinforce``: score minus the mean of the batch (groups do not matter). Williams 1992.
     - ``rloo``: score minus the mean of the **other** samples of the prompt. Ahmadian et al. 2024, arXiv:2402.14740.
     - ``grpo``: (score - group mean) / (group std + 1e-6), std with ddof 1. Shao et al. 2024, arXiv:2402.03300.
@@ -95,11 +96,13 @@ def group_advantages(
     require_same_shape(scores=scores, group_ids=group_ids)
     # float64: in float32 the mean of equal scores may miss them by a rounding, which grpo would multiply by a million.
     exact = scores.double()
+    if estimator == "vanilla_pg":
+        return scores
     if estimator == "reinforce":
         return (exact - exact.mean()).to(scores.dtype)
     if estimator not in ("rloo", "grpo", "dr_grpo"):
         raise ConfigError(
-            f"estimator={estimator!r} is none of reinforce, rloo, grpo, dr_grpo; rloo is a good first one"
+            f"estimator={estimator!r} is none of {', '.join(get_args(GroupEstimator))}; rloo is a good first one"
         )
 
     ids, group = group_ids.unique(return_inverse=True)

@@ -2,8 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ppo_core.errors import ConfigError
+
+Loss = Literal["ppo", "pg"]
+Aggregation = Literal["token_mean", "seq_mean"]
+KLLossEstimator = Literal["k1", "k2", "k3", "exact"]
+KLDirection = Literal["reverse", "forward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,12 @@ class SamplingConfig:
 class PPOConfig:
     """Hyperparameters of one policy update. Learning rates belong to the optimizers."""
 
+    loss: Loss = "ppo"
+    """The clipped surrogate, or ``pg``: minus log-probability times advantage, without ratio or clip."""
+
+    aggregation: Aggregation = "token_mean"
+    """Mean over the tokens of a minibatch, or ``seq_mean``: over the tokens of each response, then over responses."""
+
     cliprange: float | tuple[float, float] = 0.2
     """Half-width of the ratio clip, or (below, above) 1: 0.2 keeps the ratio's gain within [0.8, 1.2]."""
 
@@ -51,6 +63,22 @@ class PPOConfig:
 
     dual_clip: float | None = None
     """For negative advantages the objective does not fall below this many times the advantage; None does not bound."""
+
+    kl_loss_coef: float = 0.0
+    """Weight of a KL divergence from the reference in the policy's loss; 0 leaves it out."""
+
+    kl_loss_estimator: KLLossEstimator = "k3"
+    """What the divergence's value is estimated by; ``exact`` sums over the vocabulary and runs the reference again.
+    The gradient is that of the divergence for each of them."""
+
+    kl_loss_direction: KLDirection = "reverse"
+    """``reverse`` is KL(policy || reference), ``forward`` KL(reference || policy)."""
+
+    entropy_coef: float = 0.0
+    """Weight of the entropy of the next-token distributions, which is added to the objective; 0 leaves it out."""
+
+    target_kl: float | None = None
+    """The policy stops after an epoch whose mean ``approx_kl`` passes this; None takes all epochs."""
 
     epochs: int = 4
     """Passes of the policy over the rollouts."""
@@ -68,6 +96,9 @@ class PPOConfig:
     """The critic's gradient is scaled down to this norm; ``inf`` never scales."""
 
     def __post_init__(self) -> None:
+        for name, values in _CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
         below, above = ratio_clip_widths(self.cliprange)
         if not (0 < below < 1 and 0 < above < math.inf):
             raise ConfigError(
@@ -77,6 +108,15 @@ class PPOConfig:
             raise ConfigError(f"cliprange_value={self.cliprange_value} must be positive; None does not clip values")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"dual_clip={self.dual_clip} must be above 1, 3 is usual; None does not bound the loss")
+        if self.loss == "pg" and (self.cliprange != _default("cliprange") or self.dual_clip is not None):
+            raise ConfigError("loss=pg has no ratio to clip; leave cliprange and dual_clip out, or take loss=ppo")
+        for name in ("kl_loss_coef", "entropy_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and finite; 0 leaves the term out")
+        if self.kl_loss_coef == 0 and (self.kl_loss_estimator, self.kl_loss_direction) != ("k3", "reverse"):
+            raise ConfigError("kl_loss_estimator and kl_loss_direction say nothing while kl_loss_coef=0; set it too")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ConfigError(f"target_kl={self.target_kl} must be positive, 0.05 is usual; None takes all epochs")
         _require_at_least_one("epochs", self.epochs, "an update passes over its rollouts")
         if self.critic_epochs is not None:
             _require_at_least_one("critic_epochs", self.critic_epochs, "None takes as many as the policy")
@@ -84,6 +124,18 @@ class PPOConfig:
         for name in ("max_grad_norm", "critic_max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive; inf never scales the gradient")
+
+
+_CHOICES = {
+    "loss": get_args(Loss),
+    "aggregation": get_args(Aggregation),
+    "kl_loss_estimator": get_args(KLLossEstimator),
+    "kl_loss_direction": get_args(KLDirection),
+}
+
+
+def _default(name: str) -> object:
+    return PPOConfig.__dataclass_fields__[name].default
 
 
 def ratio_clip_widths(cliprange: float | tuple[float, float]) -> tuple[float, float]:

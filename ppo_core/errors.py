@@ -22,4 +22,4 @@ class EmptyMaskError(UserError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite; going on would destroy the weights. Trying again gives the same."""
+    """A score, loss or gradient is NaN or infinite; going on would destroy the weights. Trying again gives the same."""

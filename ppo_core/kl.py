@@ -4,7 +4,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from ppo_core.config import KLDirection
 from ppo_core.errors import ConfigError
 from ppo_core.logprobs import at_least_float32
 from ppo_core.shapes import Float, require_same_shape
@@ -41,7 +43,8 @@ def exact_kl(logits: Float[Tensor, "*B V"], ref_logits: Float[Tensor, "*B V"]) -
     """``KL(p || q) = sum_v p_v (log p_v - log q_v)`` of ``p = softmax(logits)`` and ``q = softmax(ref_logits)``.
 
     Divide both by a temperature beforehand. Works through the tokens in chunks, so that the sum's terms never exist for
-    all of them. A token that cannot occur under ``p`` contributes nothing.
+    all of them, not even for the gradient, which computes them again. A token that cannot occur under ``p`` contributes
+    nothing.
     """
     require_same_shape(logits=logits, ref_logits=ref_logits)
     num_classes = logits.shape[-1]
@@ -49,7 +52,10 @@ def exact_kl(logits: Float[Tensor, "*B V"], ref_logits: Float[Tensor, "*B V"]) -
     pairs = zip(
         logits.reshape(-1, num_classes).split(chunk), ref_logits.reshape(-1, num_classes).split(chunk), strict=True
     )
-    return torch.cat([_exact_kl_of_chunk(z, ref_z) for z, ref_z in pairs]).view(logits.shape[:-1])
+    sums = [
+        checkpoint(_exact_kl_of_chunk, z, ref_z, use_reentrant=False, preserve_rng_state=False) for z, ref_z in pairs
+    ]
+    return torch.cat(sums).view(logits.shape[:-1])
 
 
 def _exact_kl_of_chunk(logits: Tensor, ref_logits: Tensor) -> Tensor:
@@ -57,6 +63,42 @@ def _exact_kl_of_chunk(logits: Tensor, ref_logits: Tensor) -> Tensor:
     log_q = at_least_float32(ref_logits).log_softmax(dim=-1)
     # Both may be minus infinity; their difference would be NaN and spoil the whole sum.
     return (log_p.exp() * torch.where(log_p == -torch.inf, 0.0, log_p - log_q)).sum(dim=-1)
+
+
+def kl_loss_terms(
+    new_logprobs: Float[Tensor, "*S"],
+    logprobs: Float[Tensor, "*S"],
+    ref_logprobs: Float[Tensor, "*S"],
+    *,
+    estimator: KLEstimator,
+    direction: KLDirection,
+) -> Float[Tensor, "*S"]:
+    """A KL divergence between the policy in training and the reference at tokens that the rollout policy sampled.
+
+    With ``d = new_logprobs - ref_logprobs``, ``ratio = exp(new_logprobs - logprobs)``, ``k`` from ``kl_estimate``:
+
+        reverse, KL(policy || reference):    value ratio * k(d)            gradient ratio * d * grad new_logprobs
+        forward, KL(reference || policy):    value ratio * exp(-d) * k(-d)
+                                             gradient ratio * (1 - exp(-d)) * grad new_logprobs
+
+    Value and gradient are importance-weighted from the rollout policy to whichever distribution the divergence is a
+    mean under. The gradient is that of the divergence, whichever estimator gives the value: the derivative of k1's own
+    expression has mean zero, and that of k3's is the gradient of the other direction. Tang and Munos 2025,
+    arXiv:2506.09477.
+    """
+    require_same_shape(new_logprobs=new_logprobs, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    new = new_logprobs.detach()
+    d = new - ref_logprobs
+    ratio = (new - logprobs).exp()
+    if direction == "reverse":
+        value, slope = ratio * kl_estimate(new, ref_logprobs, estimator), ratio * d
+    elif direction == "forward":
+        value = (ref_logprobs - logprobs).exp() * kl_estimate(ref_logprobs, new, estimator)
+        slope = -ratio * torch.expm1(-d)
+    else:
+        raise ConfigError(f"direction={direction!r} is neither reverse nor forward; reverse is the usual one")
+    # Zero in value, one in slope.
+    return value + slope * (new_logprobs - new)
 
 
 def next_kl_coef(kl_coef: float, mean_kl: float, num_responses: int, *, target: float, horizon: float) -> float:

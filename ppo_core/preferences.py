@@ -35,20 +35,31 @@ def preference_loss(
 
 
 def ranking_loss(
-    scores: Float[Tensor, " N"], ranks: Int[Tensor, " N"], group_ids: Int[Tensor, " N"]
+    scores: Float[Tensor, " N"],
+    ranks: Int[Tensor, " N"],
+    group_ids: Int[Tensor, " N"],
+    *,
+    margin: Float[Tensor, " N"] | None = None,
+    centering: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """The same likelihood for rankings: responses with one group id answer one prompt, rank 1 is the best.
+    """``preference_loss`` for rankings: responses with one group id answer one prompt, rank 1 is the best.
 
-    Mean of ``-log sigmoid(better - worse)`` over the ordered pairs of a prompt, then over prompts: each prompt weighs
-    the same however many responses it has (Ouyang et al. 2022, arXiv:2203.02155, eq. 1). A tie is no pair; a prompt
-    without a pair does not count.
+    Mean over the ordered pairs of a prompt, then over prompts: each prompt weighs the same however many responses it
+    has (Ouyang et al. 2022, arXiv:2203.02155, eq. 1). A tie is no pair; a prompt without a pair does not count. The
+    ``margin`` of a pair is that of its better response.
     """
     require_same_shape(scores=scores, ranks=ranks, group_ids=group_ids)
     same_prompt = group_ids[:, None] == group_ids[None, :]
     better, worse = (same_prompt & (ranks[:, None] < ranks[None, :])).nonzero(as_tuple=True)
     _require_some(better, "two differently ranked responses of one prompt")
     _, prompt_of_pair, pairs_of_prompt = group_ids[better].unique(return_inverse=True, return_counts=True)
-    losses = -logsigmoid(scores[better] - scores[worse])
+    differences = scores[better] - scores[worse]
+    if margin is not None:
+        require_same_shape(scores=scores, margin=margin)
+        differences = differences - margin[better]
+    losses = -logsigmoid(differences)
+    if centering:
+        losses = losses + centering * (scores[better] + scores[worse]).square()
     return (losses / pairs_of_prompt[prompt_of_pair]).sum() / len(pairs_of_prompt)
 
 

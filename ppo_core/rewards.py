@@ -1,10 +1,79 @@
 """From one score per response to one reward per token."""
 
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ppo_core.errors import EmptyMaskError, ShapeError
+from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError
+from ppo_core.masking import masked_whiten
 from ppo_core.shapes import Bool, Float, require_same_shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningMoments:
+    """Count, mean and sum of squared deviations of all scores so far: three numbers to keep between batches."""
+
+    count: int = 0
+    mean: float = 0.0
+    squared_deviations: float = 0.0
+
+    def with_scores(self, scores: Float[Tensor, " B"]) -> RunningMoments:
+        """The moments of these scores and all before, in whatever batches they came.
+
+        Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+        """
+        exact = scores.double()
+        if not exact.isfinite().all():
+            raise NonFiniteError(f"scores hold {float(exact[~exact.isfinite()][0])}; look at what gave that score")
+        count = self.count + len(exact)
+        if len(exact) == 0:
+            return self
+        mean = float(exact.mean())
+        shift = mean - self.mean
+        squared_deviations = float((exact - mean).square().sum()) + shift**2 * self.count * len(exact) / count
+        return RunningMoments(
+            count=count,
+            mean=self.mean + shift * len(exact) / count,
+            squared_deviations=self.squared_deviations + squared_deviations,
+        )
+
+    @property
+    def std(self) -> float:
+        """With ddof 1; 0 for fewer than two scores."""
+        return math.sqrt(self.squared_deviations / (self.count - 1)) if self.count > 1 else 0.0
+
+
+def treated_scores(
+    scores: Float[Tensor, " B"],
+    cut_off: Bool[Tensor, " B"],
+    *,
+    moments: RunningMoments | None = None,
+    clip: float | None = None,
+    cut_off_penalty: float = 0.0,
+    whiten: bool = False,
+) -> Float[Tensor, " B"]:
+    """What of a score counts as reward, in this order and each only when asked for.
+
+        (score - mean) / (std + 1e-8)      with ``moments``, usually those of all scores so far and this batch's
+        clamp to [-clip, clip]
+        - cut_off_penalty                  where ``cut_off``: the response ran into the length limit
+        masked_whiten(center=False)        over the batch: standard deviation 1, the mean stays
+
+    Running moments: Engstrom et al. 2020, arXiv:2005.12729, section 2.
+    """
+    require_same_shape(scores=scores, cut_off=cut_off)
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"clip={clip} must be positive; None does not clip")
+    if moments is not None:
+        scores = (scores - moments.mean) / (moments.std + 1e-8)
+    if clip is not None:
+        scores = scores.clamp(-clip, clip)
+    scores = torch.where(cut_off, scores - cut_off_penalty, scores)
+    return masked_whiten(scores, torch.ones_like(cut_off), center=False) if whiten else scores
 
 
 def token_rewards(

@@ -1,162 +1,229 @@
 """One PPO update: passes over the rollouts, split into minibatches (steps), split into micro-batches (memory)."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ppo_core.batch import PaddedBatch, RolloutBatch, micro_batches, minibatches
 from ppo_core.config import PPOConfig
-from ppo_core.errors import NonFiniteError, ShapeError
-from ppo_core.forward import device_of, response_logprobs_and_entropy, response_values
-from ppo_core.losses import Stats, policy_loss, value_loss
+from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
+from ppo_core.forward import device_of, response_values, spread, token_logits
+from ppo_core.kl import exact_kl
+from ppo_core.logprobs import entropy, gather_logprobs
+from ppo_core.losses import Stats, aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
 from ppo_core.masking import explained_variance
 from ppo_core.randomness import derive_seed
 
-_COLUMNS = ("logprobs", "values", "advantages", "returns")
+# Statistics of micro-batches that do not add up.
+_MAXIMA = ("ratio_max_deviation",)
 
 
 @dataclass(frozen=True, eq=False)
 class Optimizers:
     """One each, so that policy and critic have learning rates of their own. Both already carry those rates."""
 
-    policy: torch.optim.Optimizer
-    critic: torch.optim.Optimizer
+    policy: torch.optim.Optimizer | None
+    critic: torch.optim.Optimizer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStats:
-    """What happened in an update; means over its minibatches unless the name or the description says otherwise."""
+    """What happened in an update; means over its minibatches unless the name or the description says otherwise.
 
-    policy_loss: float
-    value_loss: float
-    approx_kl: float
-    """k3 estimate of KL(rollout policy || policy before the minibatch's step), per token."""
-    k1_kl: float
-    """The same by k1, which may be negative."""
-    clipfrac: float
-    """Share of response tokens where the ratio clip binds."""
-    value_clipfrac: float
-    entropy: float
+    What was not trained, or is no part of the loss, is None.
+    """
+
+    policy_loss: float | None = None
+    """The surrogate alone, without the terms for KL and entropy."""
+    kl_loss: float | None = None
+    """The divergence from the reference in the loss, before its weight."""
+    entropy: float | None = None
     """Entropy of the policy's next-token distribution at response tokens, at the sampling temperature."""
-    ratio_mean: float
-    first_minibatch_ratio_deviation: float
+    approx_kl: float | None = None
+    """k3 estimate of KL(rollout policy || policy before the minibatch's step), per token."""
+    k1_kl: float | None = None
+    """The same by k1, which may be negative."""
+    clipfrac: float | None = None
+    """Share of response tokens where the ratio clip binds."""
+    ratio_mean: float | None = None
+    first_minibatch_ratio_deviation: float | None = None
     """Largest |ratio - 1| before the first step, when policy and rollout policy have the same weights."""
-    grad_norm: float
+    grad_norm: float | None = None
     """Norm of the policy's gradient before it was scaled down."""
-    critic_grad_norm: float
-    explained_variance: float
+    policy_epochs: int = 0
+    """Passes that the policy made, fewer than asked for where ``target_kl`` stopped it; a count."""
+    num_optimizer_steps: int = 0
+    """Steps of the policy's optimizer; a count."""
+    value_loss: float | None = None
+    value_clipfrac: float | None = None
+    critic_grad_norm: float | None = None
+    explained_variance: float | None = None
     """Of the returns by the values stored with the rollouts."""
-    num_optimizer_steps: int
-    """Steps of the policy's optimizer; a count, not a mean."""
     num_tokens: int
-    """Response tokens in the rollouts; a count, not a mean."""
+    """Response tokens in the rollouts; a count."""
 
     def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+        """The numbers that there are, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinibatchStats:
+    """What a minibatch of the policy came to, before its step."""
+
+    epoch: int
+    minibatch: int
+    values: dict[str, float]
+    """loss, approx_kl, ratio_max_deviation, entropy and what else the loss reports."""
 
 
 def ppo_update(
-    policy: Any,
-    critic: Any,
+    policy: Any | None,
+    critic: Any | None,
     optimizers: Optimizers,
     batch: RolloutBatch,
     config: PPOConfig,
     *,
     seed: int,
     temperature: float = 1.0,
+    reference: Any | None = None,
     micro_batch_tokens: int = 8192,
+    group: "distributed.ProcessGroup | None" = None,
+    before_step: Callable[[MinibatchStats], None] | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> UpdateStats:
-    """Train ``policy`` and ``critic`` in place on ``batch``, which needs columns logprobs, values, advantages, returns.
+    """Train ``policy`` and ``critic`` in place on ``batch``; either may be None and is then left out.
 
-    Schulman et al. 2017, arXiv:1707.06347, algorithm 1, with a critic of its own. Each epoch visits the rows in an
-    order that is a function of ``seed`` and the epoch. The models stay in train or eval mode as they are given; dropout
-    must be off. ``temperature`` is the one that the logprobs were stored at. ``micro_batch_tokens`` bounds rows times
-    longest row of one forward pass, and with it memory; results do not depend on it. ``on_tokens`` is told the response
-    tokens of each micro-batch when it is done. A loss or gradient that is not finite raises ``NonFiniteError`` before
-    the step it would have spoiled.
+    Schulman et al. 2017, arXiv:1707.06347, algorithm 1, with a critic of its own. The policy needs the token columns
+    logprobs and advantages, for a KL loss by an estimator ref_logprobs too; the critic values and returns. An exact KL
+    loss needs the ``reference`` model itself. Each epoch visits the rows in an order that is a function of ``seed`` and
+    the epoch. The models stay in train or eval mode as they are given; dropout must be off. ``temperature`` is the one
+    that the logprobs were stored at.
+
+    ``micro_batch_tokens`` bounds rows times longest row of one forward pass, and with it memory. The processes of
+    ``group``, each with the same models and the same batch, share the rows of every minibatch and add up their
+    gradients. Results depend on neither.
+
+    ``before_step`` is told of each minibatch of the policy before its optimizer steps, and may raise. ``on_tokens`` is
+    told the response tokens of each micro-batch when it is done. A loss or gradient that is not finite raises
+    ``NonFiniteError`` before the step it would have spoiled.
     """
-    _require_columns(batch)
-    policy_epochs, critic_epochs = config.epochs, config.critic_epochs or config.epochs
-    policy_tally, critic_tally = _Tally(), _Tally()
-    first_ratio_deviation = 0.0
-
-    for epoch in range(max(policy_epochs, critic_epochs)):
-        trains_policy, trains_critic = epoch < policy_epochs, epoch < critic_epochs
+    _require_inputs(batch, config, policy, critic, reference)
+    learners: dict[str, _Learner] = {}
+    if policy is not None:
+        learners["policy"] = _Learner(
+            optimizers.policy,
+            config.epochs,
+            config.max_grad_norm,
+            lambda padded, counts: _backward_policy(policy, padded, config, counts, temperature, reference),
+        )
+    if critic is not None:
+        learners["critic"] = _Learner(
+            optimizers.critic,
+            config.critic_epochs or config.epochs,
+            config.critic_max_grad_norm,
+            lambda padded, counts: _backward_critic(critic, padded, config, counts),
+        )
+    epoch = 0
+    while learning := {name: learner for name, learner in learners.items() if epoch < learner.epochs}:
         for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
             minibatch = batch.select(rows)
-            num_tokens = len(minibatch.responses.values)
-            where = f"epoch {epoch}, minibatch {number}"
-            optimizers.policy.zero_grad()
-            optimizers.critic.zero_grad()
+            counts = _Counts(
+                num_tokens=len(minibatch.responses.values),
+                num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
+            )
+            for learner in learning.values():
+                learner.optimizer.zero_grad()
 
-            for micro_rows in micro_batches(minibatch.lengths, micro_batch_tokens):
-                padded = minibatch.padded(micro_rows)
-                if trains_policy:
-                    policy_tally.add(_backward_policy(policy, padded, config, num_tokens, temperature))
-                if trains_critic:
-                    critic_tally.add(_backward_critic(critic, padded, config, num_tokens))
+            share = minibatch.select(_share_of(minibatch.lengths, group))
+            for micro_rows in micro_batches(share.lengths, micro_batch_tokens):
+                padded = share.padded(micro_rows)
+                for learner in learning.values():
+                    learner.add(learner.backward(padded, counts))
                 if on_tokens is not None:
                     on_tokens(int(padded.response_mask.sum()))
 
-            if trains_policy:
-                stats = policy_tally.close_minibatch()
-                if epoch == number == 0:
-                    first_ratio_deviation = stats["ratio_max_deviation"]
-                stats["grad_norm"] = _step(optimizers.policy, config.max_grad_norm, stats["loss"], f"policy, {where}")
-            if trains_critic:
-                stats = critic_tally.close_minibatch()
-                stats["grad_norm"] = _step(
-                    optimizers.critic, config.critic_max_grad_norm, stats["loss"], f"critic, {where}"
-                )
+            for name, learner in learning.items():
+                stats = learner.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
+                if before_step is not None and name == "policy":
+                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
+                learner.optimizer.step()
 
-    policy_means, critic_means = policy_tally.means(), critic_tally.means()
-    columns = batch.token_columns
-    return UpdateStats(
-        policy_loss=policy_means["loss"],
-        value_loss=critic_means["loss"],
-        approx_kl=policy_means["approx_kl"],
-        k1_kl=policy_means["k1_kl"],
-        clipfrac=policy_means["clipfrac"],
-        value_clipfrac=critic_means["clipfrac"],
-        entropy=policy_means["entropy"],
-        ratio_mean=policy_means["ratio_mean"],
-        first_minibatch_ratio_deviation=first_ratio_deviation,
-        grad_norm=policy_means["grad_norm"],
-        critic_grad_norm=critic_means["grad_norm"],
-        explained_variance=float(
-            explained_variance(
-                columns["values"], columns["returns"], torch.ones_like(columns["values"], dtype=torch.bool)
-            )
-        ),
-        num_optimizer_steps=len(policy_tally.minibatches),
-        num_tokens=len(batch.responses.values),
-    )
+        epoch += 1
+        if "policy" in learning and config.target_kl is not None:
+            latest = learners["policy"].minibatches[-config.num_minibatches :]
+            if _mean([stats["approx_kl"] for stats in latest]) > config.target_kl:
+                learners["policy"].epochs = epoch
+    return _summary(batch, learners)
 
 
-def _backward_policy(policy: Any, padded: PaddedBatch, config: PPOConfig, num_tokens: int, temperature: float) -> Stats:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counts:
+    """What the sums of a minibatch's losses are divided by."""
+
+    num_tokens: int
+    num_responses: int | None
+
+
+def _backward_policy(
+    policy: Any, padded: PaddedBatch, config: PPOConfig, counts: _Counts, temperature: float, reference: Any | None
+) -> Stats:
     """Add this micro-batch's share to the policy's gradient; its shares of loss and statistics."""
     padded = padded.to(device_of(policy))
-    new_logprobs, entropies = response_logprobs_and_entropy(policy, padded, temperature=temperature)
-    loss, stats = policy_loss(
-        new_logprobs,
-        padded.token_columns["logprobs"],
-        padded.token_columns["advantages"],
-        padded.response_mask,
-        cliprange=config.cliprange,
-        dual_clip=config.dual_clip,
-        num_tokens=num_tokens,
-    )
+    mask, columns = padded.response_mask, padded.token_columns
+    num_tokens, num_responses = counts.num_tokens, counts.num_responses
+    logits = token_logits(policy, padded, temperature=temperature)
+    new_logprobs = spread(gather_logprobs(logits, padded.response_ids[mask]), mask)
+    with torch.set_grad_enabled(config.entropy_coef > 0):
+        entropies = spread(entropy(logits), mask)
+
+    given = (new_logprobs, columns["logprobs"], columns["advantages"], mask)
+    if config.loss == "ppo":
+        loss, stats = policy_loss(
+            *given,
+            cliprange=config.cliprange,
+            dual_clip=config.dual_clip,
+            num_tokens=num_tokens,
+            num_responses=num_responses,
+        )
+    else:
+        loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses)
+    stats["policy_loss"] = loss.detach()
+    stats["entropy"] = aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)
+    if config.entropy_coef > 0:
+        loss = loss - config.entropy_coef * aggregate_loss(
+            entropies, mask, num_tokens=num_tokens, num_responses=num_responses
+        )
+    if config.kl_loss_coef > 0:
+        if config.kl_loss_estimator == "exact":
+            with torch.no_grad():
+                ref_logits = token_logits(reference, padded, temperature=temperature)
+            ordered = (logits, ref_logits) if config.kl_loss_direction == "reverse" else (ref_logits, logits)
+            divergence = aggregate_loss(
+                spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses
+            )
+        else:
+            divergence = kl_loss(
+                new_logprobs,
+                columns["logprobs"],
+                columns["ref_logprobs"],
+                mask,
+                estimator=config.kl_loss_estimator,
+                direction=config.kl_loss_direction,
+                num_tokens=num_tokens,
+                num_responses=num_responses,
+            )
+        stats["kl_loss"] = divergence.detach()
+        loss = loss + config.kl_loss_coef * divergence
     loss.backward()
-    return {"loss": loss.detach(), "entropy": entropies.sum() / num_tokens, **stats}
+    return {"loss": loss.detach(), **stats}
 
 
-def _backward_critic(critic: Any, padded: PaddedBatch, config: PPOConfig, num_tokens: int) -> Stats:
+def _backward_critic(critic: Any, padded: PaddedBatch, config: PPOConfig, counts: _Counts) -> Stats:
     """Add this micro-batch's share to the critic's gradient; its shares of loss and statistics."""
     padded = padded.to(device_of(critic))
     loss, stats = value_loss(
@@ -165,56 +232,117 @@ def _backward_critic(critic: Any, padded: PaddedBatch, config: PPOConfig, num_to
         padded.token_columns["returns"],
         padded.response_mask,
         cliprange_value=config.cliprange_value,
-        num_tokens=num_tokens,
+        num_tokens=counts.num_tokens,
+        num_responses=counts.num_responses,
     )
     loss.backward()
     return {"loss": loss.detach(), **stats}
 
 
-def _step(optimizer: torch.optim.Optimizer, max_grad_norm: float, loss: float, where: str) -> float:
-    """Scale the gradient down to ``max_grad_norm`` and step, unless that would destroy the weights; the norm before."""
-    parameters: Iterable[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise NonFiniteError(
-            f"loss {loss}, gradient norm {grad_norm} of the {where}; no step was taken. "
-            "Look at the advantages and returns of these rows, or lower the learning rate"
-        )
-    optimizer.step()
-    return grad_norm
+def _share_of(lengths: Tensor, group: "distributed.ProcessGroup | None") -> Tensor:
+    """The rows of a minibatch that this process computes: all, or every n-th by length, so that all have as much to do."""
+    if group is None:
+        return torch.arange(len(lengths))
+    return torch.argsort(lengths, stable=True)[group.rank() :: group.size()]
 
 
-@dataclass
-class _Tally:
-    """Statistics of the micro-batches added up to those of a minibatch, and their means over minibatches."""
+@dataclass(eq=False)
+class _Learner:
+    """A model in training: its gradient, and its statistics from micro-batch to minibatch to update."""
 
+    optimizer: Any
+    epochs: int
+    max_grad_norm: float
+    backward: Callable[[PaddedBatch, _Counts], Stats]
     minibatches: list[dict[str, float]] = field(default_factory=list)
     open_stats: Stats = field(default_factory=dict)
 
     def add(self, stats: Stats) -> None:
-        for name, value in stats.items():
-            if name not in self.open_stats:
-                self.open_stats[name] = value
-            elif name == "ratio_max_deviation":
-                self.open_stats[name] = torch.maximum(self.open_stats[name], value)
-            else:
-                self.open_stats[name] = self.open_stats[name] + value
+        """Add a micro-batch's statistics to those of its minibatch."""
+        self.open_stats = _added([self.open_stats, stats])
 
-    def close_minibatch(self) -> dict[str, float]:
-        """The finished minibatch as numbers; entries added to the result later count in ``means``."""
-        self.minibatches.append({name: float(value) for name, value in self.open_stats.items()})
+    def close_minibatch(self, where: str, group: "distributed.ProcessGroup | None") -> dict[str, float]:
+        """The finished minibatch as numbers; its gradient is summed over processes and scaled down to its limit."""
+        parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
+        if group is not None:
+            self.open_stats = _sum_over_processes(parameters, self.open_stats, group)
+        stats = {name: float(value) for name, value in self.open_stats.items()}
+        stats["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
+            raise NonFiniteError(
+                f"loss {stats['loss']}, gradient norm {stats['grad_norm']} of the {where}; no step was taken. "
+                "Look at the advantages and returns of these rows, or lower the learning rate"
+            )
         self.open_stats = {}
-        return self.minibatches[-1]
+        self.minibatches.append(stats)
+        return stats
 
-    def means(self) -> dict[str, float]:
-        values: defaultdict[str, list[float]] = defaultdict(list)
-        for stats in self.minibatches:
-            for name, value in stats.items():
-                values[name].append(value)
-        return {name: sum(column) / len(column) for name, column in values.items()}
+    def mean(self, name: str) -> float | None:
+        """Of a statistic over the minibatches; None where the loss has no such term."""
+        values = [stats[name] for stats in self.minibatches if name in stats]
+        return _mean(values) if values else None
 
 
-def _require_columns(batch: RolloutBatch) -> None:
-    missing = [name for name in _COLUMNS if name not in batch.token_columns]
-    if missing:
+def _sum_over_processes(parameters: list[Tensor], stats: Stats, group: "distributed.ProcessGroup") -> Stats:
+    """Gradients are summed in place. Every process computes the same sums, hence takes the same step."""
+    for parameter in parameters:
+        # A process without a row has no gradient, but has to take part.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        distributed.all_reduce(parameter.grad, group=group)
+    gathered: list[Any] = [None] * group.size()
+    distributed.all_gather_object(gathered, {name: value.cpu() for name, value in stats.items()}, group=group)
+    return _added(gathered)
+
+
+def _added(parts: list[Stats]) -> Stats:
+    """Statistics of parts as those of the whole: sums, but for the maximum."""
+    whole: Stats = {}
+    for stats in parts:
+        for name, value in stats.items():
+            if name not in whole:
+                whole[name] = value
+            else:
+                whole[name] = torch.maximum(whole[name], value) if name in _MAXIMA else whole[name] + value
+    return whole
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
+    found: dict[str, Any] = {}
+    if (policy := learners.get("policy")) is not None:
+        names = ("policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm")
+        found |= {name: policy.mean(name) for name in names}
+        found["first_minibatch_ratio_deviation"] = policy.minibatches[0]["ratio_max_deviation"]
+        found["policy_epochs"] = policy.epochs
+        found["num_optimizer_steps"] = len(policy.minibatches)
+    if (critic := learners.get("critic")) is not None:
+        columns = batch.token_columns
+        everywhere = torch.ones_like(columns["values"], dtype=torch.bool)
+        found["value_loss"] = critic.mean("loss")
+        found["value_clipfrac"] = critic.mean("clipfrac")
+        found["critic_grad_norm"] = critic.mean("grad_norm")
+        found["explained_variance"] = float(explained_variance(columns["values"], columns["returns"], everywhere))
+    return UpdateStats(num_tokens=len(batch.responses.values), **found)
+
+
+def _require_inputs(
+    batch: RolloutBatch, config: PPOConfig, policy: Any | None, critic: Any | None, reference: Any | None
+) -> None:
+    """Refuse an update that lacks something that its configuration uses."""
+    if policy is None and critic is None:
+        raise ConfigError("policy and critic are both None; give at least one model to train")
+    needed: list[str] = []
+    if policy is not None:
+        needed += ["logprobs", "advantages"]
+        if config.kl_loss_coef > 0 and config.kl_loss_estimator == "exact" and reference is None:
+            raise ConfigError("kl_loss_estimator=exact needs the reference model; give it, or take an estimator")
+        if config.kl_loss_coef > 0 and config.kl_loss_estimator != "exact":
+            needed.append("ref_logprobs")
+    if critic is not None:
+        needed += ["values", "returns"]
+    if missing := [name for name in needed if name not in batch.token_columns]:
         raise ShapeError(f"the batch lacks the token columns {missing}; add them with batch.with_columns(...)")

@@ -6,8 +6,16 @@ from hypothesis import given
 from small_models import HistoryCritic, history_policy, tiny_gpt2, tiny_llama
 from torch import tensor
 
-from ppo_core import Ragged, RolloutBatch, ShapeError, response_logits, response_logprobs, response_values
-from ppo_core.forward import response_logprobs_and_entropy
+from ppo_core import (
+    Ragged,
+    RolloutBatch,
+    ShapeError,
+    response_and_final_values,
+    response_logits,
+    response_logprobs,
+    response_values,
+)
+from ppo_core.forward import token_logits
 
 
 def history(tokens, size=97):
@@ -27,10 +35,10 @@ def test_every_token_is_predicted_by_all_real_tokens_before_it(seed):
     padded = batch.padded()
     logits = response_logits(policy, padded)
     logprobs = response_logprobs(policy, padded, temperature=0.7)
-    same, entropies = response_logprobs_and_entropy(policy, padded, temperature=0.7)
+    flat_logits = iter(token_logits(policy, padded, temperature=0.7).tolist())
     values = response_values(critic, padded)
-    assert torch.equal(logprobs, same)
-    assert not entropies.requires_grad
+    same_values, final_values = response_and_final_values(critic, padded)
+    assert torch.equal(values, same_values)
     for i in range(len(batch)):
         prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
         for t, token in enumerate(response):
@@ -38,8 +46,9 @@ def test_every_token_is_predicted_by_all_real_tokens_before_it(seed):
             assert logits[i, t].tolist() == z
             assert values[i, t].item() == z[0]
             assert logprobs[i, t].item() == pytest.approx(reference.logprob(z, token, 0.7), abs=1e-10)
-            assert entropies[i, t].item() == pytest.approx(reference.entropy([x / 0.7 for x in z]), abs=1e-10)
-    for x in (logprobs, entropies, values):
+            assert next(flat_logits) == pytest.approx([x / 0.7 for x in z])
+        assert final_values[i].item() == policy.table[history(prompt + response), 0].item()
+    for x in (logprobs, values):
         assert (x[~padded.response_mask] == 0).all()
 
 
