@@ -43,7 +43,7 @@ def committed_round(root: Path, report: Path) -> CommittedRound:
     manifest = Manifest.read(report)
     made_from = manifest.input_paths
     groups: dict[int, list[Manifest]] = {}
-    for name in ("rollouts", "scored", "experience", "checkpoints"):
+    for name in ("rollouts", "scored", "experience", "checkpoints", "audits"):
         for path in made_from[name]:
             own = Manifest.read(root / path)
             groups.setdefault(own.place.iteration, []).append(own)

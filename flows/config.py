@@ -15,18 +15,19 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ppo_core.config import PPOConfig
-from tasks.compute_advantages import AdvantagesConfig
+from tasks.compute_advantages import AdvantagesConfig, Algorithm
 from tasks.errors import ConfigError
 from tasks.evaluate_policy import EvaluationConfig
 from tasks.generate_rollouts import RolloutsConfig
 from tasks.prepare_data import DataConfig, FromScratchConfig
 from tasks.report_round import ReportRoundConfig
 from tasks.rewards import Rewards
-from tasks.stage import ExecutionConfig, StageConfig
+from tasks.stage import ExecutionConfig, HealthConfig, StageConfig
 from tasks.train_reward_model import RewardModelConfig
 from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpConfig
 
+FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"
 PRESETS = Path(__file__).parent / "presets"
 # What the user has written is YAML, so a message that names Python's types helps nobody.
 SECTION = "give a section, with a key and a value for each setting"
@@ -34,6 +35,23 @@ SHAPES = {
     "tuple_type": "give a list, with an entry for each",
     **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), SECTION),
 }
+
+
+COMPARES_SAMPLES = ("rloo", "grpo", "dr_grpo")
+"""Algorithms whose advantage is 0, or does not exist, for a prompt with one sample."""
+OF_THE_CRITIC = (
+    "model.critic",
+    "advantages.gamma",
+    "advantages.lam",
+    "advantages.horizon",
+    "advantages.bootstrap",
+    "ppo.cliprange_value",
+    "ppo.critic_epochs",
+    "ppo.critic_max_grad_norm",
+    "optimizers.critic_learning_rate",
+    "optimizers.critic_warmup",
+)
+"""Settings that only a run with a critic reads."""
 
 
 class ModelConfig(StageConfig):
@@ -44,7 +62,8 @@ class ModelConfig(StageConfig):
     from_scratch: FromScratchConfig | None = None
     """A new model instead, whose tokenizer is trained on ``data.texts``."""
     critic: str | None = None
-    """Name or directory of the model the critic starts from: by default the reward model, without one the policy."""
+    """What the critic starts from: ``policy``, ``reward_model``, or the name or directory of a model. By default the
+    reward model, without one the policy."""
     revision: str | None = None
     """Branch, tag or commit of a policy on a hub."""
     trust_remote_code: bool = False
@@ -55,6 +74,11 @@ class ModelConfig(StageConfig):
         if (self.policy is None) == (self.from_scratch is None):
             raise ValueError("give either policy or from_scratch")
         return self
+
+    @property
+    def names_critic(self) -> bool:
+        """Whether the critic starts from a model of its own."""
+        return self.critic not in (None, FROM_POLICY, FROM_REWARD_MODEL)
 
 
 class TrackingConfig(StageConfig):
@@ -67,6 +91,8 @@ class TrackingConfig(StageConfig):
 class RunConfig(StageConfig):
     """One run, whole."""
 
+    algorithm: Algorithm = "ppo"
+    """What an advantage is: ppo learns a critic, the others compare responses with each other and have none."""
     seed: int = Field(0, ge=0)
     """Every random draw of the run is a function of it."""
     rounds: int = Field(1, gt=0)
@@ -84,8 +110,44 @@ class RunConfig(StageConfig):
     optimizers: OptimizersConfig = OptimizersConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportRoundConfig = ReportRoundConfig()
+    health: HealthConfig = HealthConfig()
     execution: ExecutionConfig = ExecutionConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def has_critic(self) -> bool:
+        return self.algorithm == "ppo"
+
+    @model_validator(mode="after")
+    def _algorithm_is_served(self) -> Self:
+        rollouts, advantages = self.rollouts, self.advantages
+        if self.algorithm in COMPARES_SAMPLES and rollouts.samples_per_prompt < 2:
+            raise ValueError(
+                f"rollouts.samples_per_prompt={rollouts.samples_per_prompt}: algorithm: {self.algorithm} compares the "
+                "samples of a prompt; take at least 2, 8 is usual"
+            )
+        if not self.has_critic:
+            for path in OF_THE_CRITIC:
+                section, name = path.split(".")
+                value = getattr(getattr(self, section), name)
+                if value != default_of(type(getattr(self, section)), name):
+                    raise ValueError(f"{path}={value}: algorithm: {self.algorithm} has no critic; leave it out")
+        if self.model.critic == FROM_REWARD_MODEL and self.reward_model is None:
+            raise ValueError(
+                "model.critic=reward_model: the run trains none; add a reward_model section, or say policy"
+            )
+        if self.optimizers.critic_warmup >= self.iterations:
+            raise ValueError(
+                f"optimizers.critic_warmup={self.optimizers.critic_warmup}: the first round has {self.iterations} "
+                "iterations, so it would not train the policy; take fewer"
+            )
+        responses = rollouts.prompts_per_iteration * rollouts.samples_per_prompt
+        if advantages.kl_target is not None and not responses < 5 * advantages.kl_horizon:
+            raise ValueError(
+                f"advantages.kl_horizon={advantages.kl_horizon:g}: with {responses} responses an iteration it must exceed "
+                f"{responses / 5:g}, or kl_coef could fall to 0 at once"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -131,7 +193,8 @@ class RunConfig(StageConfig):
 
     def needs_hub(self) -> bool:
         """Whether a model or data set is named that is no local directory."""
-        names = [self.model.policy, self.model.critic, self.reward_model and self.reward_model.base]
+        names = [self.model.policy, self.reward_model and self.reward_model.base]
+        names += [self.model.critic] if self.model.names_critic else []
         names += [
             r.model
             for r in (*self.rewards.values(), *self.evaluation.held_out_rewards.values())
@@ -139,6 +202,12 @@ class RunConfig(StageConfig):
         ]
         sources = (*self.data.prompts, *self.data.held_out_prompts, *self.data.preferences, *self.data.texts)
         return any(name and not Path(name).expanduser().is_dir() for name in names) or any(s.dataset for s in sources)
+
+
+def default_of(config_type: Any, name: str) -> Any:
+    """The default of a field of a configuration class."""
+    fields = config_type.model_fields if issubclass(config_type, BaseModel) else config_type.__dataclass_fields__
+    return fields[name].default
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -84,6 +84,10 @@ class Display(Observer, AbstractContextManager["Display"]):
                 label = stage_label(call.stage, call.place)
                 self.line(f"{label}: {printable(message)}; another attempt may follow", "yellow")
 
+    def stage_warned(self, call: StageCall, message: str) -> None:
+        with self._lock:
+            self.line(f"{stage_label(call.stage, call.place)}: {printable(message)}", "yellow")
+
     def note(self, message: str) -> None:
         with self._lock:
             self.line(printable(message))

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from flows.config import RunConfig
 from flows.state import Externals, Output, RunStage, TrainState
-from tasks.compute_advantages import AdvantagesConfig
+from tasks.audit_rollouts import AuditRolloutsConfig
+from tasks.compute_advantages import ComputeAdvantagesConfig
 from tasks.generate_rollouts import GenerateRolloutsConfig
 from tasks.score_rollouts import ScoreRolloutsConfig
 from tasks.store import Place
@@ -18,6 +19,7 @@ class Iteration:
     rollouts: list[Output]
     scored: list[Output]
     experience: Output
+    audit: Output
     train: TrainState
 
 
@@ -31,8 +33,9 @@ def ppo_iteration(
     reference: Output,
     reward_model: Output | None,
     externals: Externals,
+    first_audit: Output | None,
 ) -> Iteration:
-    """From one state of policy and critic to the next."""
+    """From one state of policy and critic to the next. ``first_audit`` is that of the round's first iteration."""
     shards = [Place(place.round, place.iteration, shard) for shard in range(config.rollouts.shards)]
     rollouts = [
         run("generate_rollouts", shard, generate_config(config), policy=train.policy, data=data) for shard in shards
@@ -51,17 +54,27 @@ def ppo_iteration(
         )
         for shard, rolled in zip(shards, rollouts, strict=True)
     ]
-    experience = run("compute_advantages", place, advantages_config(config), scored=scored)
+    experience = run("compute_advantages", place, advantages_config(config), scored=scored, checkpoint=train.policy)
     checkpoint = run(
         "update_policy",
         place,
-        update_config(config, place.iteration),
+        update_config(config, place),
         experience=experience,
         policy=train.policy,
         critic=train.critic,
+        reference=reference if needs_reference(config) else None,
     )
-    after = TrainState(policy=checkpoint, critic=checkpoint)
-    return Iteration(rollouts=rollouts, scored=scored, experience=experience, train=after)
+    audit = run(
+        "audit_rollouts",
+        place,
+        AuditRolloutsConfig(held_out_rewards=config.evaluation.held_out_rewards),
+        scored=scored,
+        policy=train.policy,
+        external=externals.held_out_rewards,
+        baseline=first_audit,
+    )
+    after = TrainState(policy=checkpoint, critic=checkpoint if config.has_critic else None)
+    return Iteration(rollouts=rollouts, scored=scored, experience=experience, audit=audit, train=after)
 
 
 def generate_config(config: RunConfig) -> GenerateRolloutsConfig:
@@ -72,22 +85,29 @@ def score_config(config: RunConfig) -> ScoreRolloutsConfig:
     return ScoreRolloutsConfig(
         rewards=config.rewards,
         temperature=config.rollouts.sampling.temperature,
+        exact_kl=config.advantages.kl_estimator == "exact",
         trust_remote_code=config.model.trust_remote_code,
     )
 
 
-def advantages_config(config: RunConfig) -> AdvantagesConfig:
-    return config.advantages
+def advantages_config(config: RunConfig) -> ComputeAdvantagesConfig:
+    return ComputeAdvantagesConfig(**dict(config.advantages), algorithm=config.algorithm)
 
 
-def update_config(config: RunConfig, iteration: int) -> UpdatePolicyConfig:
+def needs_reference(config: RunConfig) -> bool:
+    """Whether the update runs the reference itself, and not only its log-probabilities of the sampled tokens."""
+    return config.ppo.kl_loss_coef > 0 and config.ppo.kl_loss_estimator == "exact"
+
+
+def update_config(config: RunConfig, place: Place) -> UpdatePolicyConfig:
     """The schedule is resolved here, so that a longer round changes only the iterations whose learning rate changes."""
-    factor = config.optimizers.factor(iteration, config.iterations)
+    factor = config.optimizers.factor(place.iteration, config.iterations)
     return UpdatePolicyConfig(
         ppo=config.ppo,
         temperature=config.rollouts.sampling.temperature,
         learning_rate=config.optimizers.learning_rate * factor,
         critic_learning_rate=config.optimizers.critic_learning_rate * factor,
         weight_decay=config.optimizers.weight_decay,
+        train_policy=place.round > 1 or place.iteration > config.optimizers.critic_warmup,
         trust_remote_code=config.model.trust_remote_code,
     )

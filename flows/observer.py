@@ -19,6 +19,9 @@ class Observer:
     def stage_progress(self, call: StageCall, event: Mapping[str, Any]) -> None:
         """``done`` of ``total`` ``unit``, and ``tokens`` processed since the stage began."""
 
+    def stage_warned(self, call: StageCall, message: str) -> None:
+        """The stage saw something that does not stop it."""
+
     def stage_finished(self, call: StageCall, ref: Ref, seconds: float) -> None:
         """The stage committed its output."""
 

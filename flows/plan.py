@@ -27,6 +27,7 @@ STAGES = (
     "score_rollouts",
     "compute_advantages",
     "update_policy",
+    "audit_rollouts",
     "evaluate_policy",
     "report_round",
 )
@@ -154,6 +155,7 @@ def stage_call(
         seed=config.seed,
         run_root=str(run.root),
         execution=dump(config.execution),
+        health=dump(config.health),
     )
     generation = generations.get(call.recipe().directory, 0)
     return StageCall(**{**{name: getattr(call, name) for name in StageCall.__slots__}, "generation": generation})
@@ -175,7 +177,7 @@ def external_models(config: RunConfig, home: Any) -> Externals:
         base = model_ref(model.policy, field="model.policy", home=home, revision=model.revision)
     return Externals(
         base=base,
-        critic=ref(model.critic, "model.critic"),
+        critic=ref(model.critic if model.names_critic else None, "model.critic"),
         reward_model_base=ref(config.reward_model.base if config.reward_model else None, "reward_model.base"),
         rewards=reward_models(config.rewards, "rewards"),
         held_out_rewards=reward_models(config.evaluation.held_out_rewards, "evaluation.held_out_rewards"),

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -130,7 +131,7 @@ class Session:
         try:
             ref = self.engine.run(
                 call.with_smaller_micro_batch(divisor),
-                report=lambda event: self.observer.stage_progress(call, event),
+                report=lambda event: self._tell(call, event),
                 timeout_s=self.config.execution.stage_timeout_s,
                 is_cancelled=self.is_cancelled,
             )
@@ -141,6 +142,12 @@ class Session:
             raise
         self.observer.stage_finished(call, ref, time.monotonic() - started)
         return ref
+
+    def _tell(self, call: StageCall, event: Mapping[str, Any]) -> None:
+        if "warning" in event:
+            self.observer.stage_warned(call, event["warning"])
+        else:
+            self.observer.stage_progress(call, event)
 
 
 def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:

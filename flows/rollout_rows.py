@@ -38,6 +38,8 @@ class Rollouts:
     iteration: int
     stage: str
     table: Table
+    audit: Table | None
+    """What is known of the same rollouts beside their training."""
     is_current: bool
     """False where no output of the run's present configuration is there yet, and that of an earlier one is shown."""
 
@@ -52,15 +54,24 @@ class Rollouts:
         names = [f.name for f in self.table.schema if not str(f.type).startswith("list")]
         columns: dict[str, Any] = {name: self.table.column(name).to_pylist() for name in names}
         columns["length"] = [len(ids) for ids in self.table.column("response_token_ids").to_pylist()]
+        if self.audit is not None:
+            columns |= {name: self._of_audit(name) for name in self.audit.column_names if name != "rollout_id"}
         if "ref_logprobs" in self.table.column_names:
             logprobs, ref_logprobs = (self.table.column(name).to_pylist() for name in ("logprobs", "ref_logprobs"))
             columns["kl_sum"] = [sum(own) - sum(ref) for own, ref in zip(logprobs, ref_logprobs, strict=True)]
         return pd.DataFrame(columns)
 
+    def _of_audit(self, name: str) -> list[Any]:
+        """A column of the audit for the rows of the table, which may be those of some shards only."""
+        assert self.audit is not None
+        known = dict(zip(self.audit.column("rollout_id").to_pylist(), self.audit.column(name).to_pylist(), strict=True))
+        return [known.get(rollout_id) for rollout_id in self.table.column("rollout_id").to_pylist()]
+
 
 def rollouts_of(run: Run, round: int | None, iteration: int | None) -> Rollouts:
     """The rollouts of that iteration; by default of the latest that has some."""
-    everything = [found for found in find_outputs(run) if found.stage in DATASETS]
+    outputs = find_outputs(run)
+    everything = [found for found in outputs if found.stage in DATASETS]
     wanted = [f for f in everything if round in (None, f.place.round) and iteration in (None, f.place.iteration)]
     # What an earlier configuration made further on is not the latest of this one.
     wanted = [found for found in wanted if found.is_current] or wanted
@@ -70,12 +81,20 @@ def rollouts_of(run: Run, round: int | None, iteration: int | None) -> Rollouts:
     there = [found for found in wanted if (found.place.round, found.place.iteration) == latest]
     stage = next(stage for stage in DATASETS if any(found.stage == stage for found in there))
     chosen = sorted((found for found in there if found.stage == stage), key=lambda found: found.place)
+    is_current = all(found.is_current for found in chosen)
+    audits = [
+        read_dataset(found.ref.directory / "audit")
+        for found in outputs
+        if found.stage == "audit_rollouts"
+        and (found.place.round, found.place.iteration, found.is_current) == (*latest, is_current)
+    ]
     return Rollouts(
         round=latest[0],
         iteration=latest[1],
         stage=stage,
         table=joined([found.ref for found in chosen]),
-        is_current=all(found.is_current for found in chosen),
+        audit=audits[0] if audits else None,
+        is_current=is_current,
     )
 
 

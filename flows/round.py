@@ -1,7 +1,7 @@
 """One round: data and reward model as known by then, the iterations, evaluation and report."""
 
-from flows.config import RunConfig
-from flows.iteration import ppo_iteration
+from flows.config import FROM_POLICY, RunConfig
+from flows.iteration import Iteration, ppo_iteration
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
 from tasks.evaluate_policy import EvaluatePolicyConfig
 from tasks.prepare_data import PrepareDataConfig
@@ -19,9 +19,9 @@ def rlhf_round(
     data = prepared_data(run, config, place, before, externals)
     reference = before.reference if before else starting_policy(run, config, place, data, externals)
     reward_model = trained_reward_model(run, config, place, before, data, reference, externals)
-    train = before.train if before else starting_models(reference, reward_model, externals)
+    train = before.train if before else starting_models(config, reference, reward_model, externals)
 
-    iterations = []
+    iterations: list[Iteration] = []
     for iteration in range(1, config.iterations + 1):
         done = ppo_iteration(
             run,
@@ -32,6 +32,7 @@ def rlhf_round(
             reference=reference,
             reward_model=reward_model,
             externals=externals,
+            first_audit=iterations[0].audit if iterations else None,
         )
         iterations.append(done)
         train = done.train
@@ -53,6 +54,7 @@ def rlhf_round(
         rollouts=[rolled for done in iterations for rolled in done.rollouts],
         scored=[scored for done in iterations for scored in done.scored],
         experience=[done.experience for done in iterations],
+        audits=[done.audit for done in iterations],
         checkpoints=[done.train.policy for done in iterations],
         evaluation=evaluation,
         reward_model=reward_model,
@@ -121,8 +123,14 @@ def trained_reward_model(
     return run("train_reward_model", place, settings, base=base, reference=reference, data=data)
 
 
-def starting_models(reference: Output, reward_model: Output | None, externals: Externals) -> TrainState:
-    """The critic starts from the model that is named, else from the reward model, else from the policy."""
+def starting_models(
+    config: RunConfig, reference: Output, reward_model: Output | None, externals: Externals
+) -> TrainState:
+    """The critic starts from what ``model.critic`` names, by default from the reward model, without one from the policy."""
+    if not config.has_critic:
+        return TrainState(policy=reference, critic=None)
+    if config.model.critic == FROM_POLICY:
+        return TrainState(policy=reference, critic=reference)
     return TrainState(policy=reference, critic=externals.critic or reward_model or reference)
 
 

@@ -26,6 +26,8 @@ COLUMNS: Mapping[str, str] = {
     "update/entropy": "entropy, nats per token",
     "update/explained_variance": "explained variance",
     "update/clipfrac": "clipped",
+    "audit/length_correlation": "score ~ length",
+    "audit/distinct_2": "distinct-2",
 }
 
 

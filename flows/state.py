@@ -36,7 +36,8 @@ class TrainState:
     """What one iteration hands to the next: in the beginning separate models, then one checkpoint."""
 
     policy: Output
-    critic: Output
+    critic: Output | None
+    """None for an algorithm without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ HEADLINES: Mapping[str, tuple[tuple[str, str, int], ...]] = {
     "score_rollouts": (("score/mean", "score", 3),),
     "compute_advantages": (("kl/mean", "KL", 3),),
     "update_policy": (("update/entropy", "entropy", 3), ("update/clipfrac", "clipped", 3)),
+    "audit_rollouts": (("audit/length_correlation", "length correlation", 2),),
     "evaluate_policy": (
         ("evaluation/score", "score", 3),
         ("evaluation/score_gain", "gain", 2),

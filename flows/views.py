@@ -11,6 +11,7 @@ from flows.rollout_rows import OneRollout, Rollouts
 from flows.text import duration, headline, number, printable
 from flows.workspace import Run
 from tasks import settings
+from tasks.schemas import HELD_OUT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 PROMPT_WIDTH, RESPONSE_WIDTH = 40, 60
 REASONS_SHOWN = 5
-ITERATION_STAGES = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy")
+ITERATION_STAGES = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy", "audit_rollouts")
 
 
 def plain_table(*titles: str, right: Sequence[str] = ()) -> "Table":
@@ -191,10 +192,11 @@ def rollouts_table(rollouts: Rollouts, frame: "pd.DataFrame") -> "Table":
     """Prompt and response shortened, scores, KL and length."""
     # A single component is the score, but for its weight.
     components = rollouts.components if len(rollouts.components) > 1 else []
-    columns = ("score", *(f"score_{name}" for name in components), "kl_sum", "length")
+    held_out = [name for name in frame.columns if name.startswith(HELD_OUT)]
+    columns = ("score", *(f"score_{name}" for name in components), *held_out, "kl_sum", "length")
     numbers = [name for name in columns if name in frame.columns]
     titles = {"kl_sum": "KL"}
-    shown = [titles.get(name, name.removeprefix("score_")) for name in numbers]
+    shown = [titles.get(name, name.removeprefix("score_").removeprefix(HELD_OUT)) for name in numbers]
     table = plain_table("rollout", "prompt", "response", "finish", *shown, right=shown)
     for row in frame.to_dict("records"):
         add_row(
@@ -214,12 +216,12 @@ def rollout_view(rollout: OneRollout) -> "Group":
     from rich.text import Text
 
     row = rollout.row
-    scores = [name for name in row if name == "score" or name.startswith("score_")]
+    scores = [name for name in row if name == "score" or name.startswith(("score_", HELD_OUT))]
     head = [
         f"prompt    {printable(row['prompt'])}",
         f"response  {printable(row['response'])}",
         f"finished  {row['finish_reason']}, {len(rollout.tokens)} tokens",
-        *(f"{name.removeprefix('score_'):<9} {number(row[name], 4)}" for name in scores),
+        *(f"{name.removeprefix('score_').removeprefix(HELD_OUT):<9} {number(row[name], 4)}" for name in scores),
         "",
     ]
     columns = [name for name in rollout.tokens[0] if name not in ("token", "token_id")] if rollout.tokens else []

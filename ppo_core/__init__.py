@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppo_core.advantages import GroupEstimator, gae, group_advantages
+    from ppo_core.advantages import gae, group_advantages
     from ppo_core.batch import PaddedBatch, Ragged, RolloutBatch, micro_batches, minibatches
-    from ppo_core.config import PPOConfig, SamplingConfig
+    from ppo_core.config import GroupEstimator, PPOConfig, SamplingConfig
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
     from ppo_core.forward import response_and_final_values, response_logits, response_logprobs, response_values
     from ppo_core.kl import KLEstimator, exact_kl, kl_estimate, next_kl_coef

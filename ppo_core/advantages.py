@@ -1,14 +1,13 @@
 """How much better a token, or a response, was than expected: by a critic, or by the other samples of a prompt."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from ppo_core.config import GroupEstimator
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Bool, Float, Int, require_same_shape
-
-GroupEstimator = Literal["vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"]
 
 
 def gae(

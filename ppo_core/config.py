@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from ppo_core.errors import ConfigError
 
+GroupEstimator = Literal["vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"]
 Loss = Literal["ppo", "pg"]
 Aggregation = Literal["token_mean", "seq_mean"]
 KLLossEstimator = Literal["k1", "k2", "k3", "exact"]

@@ -68,7 +68,7 @@ class UpdateStats:
 
     def as_dict(self) -> dict[str, float]:
         """The numbers that there are, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: float(value) for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def ppo_update(
     told the response tokens of each micro-batch when it is done. A loss or gradient that is not finite raises
     ``NonFiniteError`` before the step it would have spoiled.
     """
-    _require_inputs(batch, config, policy, critic, reference)
+    _require_inputs(batch, config, policy, critic, optimizers, reference)
     learners: dict[str, _Learner] = {}
     if policy is not None:
         learners["policy"] = _Learner(
@@ -285,14 +285,18 @@ class _Learner:
 
 def _sum_over_processes(parameters: list[Tensor], stats: Stats, group: "distributed.ProcessGroup") -> Stats:
     """Gradients are summed in place. Every process computes the same sums, hence takes the same step."""
-    for parameter in parameters:
+    own = ({name: value.cpu() for name, value in stats.items()}, [p.grad is not None for p in parameters])
+    gathered: list[Any] = [None] * group.size()
+    distributed.all_gather_object(gathered, own, group=group)
+    for parameter, *has_gradient in zip(parameters, *(flags for _, flags in gathered), strict=True):
+        # An optimizer leaves a parameter without a gradient alone; with one of zeros it would decay it.
+        if not any(has_gradient):
+            continue
         # A process without a row has no gradient, but has to take part.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         distributed.all_reduce(parameter.grad, group=group)
-    gathered: list[Any] = [None] * group.size()
-    distributed.all_gather_object(gathered, {name: value.cpu() for name, value in stats.items()}, group=group)
-    return _added(gathered)
+    return _added([stats for stats, _ in gathered])
 
 
 def _added(parts: list[Stats]) -> Stats:
@@ -330,11 +334,19 @@ def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
 
 
 def _require_inputs(
-    batch: RolloutBatch, config: PPOConfig, policy: Any | None, critic: Any | None, reference: Any | None
+    batch: RolloutBatch,
+    config: PPOConfig,
+    policy: Any | None,
+    critic: Any | None,
+    optimizers: Optimizers,
+    reference: Any | None,
 ) -> None:
     """Refuse an update that lacks something that its configuration uses."""
     if policy is None and critic is None:
         raise ConfigError("policy and critic are both None; give at least one model to train")
+    for name, model, optimizer in (("policy", policy, optimizers.policy), ("critic", critic, optimizers.critic)):
+        if model is not None and optimizer is None:
+            raise ConfigError(f"the {name} has no optimizer; give it one, or leave the {name} out")
     needed: list[str] = []
     if policy is not None:
         needed += ["logprobs", "advantages"]

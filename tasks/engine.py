@@ -187,7 +187,7 @@ def main() -> None:
     def report(event: Mapping[str, Any]) -> None:
         nonlocal told
         # Nobody reads faster, and a sampler has something to say at every token.
-        if event["done"] == event["total"] or time.monotonic() - told > REPORT_S:
+        if "warning" in event or event["done"] == event["total"] or time.monotonic() - told > REPORT_S:
             told = time.monotonic()
             answer({"progress": dict(event)})
 
@@ -199,7 +199,7 @@ def main() -> None:
             models.clear()
             traceback.print_exc()
             kind = classify(error)
-            text = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
+            text = str(error) if kind in ("user", "unhealthy") else f"{type(error).__name__}: {error}"
             answer({"error": {"kind": kind, "message": text}})
         else:
             answer({"done": dataclasses.asdict(ref)})

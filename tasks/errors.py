@@ -15,6 +15,7 @@ __all__ = [
     "RewardError",
     "RunError",
     "TransientError",
+    "UnhealthyError",
     "UserError",
     "shorten",
 ]
@@ -34,6 +35,10 @@ class RewardError(UserError):
 
 class RunError(UserError):
     """A run's directory is missing, damaged, or in use by another process."""
+
+
+class UnhealthyError(Exception):
+    """A limit of ``health`` was passed; the run's settings have to change, or the limit."""
 
 
 class TransientError(Exception):

@@ -17,7 +17,7 @@ class ReportRoundConfig(StageConfig):
     """Rollouts of the last iteration in the table of samples: the best, the worst, and evenly between."""
 
 
-@stage(version="1", config=ReportRoundConfig, uses_models=False)
+@stage(version="2", config=ReportRoundConfig, uses_models=False)
 def report_round(
     context: StageContext,
     config: ReportRoundConfig,
@@ -26,6 +26,7 @@ def report_round(
     scored: list[Ref],
     experience: list[Ref],
     checkpoints: list[Ref],
+    audits: list[Ref],
     evaluation: Ref,
     reward_model: Ref | None,
     previous: Ref | None,
@@ -39,7 +40,7 @@ def report_round(
     )
     history += [
         iteration_metrics([Manifest.read(ref.directory) for ref in group])
-        for group in by_iteration([*rollouts, *scored, *experience, *checkpoints])
+        for group in by_iteration([*rollouts, *scored, *experience, *checkpoints, *audits])
     ]
     evaluated = Manifest.read(evaluation.directory).metrics
     trained = Manifest.read(reward_model.directory).metrics if reward_model is not None else {}

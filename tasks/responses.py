@@ -7,11 +7,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ppo_core import Ragged, RolloutBatch, SamplingConfig, micro_batches, response_logprobs, sample
+from ppo_core import (
+    PaddedBatch,
+    Ragged,
+    RolloutBatch,
+    SamplingConfig,
+    exact_kl,
+    micro_batches,
+    response_and_final_values,
+    response_logprobs,
+    sample,
+)
+from ppo_core.forward import token_logits
 from tasks.errors import ModelError
 from tasks.models import (
     POLICY,
     InPrecision,
+    ScalarModel,
     context_length,
     load_policy,
     part_directory,
@@ -132,29 +144,72 @@ def batch_logprobs(
 ) -> torch.Tensor:
     """(N,) log-probabilities of a batch's responses under ``model``, aligned with its ragged values."""
 
-    def forward(padded: Any) -> torch.Tensor:
-        return response_logprobs(model, padded, temperature=temperature)
+    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
+        return (response_logprobs(model, padded, temperature=temperature)[padded.response_mask],)
 
-    return per_token(forward, batch, token_budget=token_budget, device=device, dtype=dtype)
+    return in_micro_batches(forward, batch, token_budget=token_budget, device=device, dtype=dtype)[0].values
 
 
-def per_token(
-    forward: Callable[[Any], torch.Tensor],
+@torch.inference_mode()
+def batch_exact_kl(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    batch: RolloutBatch,
+    *,
+    temperature: float,
+    token_budget: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(N,) KL(model || reference) of the distribution that each response token was drawn from."""
+
+    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
+        logits, ref_logits = (token_logits(m, padded, temperature=temperature) for m in (model, reference))
+        return (exact_kl(logits, ref_logits),)
+
+    return in_micro_batches(forward, batch, token_budget=token_budget, device=device, dtype=dtype)[0].values
+
+
+@torch.inference_mode()
+def batch_values(
+    critic: ScalarModel, batch: RolloutBatch, *, token_budget: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) the critic's values of response tokens, and (B,) those after each response's last token."""
+
+    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
+        values, final_values = response_and_final_values(critic, padded)
+        return values[padded.response_mask], final_values
+
+    values, final_values = in_micro_batches(forward, batch, token_budget=token_budget, device=device, dtype=dtype)
+    return values.values, final_values.values
+
+
+def in_micro_batches(
+    forward: Callable[[PaddedBatch], tuple[torch.Tensor, ...]],
     batch: RolloutBatch,
     *,
     token_budget: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> torch.Tensor:
-    """(N,) values of a (B, T) forward pass over micro-batches, put back in the order of the rows."""
-    parts, order = [], []
+) -> list[Ragged]:
+    """What a forward pass says of a batch's rows, in their order: flat numbers of response tokens, or one per row."""
+    parts: list[list[Ragged]] = []
+    order = []
     for rows in micro_batches(batch.lengths, token_budget):
         padded = batch.padded(rows, device)
         with precision(device, dtype):
-            values = forward(padded)
-        parts.append(Ragged.from_padded(values.float().cpu(), padded.response_mask.cpu()))
+            results = forward(padded)
+        lengths = batch.responses.lengths[rows]
+        parts.append([as_rows(x.float().cpu(), lengths) for x in results])
         order.append(rows)
-    return Ragged.concatenate(parts).select(torch.argsort(torch.cat(order))).values
+    original = torch.argsort(torch.cat(order))
+    return [Ragged.concatenate(column).select(original) for column in zip(*parts, strict=True)]
+
+
+def as_rows(x: torch.Tensor, lengths: torch.Tensor) -> Ragged:
+    """Flat numbers as rows of these lengths; where there is one number a row, as rows of one."""
+    lengths = lengths if len(x) == int(lengths.sum()) else torch.ones_like(lengths)
+    return Ragged(x, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
 
 
 def rollout_batch(table: Table, *columns: str) -> RolloutBatch:

@@ -6,16 +6,18 @@ A stage's error crosses a process boundary, so it is classified where it is rais
 import errno
 from typing import Literal
 
-from tasks.errors import TransientError, UserError
+from ppo_core.errors import NonFiniteError
+from tasks.errors import TransientError, UnhealthyError, UserError
 
-Kind = Literal["user", "transient", "memory", "cancelled", "defect"]
+Kind = Literal["user", "unhealthy", "transient", "memory", "cancelled", "defect"]
 
 # Trying again does not mend these.
 PERMANENT_ERRNO = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 class StageError(Exception):
-    """A stage failed. ``kind`` says who acts: the user, another attempt, or whoever mends the machine or the code."""
+    """A stage failed. ``kind`` says who acts: the user (who gave something wrong, or whose run fell ill), another attempt,
+    or whoever mends the machine or the code."""
 
     def __init__(self, kind: Kind, message: str, *, stage: str = "", log: str | None = None) -> None:
         super().__init__(message)
@@ -29,6 +31,8 @@ def classify(error: BaseException) -> Kind:
     """The kind of an error, where it is raised."""
     if isinstance(error, UserError):
         return "user"
+    if isinstance(error, UnhealthyError | NonFiniteError):
+        return "unhealthy"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "memory"
     if isinstance(error, OSError):

@@ -20,6 +20,9 @@ SCHEMA_VERSION = "1"
 
 Table = pa.Table
 
+# Before the name of a reward that training never sees, in a column's name.
+HELD_OUT = "held_out_"
+
 TOKEN_IDS = pa.list_(pa.int32())
 PER_TOKEN = pa.list_(pa.float32())
 
@@ -62,23 +65,38 @@ ROLLOUTS = pa.schema(
 )
 
 
-def scored(components: list[str]) -> pa.Schema:
-    """Rollouts with their scores: ``score`` is the weighted sum of the ``score_<component>`` columns."""
+def scored(components: list[str], *, has_exact_kl: bool, has_values: bool) -> pa.Schema:
+    """Rollouts with their scores: ``score`` is the weighted sum of the ``score_<component>`` columns.
+
+    ``final_value`` is the critic after the last token.
+    """
     return pa.schema(
         [
             *ROLLOUTS,
             ("score", pa.float32()),
             *((f"score_{name}", pa.float32()) for name in components),
             ("ref_logprobs", PER_TOKEN),
-            ("values", PER_TOKEN),
+            *([("exact_kl", PER_TOKEN)] if has_exact_kl else []),
+            *([("values", PER_TOKEN), ("final_value", pa.float32())] if has_values else []),
         ]
     )
 
 
-def advantages(components: list[str]) -> pa.Schema:
+def advantages(scored_table: pa.Table, *, has_returns: bool) -> pa.Schema:
     """Scored rollouts with what the update learns from."""
-    names = ("kl", "rewards", "advantages", "returns")
-    return pa.schema([*scored(components), *((name, PER_TOKEN) for name in names)])
+    names = ("kl", "rewards", "advantages", *(["returns"] if has_returns else []))
+    return pa.schema([*scored_table.schema, ("treated_score", pa.float32()), *((name, PER_TOKEN) for name in names)])
+
+
+def audit(components: list[str]) -> pa.Schema:
+    """What is known of a rollout beside its training, in the order of the rollouts."""
+    return pa.schema(
+        [
+            ("rollout_id", pa.string()),
+            ("distinct_2", pa.float32()),
+            *((f"{HELD_OUT}{name}", pa.float32()) for name in components),
+        ]
+    )
 
 
 def components_of(table: pa.Table) -> list[str]:

@@ -12,10 +12,12 @@ class ScoreRolloutsConfig(StageConfig):
 
     rewards: Rewards
     temperature: float
+    exact_kl: bool = False
+    """Add the exact KL at each position, for a penalty that is made of it."""
     trust_remote_code: bool = False
 
 
-@stage(version="1", config=ScoreRolloutsConfig)
+@stage(version="2", config=ScoreRolloutsConfig)
 def score_rollouts(
     context: StageContext,
     config: ScoreRolloutsConfig,
@@ -23,14 +25,14 @@ def score_rollouts(
     rollouts: Ref,
     policy: Ref,
     reference: Ref,
-    critic: Ref,
+    critic: Ref | None,
     reward_model: Ref | None,
     external: list[Ref],
 ) -> StageOutput:
-    """Add score, one column per component, ref_logprobs and values to each rollout."""
+    """Add score, one column per component and ref_logprobs to each rollout; with a critic, values and final_value."""
     import torch
 
-    from ppo_core import Ragged, response_values
+    from ppo_core import Ragged
     from tasks.models import (
         CRITIC,
         POLICY,
@@ -40,7 +42,7 @@ def score_rollouts(
         pick_device,
         pick_dtype,
     )
-    from tasks.responses import batch_logprobs, per_token, rollout_batch
+    from tasks.responses import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
     from tasks.schemas import ROLLOUTS, require_columns, scored, with_columns
     from tasks.scoring import score_rows, weighted_sum
     from tasks.store import read_dataset, write_dataset
@@ -50,39 +52,41 @@ def score_rollouts(
     batch = rollout_batch(table, "logprobs")
     device = pick_device(context.execution)
     dtype = pick_dtype(context.execution, device)
-    token_budget = context.execution.micro_batch_tokens
-    passes = 3
+    settings: dict[str, Any] = {
+        "token_budget": context.execution.micro_batch_tokens,
+        "device": device,
+        "dtype": dtype,
+    }
+    passes = 2 + config.exact_kl + (critic is not None)
+
+    def load(ref: Ref) -> Any:
+        return context.models.get(
+            ref, POLICY, lambda: load_policy(part_directory(ref, POLICY), trust_remote_code=config.trust_remote_code)
+        ).to(device)
 
     scores = score_rows(context, table, config.rewards, policy=policy, reward_model=reward_model, external=external)
     context.progress(table.num_rows, passes * table.num_rows)
-    reference_model = context.models.get(
-        reference,
-        POLICY,
-        lambda: load_policy(part_directory(reference, POLICY), trust_remote_code=config.trust_remote_code),
-    ).to(device)
-    ref_logprobs = batch_logprobs(
-        reference_model, batch, temperature=config.temperature, token_budget=token_budget, device=device, dtype=dtype
-    )
+    offsets = batch.responses.offsets
+    reference_model = load(reference)
+    ref_logprobs = batch_logprobs(reference_model, batch, temperature=config.temperature, **settings)
     context.progress(2 * table.num_rows, passes * table.num_rows)
-    critic_model = context.models.get(
-        critic, CRITIC, lambda: load_critic(critic, context.run_seed, trust_remote_code=config.trust_remote_code)
-    ).to(device)
-    with torch.inference_mode():
-        values = per_token(
-            lambda padded: response_values(critic_model, padded),
-            batch,
-            token_budget=token_budget,
-            device=device,
-            dtype=dtype,
-        )
     total = weighted_sum(scores, config.rewards)
     added: dict[str, Any] = {
         "score": total,
         **{f"score_{name}": own for name, own in scores.items()},
-        "ref_logprobs": Ragged(ref_logprobs, batch.responses.offsets),
-        "values": Ragged(values, batch.responses.offsets),
+        "ref_logprobs": Ragged(ref_logprobs, offsets),
     }
-    write_dataset(context.output / "rollouts", with_columns(table, added, scored(list(scores))))
+    if config.exact_kl:
+        exact_kl = batch_exact_kl(load(policy), reference_model, batch, temperature=config.temperature, **settings)
+        added["exact_kl"] = Ragged(exact_kl, offsets)
+    if critic is not None:
+        critic_model = context.models.get(
+            critic, CRITIC, lambda: load_critic(critic, context.run_seed, trust_remote_code=config.trust_remote_code)
+        ).to(device)
+        values, final_values = batch_values(critic_model, batch, **settings)
+        added |= {"values": Ragged(values, offsets), "final_value": final_values.tolist()}
+    schema = scored(list(scores), has_exact_kl=config.exact_kl, has_values=critic is not None)
+    write_dataset(context.output / "rollouts", with_columns(table, added, schema))
     context.progress(passes * table.num_rows, passes * table.num_rows)
     mean = {name: sum(own) / len(own) for name, own in scores.items()}
     score = torch.tensor(total)

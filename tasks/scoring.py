@@ -108,11 +108,6 @@ def function_scores(name: str, import_path: str, rollouts: Table) -> list[float]
         ) from error
     if len(scores) != len(rows):
         raise RewardError(f"{where} returned {len(scores)} scores for {len(rows)} responses; return one per response")
-    for row, score in zip(rows, scores, strict=True):
-        if not math.isfinite(score):
-            raise RewardError(
-                f"{where} returned {score} for rollout {row['rollout_id']} ({row['response']!r:.60}); return a finite score"
-            )
     return scores
 
 
@@ -132,13 +127,26 @@ def score_rows(
     for name, reward in rewards.items():
         if reward.function is not None:
             scores[name] = function_scores(name, reward.function, rollouts)
+            require_finite(scores[name], rollouts, where=f"rewards.{name}: {reward.function}")
             continue
         ref = reward_model if reward.is_trained_in_run else next(others)
         assert ref is not None, "the configuration refuses a trained reward without a reward model"
         directory = part_directory(ref, REWARD_MODEL)
         model = context.models.get(ref, REWARD_MODEL, lambda d=directory: load_reward_model(d))  # type: ignore[misc]
         scores[name] = model_scores(context, model, directory, rollouts, policy_directory)
+        require_finite(scores[name], rollouts, where=f"rewards.{name}: {directory}")
     return scores
+
+
+def require_finite(scores: Sequence[float], rollouts: Table, *, where: str) -> None:
+    """Refuse a score that training could not follow, by the rollout that it is of."""
+    for row, score in enumerate(scores):
+        if not math.isfinite(score):
+            rollout = rollouts.select(["rollout_id", "response"]).slice(row, 1).to_pylist()[0]
+            raise RewardError(
+                f"{where} returned {score} for rollout {rollout['rollout_id']} ({rollout['response']!r:.60}); "
+                "mend it so that it returns a finite score"
+            )
 
 
 def load_reward_model(directory: Path) -> ScalarModel:

@@ -26,6 +26,25 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
+class HealthConfig(StageConfig):
+    """Limits that a healthy run stays far away from: beyond one, a stage stops before it commits anything.
+
+    They change no result, so they are part of no fingerprint. A loss or gradient that is not finite always stops.
+    """
+
+    action: Literal["stop", "warn"] = "stop"
+    """warn says it and goes on."""
+    max_ratio_deviation: float | None = Field(None, gt=0)
+    """Of ``|ratio - 1|`` in an update's first minibatch, where sampling and training must agree; null is 0.01 for float32
+    and 0.5 for bfloat16 forward passes."""
+    max_approx_kl: float = Field(10.0, gt=0)
+    """Nats a token between the policy that sampled and the one in training, mean over a minibatch."""
+    max_kl: float = Field(20.0, gt=0)
+    """Nats a token between policy and reference, mean over an iteration."""
+    min_entropy: float = Field(1e-4, ge=0)
+    """Nats of the next-token distribution, mean over a minibatch."""
+
+
 class ExecutionConfig(StageConfig):
     """Where and how stages run. Only ``dtype`` changes results, so only it is part of a fingerprint."""
 
@@ -51,6 +70,7 @@ class StageCall:
     seed: int
     run_root: str
     execution: Mapping[str, Any]
+    health: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 0
     inputs: Inputs = field(default_factory=dict)
 
@@ -98,6 +118,7 @@ class StageContext:
     place: Place
     run_seed: int
     execution: ExecutionConfig
+    health: HealthConfig
     models: "ResidentModels"
     report: Callable[[Mapping[str, Any]], None]
 
@@ -110,6 +131,10 @@ class StageContext:
     def progress(self, done: int, total: int, *, unit: str = "rows", tokens: int = 0) -> None:
         """Say how far the stage is; ``tokens`` have been processed since it began."""
         self.report({"done": done, "total": total, "unit": unit, "tokens": tokens})
+
+    def warn(self, message: str) -> None:
+        """Tell whoever watches of something that does not stop the stage."""
+        self.report({"warning": message})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +180,7 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
         place=call.place,
         run_seed=call.seed,
         execution=ExecutionConfig(**call.execution),
+        health=HealthConfig(**call.health),
         models=models,
         report=report,
     )

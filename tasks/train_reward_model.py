@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
+from tasks.errors import DataError
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
@@ -25,6 +26,10 @@ class RewardModelConfig(StageConfig):
     """Preferences (a pair or a ranking each) in one optimizer step."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
+    use_margins: bool = False
+    """Demand the margin that the data names between the scores of a pair; a ranking has none."""
+    centering: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of the mean of (chosen + rejected score)², which keeps scores near 0."""
     calibration_samples: int = Field(256, gt=1)
     """Responses of the reference policy on which the scores get mean 0 and standard deviation 1."""
 
@@ -37,7 +42,7 @@ class TrainRewardModelConfig(RewardModelConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="1", config=TrainRewardModelConfig)
+@stage(version="2", config=TrainRewardModelConfig)
 def train_reward_model(
     context: StageContext, config: TrainRewardModelConfig, *, base: Ref, reference: Ref, data: Ref
 ) -> StageOutput:
@@ -65,6 +70,10 @@ def train_reward_model(
     model = load_scalar_model(source, seed=context.seed("head"), trust_remote_code=config.trust_remote_code).to(device)
     train = read_dataset(data.directory / "preferences").to_pylist()
     held_out = read_dataset(data.directory / "held_out_preferences").to_pylist()
+    if config.use_margins and all(row["margin"] is None for row in train):
+        raise DataError(
+            "reward_model.use_margins: no preference has a margin; add the column, or leave use_margins out"
+        )
     train_ids = [encode_dialogues(tokenizer, row, row["responses"]) for row in train]
 
     def scores_of(rows: list[list[int]], *, grad: bool = False) -> "torch.Tensor":
@@ -78,9 +87,14 @@ def train_reward_model(
             group_ids = [g for g, i in enumerate(chosen) for _ in train_ids[i]]
             ranks = [rank for i in chosen for rank in train[i]["ranks"]]
             scores = scores_of([ids for i in chosen for ids in train_ids[i]], grad=True)
-            loss = ranking_loss(scores, torch.tensor(ranks, device=device), torch.tensor(group_ids, device=device)) * (
-                len(chosen) / len(batch)
-            )
+            margin = [train[i]["margin"] or 0.0 for i in chosen for _ in train_ids[i]] if config.use_margins else None
+            loss = ranking_loss(
+                scores,
+                torch.tensor(ranks, device=device),
+                torch.tensor(group_ids, device=device),
+                margin=None if margin is None else torch.tensor(margin, device=device),
+                centering=config.centering,
+            ) * (len(chosen) / len(batch))
             loss.backward()
             total += float(loss.detach())
         return total

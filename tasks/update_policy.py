@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ppo_core.config import PPOConfig
+from tasks.health import Gates
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
 if TYPE_CHECKING:
     import torch
+
+    from ppo_core.update import MinibatchStats
+
+POLICY_OPTIMIZER, CRITIC_OPTIMIZER = "policy_optimizer.safetensors", "critic_optimizer.safetensors"
+MAX_DEVIATION, MAX_DEVIATION_IN_BFLOAT16 = 0.01, 0.5
 
 
 class OptimizersConfig(StageConfig):
@@ -19,6 +25,8 @@ class OptimizersConfig(StageConfig):
     learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
     """The policy's."""
     critic_learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
+    critic_warmup: int = Field(0, ge=0)
+    """Iterations at the run's beginning in which the critic trains alone and the policy stays as it is."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     warmup_iterations: int = Field(0, ge=0)
     """Iterations over which the learning rates rise to their full value in each round."""
@@ -47,15 +55,28 @@ class UpdatePolicyConfig(StageConfig):
     learning_rate: float
     critic_learning_rate: float
     weight_decay: float
+    train_policy: bool = True
     trust_remote_code: bool = False
 
 
-@stage(version="1", config=UpdatePolicyConfig)
+@stage(version="2", config=UpdatePolicyConfig)
 def update_policy(
-    context: StageContext, config: UpdatePolicyConfig, *, experience: Ref, policy: Ref, critic: Ref
+    context: StageContext,
+    config: UpdatePolicyConfig,
+    *,
+    experience: Ref,
+    policy: Ref,
+    critic: Ref | None,
+    reference: Ref | None,
 ) -> StageOutput:
-    """Read checkpoint k (or the models that training starts from), update, write checkpoint k + 1."""
+    """Read checkpoint k (or the models that training starts from), update, write checkpoint k + 1.
+
+    Without a critic there is none in the checkpoint. The reference is read for an exact KL loss alone.
+    """
+    import shutil
+
     from ppo_core import Optimizers, ppo_update
+    from tasks.loop_state import STATE_FILE
     from tasks.models import (
         CRITIC,
         POLICY,
@@ -71,63 +92,117 @@ def update_policy(
     from tasks.text import copy_tokenizer
 
     device = pick_device(context.execution)
+    dtype = pick_dtype(context.execution, device)
+    table = read_dataset(experience.directory / "rollouts")
     policy_directory = part_directory(policy, POLICY)
     # Taken, not shared: the update changes them in place, and nobody may see them half changed.
     policy_model = context.models.take(
         policy, POLICY, lambda: load_policy(policy_directory, trust_remote_code=config.trust_remote_code)
     ).to(device)
-    critic_model = context.models.take(
-        critic, CRITIC, lambda: load_critic(critic, context.run_seed, trust_remote_code=config.trust_remote_code)
-    ).to(device)
-    table = read_dataset(experience.directory / "rollouts")
-    batch = rollout_batch(table, "logprobs", "values", "advantages", "returns")
-    policy_optimizer = restored_optimizer(
-        policy_model,
-        policy.directory / f"{POLICY}_optimizer.safetensors",
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-    )
-    critic_optimizer = restored_optimizer(
-        critic_model,
-        critic.directory / f"{CRITIC}_optimizer.safetensors",
-        learning_rate=config.critic_learning_rate,
-        weight_decay=config.weight_decay,
-    )
-    num_tokens = len(batch.responses.values)
-    total = num_tokens * (config.ppo.epochs + (config.ppo.critic_epochs or config.ppo.epochs)) // 2
+    critic_model = critic_optimizer = policy_optimizer = reference_model = None
+    if critic is not None:
+        critic_model = context.models.take(
+            critic, CRITIC, lambda: load_critic(critic, context.run_seed, trust_remote_code=config.trust_remote_code)
+        ).to(device)
+        critic_optimizer = restored_optimizer(
+            critic_model,
+            critic.directory / CRITIC_OPTIMIZER,
+            learning_rate=config.critic_learning_rate,
+            weight_decay=config.weight_decay,
+        )
+    if config.train_policy:
+        policy_optimizer = restored_optimizer(
+            policy_model,
+            policy.directory / POLICY_OPTIMIZER,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+    if reference is not None:
+        reference_model = context.models.get(
+            reference,
+            POLICY,
+            lambda: load_policy(part_directory(reference, POLICY), trust_remote_code=config.trust_remote_code),
+        ).to(device)
+
+    batch = rollout_batch(table, *columns_for(config, has_critic=critic is not None))
+    epochs = (config.ppo.epochs * config.train_policy, (config.ppo.critic_epochs or config.ppo.epochs) * bool(critic))
+    total = len(batch.responses.values) * max(epochs)
     done = 0
 
     def on_tokens(tokens: int) -> None:
         nonlocal done
         done += tokens
-        context.progress(done, max(total, done), unit="tokens", tokens=done)
+        context.progress(done, total, unit="tokens", tokens=done)
 
-    dtype = pick_dtype(context.execution, device)
+    gates = Gates(context)
     stats = ppo_update(
-        InPrecision(policy_model, dtype),
-        InPrecision(critic_model, dtype),
+        InPrecision(policy_model, dtype) if config.train_policy else None,
+        InPrecision(critic_model, dtype) if critic_model is not None else None,
         Optimizers(policy=policy_optimizer, critic=critic_optimizer),
         batch,
         config.ppo,
         temperature=config.temperature,
+        reference=InPrecision(reference_model, dtype) if reference_model is not None else None,
         micro_batch_tokens=context.execution.micro_batch_tokens,
         seed=context.seed("update"),
+        before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),
         on_tokens=on_tokens,
     )
     policy_model.save_pretrained(str(context.output / POLICY))
     copy_tokenizer(policy_directory, context.output / POLICY)
-    critic_model.save(context.output / CRITIC)
-    copy_tokenizer(policy_directory, context.output / CRITIC)
-    save_optimizer(policy_optimizer, context.output / f"{POLICY}_optimizer.safetensors")
-    save_optimizer(critic_optimizer, context.output / f"{CRITIC}_optimizer.safetensors")
+    shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
+    if policy_optimizer is not None:
+        save_optimizer(policy_optimizer, context.output / POLICY_OPTIMIZER)
+    if critic_model is not None and critic_optimizer is not None:
+        critic_model.save(context.output / CRITIC)
+        copy_tokenizer(policy_directory, context.output / CRITIC)
+        save_optimizer(critic_optimizer, context.output / CRITIC_OPTIMIZER)
+    rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
+    rates |= {"critic_learning_rate": config.critic_learning_rate} if critic is not None else {}
     return StageOutput(
         rows=table.num_rows,
         metrics={
-            **{f"update/{name}": float(value) for name, value in stats.as_dict().items()},
-            "update/learning_rate": config.learning_rate,
-            "update/critic_learning_rate": config.critic_learning_rate,
+            **{f"update/{name}": float(value) for name, value in {**stats.as_dict(), **rates}.items()},
+            "health/warnings": float(len(gates.warnings)),
         },
-        resident={POLICY: policy_model, CRITIC: critic_model},
+        resident={POLICY: policy_model, **({CRITIC: critic_model} if critic_model is not None else {})},
+    )
+
+
+def columns_for(config: UpdatePolicyConfig, *, has_critic: bool) -> list[str]:
+    """The token columns that this update reads."""
+    names = ["logprobs", "advantages"]
+    names += ["values", "returns"] if has_critic else []
+    return names + (["ref_logprobs"] if config.ppo.kl_loss_coef > 0 else [])
+
+
+def require_health(gates: Gates, context: StageContext, minibatch: "MinibatchStats", dtype: "torch.dtype") -> None:
+    """Look at a minibatch before its step."""
+    import torch
+
+    health, values = context.health, minibatch.values
+    where = f"in epoch {minibatch.epoch}, minibatch {minibatch.minibatch},"
+    if minibatch.epoch == minibatch.minibatch == 0:
+        gates.at_most(
+            "max_ratio_deviation",
+            values["ratio_max_deviation"],
+            health.max_ratio_deviation or (MAX_DEVIATION if dtype == torch.float32 else MAX_DEVIATION_IN_BFLOAT16),
+            what="|ratio - 1| before the first step",
+            advice="sampling and training disagree: look for dropout, another temperature or precision",
+        )
+    gates.at_most(
+        "max_approx_kl",
+        values["approx_kl"],
+        health.max_approx_kl,
+        what=f"the KL from the policy that sampled, in nats a token, {where}",
+        advice="lower optimizers.learning_rate, take fewer ppo.epochs or set ppo.target_kl",
+    )
+    gates.at_least(
+        "min_entropy",
+        values["entropy"],
+        health.min_entropy,
+        what=f"the policy's entropy, in nats a token, {where}",
+        advice="raise advantages.kl_coef or ppo.entropy_coef, or lower optimizers.learning_rate",
     )
 
 

@@ -244,7 +244,7 @@ def write(tmp_path, text):
         ("", "holds NoneType, not a mapping of settings; see rounds init"),
         ("a: &a [*a]", "holds what JSON cannot (Circular reference detected); write it as text or numbers"),
         ("2024-01-01: 1", "holds what JSON cannot ("),
-        ("1: 2", "1: unknown key; known are seed, rounds, iterations, model, "),
+        ("1: 2", "1: unknown key; known are algorithm, seed, rounds, iterations, "),
     ],
 )
 def test_a_file_that_is_no_configuration_is_told_in_one_sentence(tmp_path, text, message):

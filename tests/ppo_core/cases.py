@@ -3,7 +3,7 @@
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, tensor
 
 from ppo_core import Ragged, RolloutBatch
 
@@ -44,6 +44,23 @@ class Draws:
 def rows_of(x: Tensor, mask: Tensor) -> list[list[float]]:
     """The real entries of each row, as plain numbers."""
     return [row[row_mask].tolist() for row, row_mask in zip(x, mask, strict=True)]
+
+
+def right(lengths: list[int], width: int) -> Tensor:
+    """A mask with the tokens of each row at its beginning, padding on the right."""
+    return torch.arange(width) < tensor(lengths)[:, None]
+
+
+def left(lengths: list[int], width: int) -> Tensor:
+    """A mask with the tokens of each row at its end, padding on the left."""
+    return right(lengths, width).flip(1)
+
+
+def laid_out(rows: list[list[float]], mask: Tensor, fill: float) -> Tensor:
+    """The rows' entries at the real places of ``mask``, ``fill`` elsewhere."""
+    x = torch.full(mask.shape, fill, dtype=torch.float64)
+    x[mask] = tensor([entry for row in rows for entry in row], dtype=torch.float64)
+    return x
 
 
 def spoiled(x: Tensor, mask: Tensor, value: float) -> Tensor:

@@ -4,7 +4,7 @@ Nothing here may come from ppo_core: these are the expected values.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 Row = Sequence[float]
 
@@ -45,6 +45,55 @@ def estimate(logprob: float, ref_logprob: float, estimator: str) -> float:
     }[estimator]
 
 
+def kl_loss(new: float, old: float, ref: float, estimator: str, direction: str) -> float:
+    """An estimate of a divergence of the new policy from the reference, seen by the old policy that drew the token."""
+    first, second = (new, ref) if direction == "reverse" else (ref, new)
+    return math.exp(first - old) * estimate(first, second, estimator)
+
+
+def entropy_slope(z: Row) -> list[float]:
+    """dH / dz_k = -p_k (log p_k + H)."""
+    h = entropy(z)
+    return [-p * (math.log(p) + h) for p in softmax(z)]
+
+
+def kl_slope(z: Row, ref_z: Row, direction: str) -> list[float]:
+    """Derivative of KL(p || q) (reverse) or KL(q || p) (forward) by the logits of p."""
+    p, q = softmax(z), softmax(ref_z)
+    if direction == "forward":
+        return [a - b for a, b in zip(p, q, strict=True)]
+    return [a * (math.log(a / b) - kl(z, ref_z)) for a, b in zip(p, q, strict=True)]
+
+
+def logprob_slope(z: Row, token: int) -> list[float]:
+    """Derivative of log p_token by the logits: one where the token is, less the probabilities."""
+    return [float(v == token) - p for v, p in enumerate(softmax(z))]
+
+
+def slope(function: Callable[[Row], float], xs: Row, step: float = 1e-5) -> list[float]:
+    """Central differences."""
+    return [
+        (function([*xs[:i], x + step, *xs[i + 1 :]]) - function([*xs[:i], x - step, *xs[i + 1 :]])) / (2 * step)
+        for i, x in enumerate(xs)
+    ]
+
+
+def aggregate(rows: Sequence[Row], num_tokens: int, num_responses: int | None = None) -> float:
+    """One number from one term per token: each token weighs the same, or each row."""
+    if num_responses is None:
+        return math.fsum(x for row in rows for x in row) / num_tokens
+    return math.fsum(mean(row) for row in rows) / num_responses
+
+
+def treated(scores: Row, cut_off: Sequence[bool], past: Row | None, clip: float | None, penalty: float) -> list[float]:
+    """Scores normalised by all past scores, clipped, and lowered where the response was cut off."""
+    if past is not None:
+        scores = [(s - mean(past)) / (std(past) + 1e-8) for s in scores]
+    if clip is not None:
+        scores = [clip if s > clip else -clip if s < -clip else s for s in scores]
+    return [s - penalty if cut else s for s, cut in zip(scores, cut_off, strict=True)]
+
+
 def token_rewards(score: float, kls: Row, kl_coef: float) -> list[float]:
     return [-kl_coef * k + (score if t == len(kls) - 1 else 0.0) for t, k in enumerate(kls)]
 
@@ -67,7 +116,9 @@ def group_advantages(scores: Row, groups: Sequence[int], estimator: str) -> list
     for i, (score, group) in enumerate(zip(scores, groups, strict=True)):
         same = [s for s, g in zip(scores, groups, strict=True) if g == group]
         others = [s for j, (s, g) in enumerate(zip(scores, groups, strict=True)) if g == group and j != i]
-        if estimator == "reinforce":
+        if estimator == "vanilla_pg":
+            result.append(score)
+        elif estimator == "reinforce":
             result.append(score - mean(scores))
         elif estimator == "rloo":
             result.append(score - mean(others))
@@ -114,11 +165,18 @@ def preference(chosen: float, rejected: float, margin: float = 0.0) -> float:
     return math.log(1 + math.exp(-(chosen - rejected - margin)))
 
 
-def ranking_loss(scores: Row, ranks: Sequence[int], groups: Sequence[int]) -> float:
+def ranking_loss(
+    scores: Row, ranks: Sequence[int], groups: Sequence[int], margins: Row | None = None, centering: float = 0.0
+) -> float:
     by_prompt = []
     for group in sorted(set(groups)):
         members = [i for i, g in enumerate(groups) if g == group]
-        pairs = [preference(scores[i], scores[j]) for i in members for j in members if ranks[i] < ranks[j]]
+        pairs = [
+            preference(scores[i], scores[j], margins[i] if margins else 0.0) + centering * (scores[i] + scores[j]) ** 2
+            for i in members
+            for j in members
+            if ranks[i] < ranks[j]
+        ]
         if pairs:
             by_prompt.append(mean(pairs))
     return mean(by_prompt)

@@ -92,6 +92,19 @@ def tiny_llama() -> nn.Module:
     return LlamaForCausalLM(config).eval()
 
 
+class LlamaCritic(nn.Module):
+    """One number per position from the hidden states of a Llama."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny_llama().model
+        self.head = nn.Linear(16, 1, bias=False)
+
+    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        return self.head(hidden.last_hidden_state)[..., 0]
+
+
 def tiny_gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -1,7 +1,7 @@
 import pytest
 import reference
 import torch
-from cases import Draws, law, rows_of, rubbish, seeds, spoiled, unit
+from cases import Draws, laid_out, law, left, right, rows_of, rubbish, seeds, spoiled, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from ppo_core import ConfigError, ShapeError, gae, group_advantages
 
 horizons = st.one_of(st.none(), st.integers(1, 9))
-estimators = st.sampled_from(["reinforce", "rloo", "grpo", "dr_grpo"])
+estimators = st.sampled_from(["vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"])
 GROUPS = [3, 3, 7, 7, 7, 3, 1, 1]
 
 
@@ -52,16 +52,54 @@ def test_gae_does_not_depend_on_row_order_or_padding_width(seed, lam, extra):
 
 
 @law
-@given(seeds, unit)
-def test_lambda_one_is_monte_carlo_and_lambda_zero_is_one_step(seed, gamma):
+@given(seeds, unit, st.booleans())
+def test_lambda_one_is_monte_carlo_and_lambda_zero_is_one_step_td(seed, gamma, bootstraps):
     draws = Draws(seed)
     rewards, values, mask = draws.normal(1, 4), draws.normal(1, 4), torch.ones(1, 4, dtype=torch.bool)
-    r, v = rewards[0].tolist(), values[0].tolist()
-    _, returns = gae(rewards, values, mask, gamma=gamma, lam=1.0)
-    discounted = [sum(gamma**k * r[t + k] for k in range(4 - t)) for t in range(4)]
+    bootstrap = draws.normal(1) if bootstraps else None
+    r, v, after = rewards[0].tolist(), values[0].tolist(), bootstrap.item() if bootstraps else 0.0
+    _, returns = gae(rewards, values, mask, gamma=gamma, lam=1.0, bootstrap_values=bootstrap)
+    discounted = [sum(gamma**k * r[t + k] for k in range(4 - t)) + gamma ** (4 - t) * after for t in range(4)]
     assert returns[0].tolist() == pytest.approx(discounted, abs=1e-9)
-    _, returns = gae(rewards, values, mask, gamma=gamma, lam=0.0)
-    assert returns[0].tolist() == pytest.approx([r[t] + gamma * [*v, 0.0][t + 1] for t in range(4)], abs=1e-9)
+    _, returns = gae(rewards, values, mask, gamma=gamma, lam=0.0, bootstrap_values=bootstrap)
+    one_step = [r[t] + gamma * [*v[1:], after][t] for t in range(4)]
+    assert returns[0].tolist() == pytest.approx(one_step, abs=1e-9)
+
+
+@law
+@given(seeds, unit)
+def test_gamma_zero_looks_no_further_than_the_token_itself(seed, lam):
+    draws = Draws(seed)
+    rewards, values, mask = draws.normal(4, 6), draws.normal(4, 6), draws.mask_with_gaps()
+    advantages, returns = gae(rewards, values, mask, gamma=0.0, lam=lam, bootstrap_values=draws.normal(4))
+    torch.testing.assert_close(advantages, torch.where(mask, rewards - values, 0.0))
+    torch.testing.assert_close(returns, torch.where(mask, rewards, 0.0))
+
+
+@law
+@given(seeds, unit, unit)
+def test_a_horizon_of_one_is_lambda_zero_and_a_long_one_is_none(seed, gamma, lam):
+    draws = Draws(seed)
+    rewards, values, mask = draws.normal(4, 6), draws.normal(4, 6), draws.mask_with_gaps()
+    nearest, _ = gae(rewards, values, mask, gamma=gamma, lam=lam, horizon=1)
+    torch.testing.assert_close(nearest, gae(rewards, values, mask, gamma=gamma, lam=0.0)[0])
+    longest, _ = gae(rewards, values, mask, gamma=gamma, lam=lam, horizon=6)
+    torch.testing.assert_close(longest, gae(rewards, values, mask, gamma=gamma, lam=lam)[0])
+
+
+@law
+@given(seeds, unit, unit, horizons, rubbish)
+def test_a_row_with_gaps_gets_what_the_row_without_them_gets(seed, gamma, lam, horizon, junk):
+    draws = Draws(seed)
+    mask, rewards, values, after = draws.mask_with_gaps(), draws.normal(4, 6), draws.normal(4, 6), draws.normal(4)
+    lengths = mask.sum(dim=1).tolist()
+    settings = {"gamma": gamma, "lam": lam, "horizon": horizon, "bootstrap_values": after}
+
+    def run(places):
+        inputs = (laid_out(rows_of(x, mask), places, junk) for x in (rewards, values))
+        return [rows_of(x, places) for x in gae(*inputs, places, **settings)]
+
+    assert run(mask) == run(right(lengths, max(lengths))) == run(left(lengths, 7))
 
 
 @law
@@ -105,10 +143,25 @@ def test_without_discount_and_penalty_the_critic_regresses_on_the_final_score():
     torch.testing.assert_close(returns, tensor([[3.0, 3.0, 3.0, 0.0], [-2.0, 0.0, 0.0, 0.0]]))
 
 
-def test_gae_refuses_a_horizon_of_nothing():
+def test_gae_refuses_a_horizon_of_nothing_and_columns_that_do_not_fit():
     zeros, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    unchecked = getattr(gae, "__wrapped__", gae)
     with pytest.raises(ConfigError, match="horizon=0 must be at least 1; None sums to the end"):
         gae(zeros, zeros, mask, gamma=1.0, lam=1.0, horizon=0)
+    with pytest.raises(ShapeError, match=r"bootstrap_values is \(3,\) for 1 responses"):
+        unchecked(zeros, zeros, mask, gamma=1.0, lam=1.0, bootstrap_values=torch.zeros(3))
+    for columns in ((torch.zeros(1, 1), zeros), (zeros, torch.zeros(1, 1))):
+        with pytest.raises(ShapeError, match=r"is \(1, 1\) but response_mask is \(1, 2\)"):
+            unchecked(*columns, mask, gamma=1.0, lam=1.0)
+
+
+def test_gae_of_no_column_and_of_an_empty_row_is_nothing():
+    nothing = torch.zeros(2, 0)
+    advantages, returns = gae(nothing, nothing, nothing.bool(), gamma=1.0, lam=1.0)
+    assert advantages.shape == returns.shape == (2, 0)
+    row, mask = torch.full((1, 2), torch.nan), torch.zeros(1, 2, dtype=torch.bool)
+    for x in gae(row, row, mask, gamma=1.0, lam=1.0, bootstrap_values=torch.ones(1)):
+        assert x.tolist() == [[0.0, 0.0]]
 
 
 @law
@@ -139,6 +192,7 @@ def test_a_bonus_for_all_samples_of_a_prompt_changes_nothing(seed, estimator, bo
 def test_group_advantages_worked_example():
     # group means 2 and 5; the others of (1, 3) are (3, 1); their deviation is sqrt(2)
     scores, groups = tensor([1.0, 3.0, 5.0, 5.0]), tensor([0, 0, 4, 4])
+    assert group_advantages(scores, groups, estimator="vanilla_pg").tolist() == [1.0, 3.0, 5.0, 5.0]
     assert group_advantages(scores, groups, estimator="reinforce").tolist() == [-2.5, -0.5, 1.5, 1.5]
     assert group_advantages(scores, groups, estimator="rloo").tolist() == [-2.0, 2.0, 0.0, 0.0]
     assert group_advantages(scores, groups, estimator="dr_grpo").tolist() == [-1.0, 1.0, 0.0, 0.0]
@@ -157,3 +211,11 @@ def test_a_lone_sample_has_no_others_to_compare_with():
         with pytest.raises(ShapeError, match=f"group 9 has one response; {estimator} needs two samples"):
             group_advantages(torch.zeros(3), tensor([2, 2, 9]), estimator=estimator)
     assert group_advantages(tensor([1.0, 3.0, 5.0]), tensor([2, 2, 9]), estimator="dr_grpo").tolist() == [-1, 1, 0]
+
+
+def test_an_unknown_estimator_is_refused():
+    unchecked = getattr(group_advantages, "__wrapped__", group_advantages)
+    with pytest.raises(ConfigError, match="estimator='ppo' is none of vanilla_pg, reinforce, rloo, grpo, dr_grpo"):
+        unchecked(torch.zeros(2), tensor([0, 0]), estimator="ppo")
+    with pytest.raises(ShapeError, match=r"group_ids is \(1,\) but scores is \(2,\)"):
+        unchecked(torch.zeros(2), tensor([0]), estimator="rloo")

@@ -3,8 +3,9 @@ import reference
 import torch
 from cases import few, random_batch, seeds
 from hypothesis import given
-from small_models import HistoryCritic, history_policy, tiny_gpt2, tiny_llama
+from small_models import HistoryCritic, LlamaCritic, history_policy, tiny_gpt2, tiny_llama
 from torch import tensor
+from update_world import history
 
 from ppo_core import (
     Ragged,
@@ -17,12 +18,11 @@ from ppo_core import (
 )
 from ppo_core.forward import token_logits
 
-
-def history(tokens, size=97):
-    number = 0
-    for token in tokens:
-        number = (number * 31 + 7 * token + 1) % size
-    return number
+THREE_ROWS = RolloutBatch(
+    prompts=Ragged.from_rows([[1, 2, 3, 4, 5], [6], [7, 8]], torch.int64),
+    responses=Ragged.from_rows([[9], [10, 11, 12, 13], [14, 15]], torch.int64),
+    stopped=tensor([True, True, False]),
+)
 
 
 @few
@@ -78,9 +78,10 @@ def test_nan_at_padding_reaches_neither_value_nor_gradient():
         policy.zero_grad()
         critic.zero_grad()
         logprobs = response_logprobs(policy_like, padded, temperature=1.0)
-        values = response_values(critic_like, padded)
-        (logprobs.square().sum() + (values + 1).square().sum()).backward()
-        return [logprobs.detach(), values.detach(), policy.table.grad.clone(), critic.policy.table.grad.clone()]
+        values, final_values = response_and_final_values(critic_like, padded)
+        (logprobs.square().sum() + (values + 1).square().sum() + (final_values + 2).square().sum()).backward()
+        results = [logprobs, values, final_values, policy.table.grad, critic.policy.table.grad]
+        return [x.detach().clone() for x in results]
 
     clean, dirty = run(policy, critic), run(Spoiler(policy), Spoiler(critic))
     assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
@@ -88,12 +89,7 @@ def test_nan_at_padding_reaches_neither_value_nor_gradient():
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_padding_does_not_change_what_a_transformer_says(make):
-    model = make()
-    batch = RolloutBatch(
-        prompts=Ragged.from_rows([[1, 2, 3, 4, 5], [6], [7, 8]], torch.int64),
-        responses=Ragged.from_rows([[9], [10, 11, 12, 13], [14, 15]], torch.int64),
-        stopped=tensor([True, True, False]),
-    )
+    model, batch = make(), THREE_ROWS
     with torch.no_grad():
         together = response_logprobs(model, batch.padded(), temperature=1.3)
         for i in range(3):
@@ -107,12 +103,57 @@ def test_padding_does_not_change_what_a_transformer_says(make):
                 assert logprobs[0, t].item() == pytest.approx(reference.logprob(before, token, 1.3), abs=1e-4)
 
 
+def test_padding_does_not_change_what_a_transformer_critic_says():
+    critic, batch = LlamaCritic(), THREE_ROWS
+    with torch.no_grad():
+        values, final_values = response_and_final_values(critic, batch.padded())
+        for i in range(3):
+            alone = [*batch.prompts.row(i).tolist(), *batch.responses.row(i).tolist()]
+            # The definition: the row by itself, nothing padded.
+            plain = critic(
+                input_ids=tensor([alone]),
+                attention_mask=torch.ones(1, len(alone), dtype=torch.int64),
+                position_ids=torch.arange(len(alone))[None],
+            )[0].tolist()
+            num_tokens = len(batch.responses.row(i))
+            assert values[i, :num_tokens].tolist() == pytest.approx(plain[-num_tokens - 1 : -1], abs=1e-5)
+            assert (values[i, num_tokens:] == 0).all()
+            assert final_values[i].item() == pytest.approx(plain[-1], abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_it_does_not_matter_on_which_side_a_transformer_sees_the_padding(make):
+    model, batch = make(), THREE_ROWS
+    padded = batch.padded()
+    rows = [[*batch.prompts.row(i).tolist(), *batch.responses.row(i).tolist()] for i in range(3)]
+    width = max(map(len, rows))
+    with torch.no_grad():
+        ours = response_logits(model, padded)
+        padded_on_the_right = model(
+            input_ids=tensor([row + [0] * (width - len(row)) for row in rows]),
+            attention_mask=tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+            position_ids=tensor([[*range(len(row)), *[0] * (width - len(row))] for row in rows]),
+        ).logits
+    for i, row in enumerate(rows):
+        num_tokens = len(batch.responses.row(i))
+        expected = padded_on_the_right[i, len(row) - num_tokens - 1 : len(row) - 1]
+        torch.testing.assert_close(ours[i, :num_tokens], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_final_values_take_their_gradient_from_the_last_token_alone():
+    critic = HistoryCritic(97)
+    _, final_values = response_and_final_values(critic, THREE_ROWS.padded())
+    final_values.sum().backward()
+    ends = [history([1, 2, 3, 4, 5, 9]), history([6, 10, 11, 12, 13]), history([7, 8, 14, 15])]
+    assert critic.policy.table.grad.nonzero()[:, 0].tolist() == sorted(ends)
+
+
 def test_models_in_half_precision_give_single_precision_numbers():
     padded = random_batch(1).padded()
     policy, critic = history_policy(1, vocabulary=51).bfloat16(), HistoryCritic(97, torch.bfloat16)
     assert response_logits(policy, padded).dtype == torch.bfloat16
     assert response_logprobs(policy, padded, temperature=1.0).dtype == torch.float32
-    assert response_values(critic, padded).dtype == torch.float32
+    assert [x.dtype for x in response_and_final_values(critic, padded)] == [torch.float32] * 2
 
 
 def test_a_critic_of_another_shape_is_refused():

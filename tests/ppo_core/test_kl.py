@@ -3,7 +3,7 @@ import math
 import pytest
 import reference
 import torch
-from cases import Draws, few, law, seeds
+from cases import Draws, law, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
@@ -25,25 +25,6 @@ def test_estimates_equal_their_definition(seed, estimator):
         assert estimate.item() == pytest.approx(reference.estimate(a.item(), b.item(), estimator), abs=1e-10)
 
 
-@law
-@given(st.floats(-8, 8, width=32), st.floats(-(2.0**-10), 2.0**-10, width=32))
-def test_k3_is_never_negative_even_in_single_precision_near_zero(logprob, difference):
-    logprobs = tensor([[logprob]])
-    assert kl_estimate(logprobs, logprobs + difference, "k3").item() >= 0
-
-
-@few
-@given(seeds)
-def test_k1_and_k3_average_to_the_exact_divergence(seed):
-    logits = Draws(seed).normal(2, 6)
-    p = logits[0].softmax(dim=0)
-    logprobs, ref_logprobs = logits.log_softmax(dim=1)
-    exact = exact_kl(logits[:1], logits[1:]).item()
-    # An expectation over all six tokens instead of samples: no tolerance for chance is needed.
-    assert (p * kl_estimate(logprobs, ref_logprobs, "k1")).sum().item() == pytest.approx(exact, abs=1e-10)
-    assert (p * kl_estimate(logprobs, ref_logprobs, "k3")).sum().item() == pytest.approx(exact, abs=1e-10)
-
-
 def test_k3_keeps_its_digits_in_single_precision_near_zero():
     # d = 2^-10: k3 = d^2/2 - d^3/6 + ..., where exp(-d) - 1 would leave one digit
     d = 2.0**-10
@@ -55,7 +36,7 @@ def test_k2_agrees_with_the_exact_divergence_for_close_distributions():
     logits = 0.01 * Draws(3).normal(2, 6)
     logprobs, ref_logprobs = logits.log_softmax(dim=1)
     k2 = (logprobs.exp() * kl_estimate(logprobs, ref_logprobs, "k2")).sum().item()
-    assert k2 == pytest.approx(exact_kl(logits[:1], logits[1:]).item(), rel=0.05)
+    assert k2 == pytest.approx(reference.kl(*logits.tolist()), rel=0.05)
 
 
 def test_estimates_worked_example():
@@ -86,10 +67,46 @@ def test_exact_kl_does_not_depend_on_its_chunks(monkeypatch):
         assert torch.equal(exact_kl(logits, ref_logits), whole)
 
 
-def test_exact_kl_gradient_equals_finite_differences():
+@pytest.mark.parametrize("entries", [1, 8, 2**24])
+def test_exact_kl_gradient_equals_finite_differences_in_chunks_of_any_size(monkeypatch, entries):
+    monkeypatch.setattr(ppo_core.kl, "_CHUNK_ENTRIES", entries)
     draws = Draws(2)
     logits, ref_logits = draws.normal(2, 2, 4).requires_grad_(), draws.normal(2, 2, 4).requires_grad_()
     assert gradcheck(exact_kl, (logits, ref_logits))
+
+
+@law
+@given(seeds)
+def test_exact_kl_has_the_slope_of_both_directions(seed):
+    z, ref_z = Draws(seed).normal(2, 5).tolist()
+    for first, second, direction in ((z, ref_z, "reverse"), (ref_z, z, "forward")):
+        logits = tensor([first], dtype=torch.float64, requires_grad=direction == "reverse")
+        ref_logits = tensor([second], dtype=torch.float64, requires_grad=direction == "forward")
+        exact_kl(logits, ref_logits).sum().backward()
+        trained = logits if direction == "reverse" else ref_logits
+        assert trained.grad[0].tolist() == pytest.approx(reference.kl_slope(z, ref_z, direction), abs=1e-10)
+
+
+def test_exact_kl_keeps_no_term_of_its_sums_for_the_gradient(monkeypatch):
+    monkeypatch.setattr(ppo_core.kl, "_CHUNK_ENTRIES", 7 * 8)
+    logits, ref_logits = (Draws(seed).normal(100, 7).requires_grad_() for seed in (0, 1))
+    given_storage = {logits.untyped_storage().data_ptr(), ref_logits.untyped_storage().data_ptr()}
+    kept = []
+
+    def keep(x):
+        kept.append(0 if x.untyped_storage().data_ptr() in given_storage else x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        exact_kl(logits, ref_logits).sum().backward()
+    assert sum(kept) < 100 * 7
+
+
+def test_exact_kl_of_half_precision_logits_is_summed_in_single_precision():
+    logits, ref_logits = Draws(4).normal(2, 1, 4000).bfloat16()
+    kl = exact_kl(logits, ref_logits)
+    assert kl.dtype == torch.float32
+    assert kl.item() == pytest.approx(reference.kl(logits[0].tolist(), ref_logits[0].tolist()), rel=1e-4)
 
 
 def test_a_token_that_neither_can_produce_contributes_no_nan():

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 from torch.autograd import gradcheck
+from torch.distributions import Categorical
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppo_core import entropy, gather_logprobs
+from ppo_core import ConfigError, ShapeError, entropy, gather_logprobs, linear_logprobs
 
 temperatures = st.floats(0.2, 3)
 
@@ -69,3 +71,92 @@ def test_half_precision_logits_are_summed_in_single_precision():
     for result in (-gather_logprobs(logits, tensor([[5]])), entropy(logits)):
         assert result.dtype == torch.float32
         assert result.item() == pytest.approx(math.log(100_000), rel=1e-5)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [x for x in (result if isinstance(result, tuple | list) else [result]) if isinstance(x, torch.Tensor)]
+        self.largest = max([self.largest, *(x.numel() for x in made)])
+        return result
+
+
+def linear_case(seed, *shape):
+    """Hidden states of three numbers and a vocabulary of five."""
+    draws = Draws(seed)
+    return draws.normal(*shape, 3), draws.normal(5, 3), draws.integers(5, *shape)
+
+
+@law
+@given(seeds, temperatures, st.integers(1, 8), st.sampled_from([(), (1,), (7,), (2, 3), (2, 1, 3)]))
+def test_linear_logprobs_and_their_gradients_equal_those_of_the_full_logits(seed, temperature, chunk, shape):
+    hidden, weight, token_ids = linear_case(seed, *shape)
+    weights = Draws(seed + 1).normal(2, *shape)
+
+    def run(function):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        logprobs, entropies = function(*leaves)
+        (weights[0] * logprobs + weights[1] * entropies).sum().backward()
+        return [logprobs.detach(), entropies.detach(), *(leaf.grad for leaf in leaves)]
+
+    def all_at_once(hidden, weight):
+        choices = Categorical(logits=torch.nn.functional.linear(hidden, weight) / temperature)
+        return choices.log_prob(token_ids), choices.entropy()
+
+    ours = run(lambda h, w: linear_logprobs(h, w, token_ids, temperature=temperature, chunk=chunk, with_entropy=True))
+    for got, expected in zip(ours, run(all_at_once), strict=True):
+        assert got.shape == expected.shape
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    alone = linear_logprobs(hidden, weight, token_ids, temperature=temperature, chunk=chunk)
+    assert torch.equal(alone, ours[0])
+
+
+def test_linear_logprobs_worked_example():
+    # logits (0, log 3) of a hidden state of 1, twice that of a state of 2: odds 1 : 3 and 1 : 9
+    hidden, weight = tensor([[1.0], [2.0]]), tensor([[0.0], [math.log(3)]])
+    logprobs, entropies = linear_logprobs(hidden, weight, tensor([1, 0]), with_entropy=True)
+    assert logprobs.tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 10)])
+    assert entropies[0].item() == pytest.approx(math.log(4) - 3 / 4 * math.log(3))
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_linear_logprobs_never_hold_the_logits_of_all_tokens(with_entropy):
+    num_tokens, vocabulary, size, chunk = 60, 50, 4, 6
+    draws = Draws(0)
+    hidden, weight = draws.normal(num_tokens, size).requires_grad_(), draws.normal(vocabulary, size).requires_grad_()
+    token_ids = draws.integers(vocabulary, num_tokens)
+    kept = []
+
+    def keep(x):
+        kept.append(x.numel())
+        return x
+
+    with Sizes() as sizes, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = linear_logprobs(hidden, weight, token_ids, chunk=chunk, with_entropy=with_entropy)
+        (sum(x.sum() for x in result) if with_entropy else result.sum()).backward()
+    assert sizes.largest == chunk * vocabulary
+    # Nor in pieces, for the gradient.
+    assert sum(kept) < num_tokens * vocabulary
+    assert hidden.grad.abs().sum() > 0
+    assert weight.grad.abs().sum() > 0
+
+
+def test_linear_logprobs_of_half_precision_states_are_summed_in_single_precision():
+    hidden, weight = torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(100_000, 1, dtype=torch.bfloat16)
+    for result in linear_logprobs(hidden, weight, tensor([5]), with_entropy=True):
+        assert result.dtype == torch.float32
+        assert abs(result.item()) == pytest.approx(math.log(100_000), rel=1e-5)
+
+
+def test_linear_logprobs_of_no_token_are_none_and_what_does_not_fit_is_refused():
+    hidden, weight, token_ids = linear_case(0, 2)
+    assert linear_logprobs(hidden[:0], weight, token_ids[:0]).shape == (0,)
+    with pytest.raises(ConfigError, match="chunk=0 must be at least 1"):
+        linear_logprobs(hidden, weight, token_ids, chunk=0)
+    unchecked = getattr(linear_logprobs, "__wrapped__", linear_logprobs)
+    with pytest.raises(ShapeError, match=r"token_ids is \(1,\) but hidden is \(2, 3\); give one id per row"):
+        unchecked(hidden, weight, token_ids[:1])

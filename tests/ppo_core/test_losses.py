@@ -3,30 +3,66 @@ import math
 import pytest
 import reference
 import torch
-from cases import Draws, law, rubbish, seeds, spoiled
+from cases import Draws, laid_out, law, left, right, rows_of, rubbish, seeds, spoiled
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 from torch.autograd import gradcheck
 
-from ppo_core import ConfigError, EmptyMaskError, policy_loss, value_loss
+from ppo_core import (
+    ConfigError,
+    EmptyMaskError,
+    ShapeError,
+    aggregate_loss,
+    kl_loss,
+    pg_loss,
+    policy_loss,
+    value_loss,
+)
 
 clipranges = st.sampled_from([0.2, (0.2, 0.28), (0.1, 3.0)])
 dual_clips = st.sampled_from([None, 1.5, 3.0])
 value_clips = st.sampled_from([None, 0.2, 1.0])
+some_tokens = st.integers(1, 50)
+some_responses = st.one_of(st.none(), st.integers(1, 9))
+aggregations = st.sampled_from(["token_mean", "seq_mean"])
 TRUE = tensor([[True]])
 
 
-def policy_case(seed):
-    """Ratios from about 1/5 to 5, so that every branch of the clip is taken."""
-    draws = Draws(seed)
-    logprobs = -draws.normal(4, 6).abs()
-    return logprobs + 0.8 * draws.normal(4, 6), logprobs, draws.normal(4, 6), draws.mask()
+def kl_loss_without_statistics(*inputs, **counts):
+    return kl_loss(*inputs, **counts), {}
 
 
-def value_case(seed):
+# Each takes new numbers, two columns of data and the mask.
+LOSSES = {
+    "policy": (policy_loss, {"cliprange": 0.2, "dual_clip": 3.0}),
+    "pg": (pg_loss, {}),
+    "value": (value_loss, {"cliprange_value": 0.2}),
+    "value without clip": (value_loss, {"cliprange_value": None}),
+    "kl": (kl_loss_without_statistics, {"estimator": "k3", "direction": "reverse"}),
+    "forward kl": (kl_loss_without_statistics, {"estimator": "k1", "direction": "forward"}),
+}
+every_loss = pytest.mark.parametrize(("loss_function", "settings"), LOSSES.values(), ids=LOSSES)
+
+
+def case(seed):
+    """New numbers, old ones near them (ratios from about 1/5 to 5: every branch of a clip is taken) and a third."""
     draws = Draws(seed)
-    return draws.normal(4, 6), draws.normal(4, 6), draws.normal(4, 6), draws.mask()
+    old = -draws.normal(4, 6).abs()
+    return old + 0.8 * draws.normal(4, 6), old, draws.normal(4, 6), draws.mask_with_gaps()
+
+
+def counts(mask, aggregation):
+    return {"num_tokens": int(mask.sum()), "num_responses": len(mask) if aggregation == "seq_mean" else None}
+
+
+def tokens_by_row(*columns, mask):
+    """For each row the tuples of its tokens' entries, as plain numbers."""
+    return [list(zip(*rows, strict=True)) for rows in zip(*(rows_of(x, mask) for x in columns), strict=True)]
+
+
+def aggregate(term, rows, num_tokens, num_responses=None):
+    return reference.aggregate([[term(*token) for token in row] for row in rows], num_tokens, num_responses)
 
 
 def widths(cliprange):
@@ -34,117 +70,217 @@ def widths(cliprange):
 
 
 @law
-@given(seeds, clipranges, dual_clips, st.integers(1, 50))
-def test_policy_loss_and_its_statistics_equal_their_definitions(seed, cliprange, dual_clip, num_tokens):
-    new_logprobs, logprobs, advantages, mask = policy_case(seed)
+@given(seeds, some_tokens, some_responses)
+def test_terms_are_aggregated_as_defined(seed, num_tokens, num_responses):
+    terms, _, _, mask = case(seed)
+    got = aggregate_loss(terms, mask, num_tokens=num_tokens, num_responses=num_responses)
+    expected = reference.aggregate(rows_of(terms, mask), num_tokens, num_responses)
+    assert got.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_aggregation_worked_example():
+    # rows of (1, 2, 3) and (6): a token counts 12 / 4, a response (2 + 6) / 2
+    terms = tensor([[1.0, 2.0, 3.0], [6.0, 99.0, 99.0]])
+    mask = tensor([[True, True, True], [True, False, False]])
+    assert aggregate_loss(terms, mask, num_tokens=4).item() == 3
+    assert aggregate_loss(terms, mask, num_tokens=4, num_responses=2).item() == 4
+    # Tokens of one response alone: no rows, one number per token.
+    assert aggregate_loss(terms[0], mask[0], num_tokens=3, num_responses=1).item() == 2
+
+
+def test_a_row_without_a_token_adds_nothing_to_a_mean_over_responses():
+    terms = tensor([[1.0, 3.0], [torch.nan, torch.nan]], requires_grad=True)
+    loss = aggregate_loss(terms, tensor([[True, True], [False, False]]), num_tokens=2, num_responses=1)
+    loss.backward()
+    assert loss.item() == 2
+    assert terms.grad.tolist() == [[0.5, 0.5], [0.0, 0.0]]
+
+
+@law
+@given(seeds, clipranges, dual_clips, some_tokens, some_responses)
+def test_policy_loss_and_its_statistics_equal_their_definitions(seed, cliprange, dual_clip, num_tokens, num_responses):
+    *inputs, mask = case(seed)
     loss, stats = policy_loss(
-        new_logprobs, logprobs, advantages, mask, cliprange=cliprange, dual_clip=dual_clip, num_tokens=num_tokens
+        *inputs, mask, cliprange=cliprange, dual_clip=dual_clip, num_tokens=num_tokens, num_responses=num_responses
     )
     low, high = widths(cliprange)
-    tokens = list(zip(*(x[mask].tolist() for x in (new_logprobs, logprobs, advantages)), strict=True))
-    ratios = [math.exp(new) / math.exp(old) for new, old, _ in tokens]
-    expected = {
-        "clipfrac": sum(reference.policy_clip_binds(*token, low, high) for token in tokens) / num_tokens,
+    rows = tokens_by_row(*inputs, mask=mask)
+    objective = aggregate(
+        lambda *token: reference.policy_objective(*token, low, high, dual_clip), rows, num_tokens, num_responses
+    )
+    assert loss.item() == pytest.approx(-objective, abs=1e-9)
+    clipfrac = aggregate(lambda *token: float(reference.policy_clip_binds(*token, low, high)), rows, num_tokens)
+    expected = {"clipfrac": clipfrac, **expected_ratio_statistics(rows, num_tokens)}
+    assert {name: value.item() for name, value in stats.items()} == pytest.approx(expected, abs=1e-9)
+
+
+def expected_ratio_statistics(rows, num_tokens):
+    """Means over tokens even where the loss is a mean over responses."""
+    return {
         # The rollout policy drew the tokens: it stands first in the divergence.
-        "approx_kl": sum(reference.estimate(old, new, "k3") for new, old, _ in tokens) / num_tokens,
-        "k1_kl": sum(reference.estimate(old, new, "k1") for new, old, _ in tokens) / num_tokens,
-        "ratio_mean": sum(ratios) / num_tokens,
-        "ratio_max_deviation": max(abs(ratio - 1) for ratio in ratios),
+        "approx_kl": aggregate(lambda new, old, _: reference.estimate(old, new, "k3"), rows, num_tokens),
+        "k1_kl": aggregate(lambda new, old, _: reference.estimate(old, new, "k1"), rows, num_tokens),
+        "ratio_mean": aggregate(lambda new, old, _: math.exp(new) / math.exp(old), rows, num_tokens),
+        "ratio_max_deviation": max(abs(math.exp(new) / math.exp(old) - 1) for row in rows for new, old, _ in row),
     }
-    objective = sum(reference.policy_objective(*token, low, high, dual_clip) for token in tokens)
-    assert loss.item() == pytest.approx(-objective / num_tokens, abs=1e-9)
+
+
+@law
+@given(seeds, some_tokens, some_responses)
+def test_pg_loss_and_its_statistics_equal_their_definitions(seed, num_tokens, num_responses):
+    *inputs, mask = case(seed)
+    loss, stats = pg_loss(*inputs, mask, num_tokens=num_tokens, num_responses=num_responses)
+    rows = tokens_by_row(*inputs, mask=mask)
+    objective = aggregate(lambda new, _, advantage: new * advantage, rows, num_tokens, num_responses)
+    assert loss.item() == pytest.approx(-objective, abs=1e-9)
+    expected = expected_ratio_statistics(rows, num_tokens)
     assert {name: value.item() for name, value in stats.items()} == pytest.approx(expected, abs=1e-9)
 
 
 @law
-@given(seeds, value_clips, st.integers(1, 50))
-def test_value_loss_equals_its_definition(seed, clip, num_tokens):
-    new_values, values, returns, mask = value_case(seed)
-    loss, stats = value_loss(new_values, values, returns, mask, cliprange_value=clip, num_tokens=num_tokens)
-    tokens = list(zip(*(x[mask].tolist() for x in (new_values, values, returns)), strict=True))
-    errors = [reference.value_error(*token, clip) for token in tokens]
-    assert loss.item() == pytest.approx(sum(errors) / num_tokens, abs=1e-9)
-    binding = sum(e > reference.value_error(*t, None) + 1e-12 for e, t in zip(errors, tokens, strict=True))
-    assert stats["clipfrac"].item() == pytest.approx(binding / num_tokens)
+@given(seeds, value_clips, some_tokens, some_responses)
+def test_value_loss_and_its_statistics_equal_their_definitions(seed, clip, num_tokens, num_responses):
+    *inputs, mask = case(seed)
+    loss, stats = value_loss(*inputs, mask, cliprange_value=clip, num_tokens=num_tokens, num_responses=num_responses)
+    rows = tokens_by_row(*inputs, mask=mask)
+
+    def error(*token):
+        return reference.value_error(*token, clip)
+
+    def binds(*token):
+        return float(error(*token) > reference.value_error(*token, None) + 1e-12)
+
+    assert loss.item() == pytest.approx(aggregate(error, rows, num_tokens, num_responses), abs=1e-9)
+    assert set(stats) == {"clipfrac"}
+    assert stats["clipfrac"].item() == pytest.approx(aggregate(binds, rows, num_tokens))
 
 
 @law
-@given(seeds, rubbish, st.integers(0, 3))
-def test_masked_places_change_neither_loss_nor_gradient_nor_statistics(seed, junk, extra):
-    def run(loss_function, case, fill, **settings):
-        *inputs, mask = case
-        inputs = [torch.nn.functional.pad(spoiled(x, mask, fill), (0, extra), value=fill) for x in inputs]
-        new, *fixed = inputs
+@given(
+    seeds,
+    st.sampled_from(["k1", "k2", "k3"]),
+    st.sampled_from(["reverse", "forward"]),
+    some_tokens,
+    some_responses,
+)
+def test_kl_loss_equals_its_definition(seed, estimator, direction, num_tokens, num_responses):
+    *inputs, mask = case(seed)
+    loss = kl_loss(
+        *inputs,
+        mask,
+        estimator=estimator,
+        direction=direction,
+        num_tokens=num_tokens,
+        num_responses=num_responses,
+    )
+    expected = aggregate(
+        lambda *token: reference.kl_loss(*token, estimator, direction),
+        tokens_by_row(*inputs, mask=mask),
+        num_tokens,
+        num_responses,
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@every_loss
+@law
+@given(seed=seeds, junk=rubbish, aggregation=aggregations)
+def test_masked_places_change_neither_loss_nor_gradient_nor_statistics(
+    loss_function, settings, seed, junk, aggregation
+):
+    *inputs, mask = case(seed)
+
+    def run(fill):
+        new, *data = (spoiled(x, mask, fill) for x in inputs)
         new.requires_grad_()
-        mask = torch.nn.functional.pad(mask, (0, extra))
-        loss, stats = loss_function(new, *fixed, mask, num_tokens=int(mask.sum()), **settings)
+        loss, stats = loss_function(new, *data, mask, **counts(mask, aggregation), **settings)
         loss.backward()
         assert (new.grad[~mask] == 0).all()
         return [loss.detach(), new.grad, *stats.values()]
 
-    for loss_function, case, settings in (
-        (policy_loss, policy_case(seed), {"cliprange": 0.2, "dual_clip": 3.0}),
-        (value_loss, value_case(seed), {"cliprange_value": 0.2}),
-        (value_loss, value_case(seed), {"cliprange_value": None}),
-    ):
-        clean = run(loss_function, case, 0.0, **settings)
-        dirty = run(loss_function, case, junk, **settings)
-        assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run(0.0), run(junk), strict=True))
 
 
+@every_loss
 @law
-@given(seeds, st.integers(1, 3))
-def test_loss_gradient_and_statistics_do_not_depend_on_how_a_minibatch_is_split(seed, cut):
+@given(seed=seeds, junk=rubbish, aggregation=aggregations, extra=st.integers(0, 3))
+def test_it_does_not_matter_where_in_its_row_a_token_stands(loss_function, settings, seed, junk, aggregation, extra):
+    *inputs, with_gaps = case(seed)
+    lengths = with_gaps.sum(dim=1).tolist()
+    rows = [rows_of(x, with_gaps) for x in inputs]
+
+    def run(mask):
+        new, *data = (laid_out(column, mask, junk) for column in rows)
+        new.requires_grad_()
+        loss, stats = loss_function(new, *data, mask, **counts(mask, aggregation), **settings)
+        loss.backward()
+        return [loss.detach(), new.grad[mask], *stats.values()]
+
+    expected = run(with_gaps)
+    for mask in (right(lengths, max(lengths) + extra), left(lengths, max(lengths) + extra)):
+        for got, same in zip(run(mask), expected, strict=True):
+            torch.testing.assert_close(got, same, rtol=1e-12, atol=1e-12)
+
+
+@every_loss
+@law
+@given(seed=seeds, cut=st.integers(1, 3), aggregation=aggregations)
+def test_loss_gradient_and_statistics_depend_neither_on_the_split_of_a_minibatch_nor_on_row_order(
+    loss_function, settings, seed, cut, aggregation
+):
+    new, *data = case(seed)
     order = Draws(seed + 1).permutation(4)
-    for loss_function, case, settings in (
-        (policy_loss, policy_case(seed), {"cliprange": 0.2}),
-        (value_loss, value_case(seed), {"cliprange_value": 0.2}),
-    ):
-        new, *fixed = case
-        num_tokens = int(case[-1].sum())
 
-        def run(parts, new=new, fixed=fixed, num_tokens=num_tokens, loss_function=loss_function, settings=settings):
-            leaf = new.clone().requires_grad_()
-            results = [
-                loss_function(leaf[rows], *(x[rows] for x in fixed), num_tokens=num_tokens, **settings)
-                for rows in parts
-            ]
-            sum(loss for loss, _ in results).backward()
-            names = [name for name in results[0][1] if name != "ratio_max_deviation"]
-            sums = [sum(stats[name] for _, stats in results) for name in names]
-            return torch.stack([sum(loss for loss, _ in results).detach(), *sums]), leaf.grad
+    def run(parts):
+        leaf = new.clone().requires_grad_()
+        whole = counts(data[-1], aggregation)
+        results = [loss_function(leaf[rows], *(x[rows] for x in data), **whole, **settings) for rows in parts]
+        sum(loss for loss, _ in results).backward()
+        names = [name for name in results[0][1] if name != "ratio_max_deviation"]
+        sums = [sum(stats[name] for _, stats in results) for name in names]
+        return torch.stack([sum(loss for loss, _ in results).detach(), *sums]), leaf.grad
 
-        whole, whole_grad = run([torch.arange(4)])
-        split, split_grad = run([order[:cut], order[cut:]])
-        torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(split_grad, whole_grad, rtol=1e-12, atol=1e-12)
+    whole, whole_grad = run([torch.arange(4)])
+    split, split_grad = run([order[:cut], order[cut:]])
+    torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(split_grad, whole_grad, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_equal_finite_differences():
-    for seed in range(5):
-        new, *fixed = policy_case(seed)
+@pytest.mark.parametrize(
+    ("loss_function", "settings"),
+    [
+        (policy_loss, {"cliprange": (0.2, 0.3), "dual_clip": 2.0}),
+        (pg_loss, {}),
+        (value_loss, {"cliprange_value": None}),
+        (value_loss, {"cliprange_value": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("num_responses", [None, 4])
+def test_gradients_equal_finite_differences(loss_function, settings, num_responses):
+    for seed in range(2):
+        new, *data = case(seed)
         assert gradcheck(
-            lambda x, f=fixed: policy_loss(x, *f, cliprange=(0.2, 0.3), dual_clip=2.0, num_tokens=7)[0],
+            lambda x, data=data: loss_function(x, *data, num_tokens=7, num_responses=num_responses, **settings)[0],
             new.requires_grad_(),
         )
-        new, *fixed = value_case(seed)
-        for clip in (None, 0.5):
-            assert gradcheck(
-                lambda x, f=fixed, c=clip: value_loss(x, *f, cliprange_value=c, num_tokens=7)[0], new.requires_grad_()
-            )
 
 
 @law
-@given(seeds)
-def test_on_policy_the_ratio_is_one_and_the_gradient_is_minus_the_advantage_per_token(seed):
-    _, logprobs, advantages, mask = policy_case(seed)
-    new_logprobs = logprobs.clone().requires_grad_()
+@given(seeds, aggregations)
+def test_on_policy_the_ratio_is_one_and_the_gradient_is_minus_the_advantage_however_the_loss_is_named(
+    seed, aggregation
+):
+    _, logprobs, advantages, mask = case(seed)
     num_tokens = int(mask.sum())
-    loss, stats = policy_loss(new_logprobs, logprobs, advantages, mask, cliprange=0.2, num_tokens=num_tokens)
-    loss.backward()
-    torch.testing.assert_close(new_logprobs.grad, torch.where(mask, -advantages / num_tokens, 0.0))
-    assert stats["ratio_mean"].item() == pytest.approx(1)
-    assert stats["approx_kl"] == stats["k1_kl"] == stats["clipfrac"] == stats["ratio_max_deviation"] == 0
+    weight = 1 / num_tokens if aggregation == "token_mean" else 1 / (4 * mask.sum(dim=1, keepdim=True))
+    for loss_function, settings in ((policy_loss, {"cliprange": 0.2, "dual_clip": 3.0}), (pg_loss, {})):
+        new_logprobs = logprobs.clone().requires_grad_()
+        loss, stats = loss_function(new_logprobs, logprobs, advantages, mask, **counts(mask, aggregation), **settings)
+        loss.backward()
+        torch.testing.assert_close(new_logprobs.grad, torch.where(mask, -advantages * weight, 0.0))
+        assert stats["ratio_mean"].item() == pytest.approx(1)
+        assert stats["approx_kl"] == stats["k1_kl"] == stats["ratio_max_deviation"] == 0
+        assert stats.get("clipfrac", 0) == 0
 
 
 def test_policy_loss_worked_examples():
@@ -160,6 +296,14 @@ def test_policy_loss_worked_examples():
     assert loss(3.0, cliprange=0.2, dual_clip=1.5) == pytest.approx(-3.6)
     assert loss(3.0, cliprange=(0.2, 0.5)) == pytest.approx(-4.5)
     assert loss(3.0, cliprange=(0.2, 1.5)) == pytest.approx(-6.0)
+
+
+def test_pg_loss_worked_example():
+    # -log(1/4) * 3, whatever the ratio; the ratio of 1/4 to 1/2 is 1/2
+    loss, stats = pg_loss(tensor([[math.log(0.25)]]), tensor([[math.log(0.5)]]), tensor([[3.0]]), TRUE, num_tokens=1)
+    assert loss.item() == pytest.approx(3 * math.log(4))
+    assert stats["ratio_mean"].item() == pytest.approx(0.5)
+    assert stats["k1_kl"].item() == pytest.approx(math.log(2))
 
 
 def test_value_loss_worked_examples():
@@ -184,21 +328,42 @@ def test_a_value_beyond_its_range_stops_moving_towards_the_return_but_not_back()
     assert gradient(-1.0) == pytest.approx(1.5)
 
 
-def test_statistics_carry_no_gradient():
-    new_logprobs, logprobs, advantages, mask = policy_case(0)
-    _, stats = policy_loss(new_logprobs.requires_grad_(), logprobs, advantages, mask, cliprange=0.2, num_tokens=5)
-    new_values, values, returns, mask = value_case(0)
-    for clip in (None, 0.2):
-        _, more = value_loss(new_values.requires_grad_(), values, returns, mask, cliprange_value=clip, num_tokens=5)
-        stats |= {f"value {clip}": more["clipfrac"]}
+@every_loss
+def test_statistics_carry_no_gradient(loss_function, settings):
+    new, *data = case(0)
+    _, stats = loss_function(new.requires_grad_(), *data, num_tokens=5, **settings)
     assert not any(value.requires_grad for value in stats.values())
 
 
-def test_a_count_of_no_tokens_and_a_dual_clip_inside_the_trust_region_are_refused():
+@every_loss
+def test_a_count_of_nothing_is_refused(loss_function, settings):
     x = tensor([[0.0]])
-    with pytest.raises(EmptyMaskError, match="num_tokens=0 must be the response tokens of the minibatch"):
-        policy_loss(x, x, x, TRUE, cliprange=0.2, num_tokens=0)
-    with pytest.raises(EmptyMaskError, match="num_tokens=0"):
-        value_loss(x, x, x, TRUE, cliprange_value=None, num_tokens=0)
+    with pytest.raises(EmptyMaskError, match="num_tokens=0 must be the response tokens of the minibatch, at least 1"):
+        loss_function(x, x, x, TRUE, num_tokens=0, **settings)
+    with pytest.raises(EmptyMaskError, match="num_responses=0 must be the responses of the minibatch, at least 1"):
+        loss_function(x, x, x, TRUE, num_tokens=1, num_responses=0, **settings)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("loss_function", "settings"),
+    [
+        (policy_loss, {"cliprange": 0.2}),
+        (pg_loss, {}),
+        (value_loss, {"cliprange_value": None}),
+        (kl_loss, {"estimator": "k1", "direction": "reverse"}),
+    ],
+)
+def test_a_column_of_another_shape_is_refused_by_name(loss_function, settings, place):
+    columns = [tensor([[0.0]]) for _ in range(3)]
+    columns[place] = tensor([[0.0, 0.0]])
+    # Without the check of types that the tests switch on: broadcasting would hide the mistake.
+    unchecked = getattr(loss_function, "__wrapped__", loss_function)
+    with pytest.raises(ShapeError, match=r"is \(1, 2\) but response_mask is \(1, 1\)"):
+        unchecked(*columns, TRUE, num_tokens=1, **settings)
+
+
+def test_a_dual_clip_inside_the_trust_region_is_refused():
+    x = tensor([[0.0]])
     with pytest.raises(ConfigError, match=r"dual_clip=1\.0 must be above 1"):
         policy_loss(x, x, x, TRUE, cliprange=0.2, num_tokens=1, dual_clip=1.0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.autograd import gradcheck
 
-from ppo_core import ConfigError, EmptyMaskError, expected_calibration_error, preference_loss, ranking_loss
+from ppo_core import ConfigError, EmptyMaskError, ShapeError, expected_calibration_error, preference_loss, ranking_loss
 
 
 @law
@@ -27,26 +27,42 @@ def test_preference_loss_equals_its_definition(seed, has_margin, centering):
 
 
 @law
-@given(seeds)
-def test_ranking_loss_equals_its_definition_in_any_row_order(seed):
+@given(seeds, st.booleans(), st.sampled_from([0.0, 0.1]))
+def test_ranking_loss_equals_its_definition_in_any_row_order(seed, has_margin, centering):
     draws = Draws(seed)
-    scores, ranks = draws.normal(9), 1 + draws.integers(3, 9)
+    scores, ranks, margin = draws.normal(9), 1 + draws.integers(3, 9), draws.normal(9).abs()
     groups = tensor([0, 0, 0, 0, 5, 5, 2, 2, 2])
     ranks[0], ranks[1] = 1, 2  # at least one pair
     order = draws.permutation(9)
-    got = ranking_loss(scores[order], ranks[order], groups[order])
-    assert got.item() == pytest.approx(
-        reference.ranking_loss(scores.tolist(), ranks.tolist(), groups.tolist()), abs=1e-10
+    got = ranking_loss(
+        scores[order],
+        ranks[order],
+        groups[order],
+        margin=margin[order] if has_margin else None,
+        centering=centering,
     )
+    expected = reference.ranking_loss(
+        scores.tolist(), ranks.tolist(), groups.tolist(), margin.tolist() if has_margin else None, centering
+    )
+    assert got.item() == pytest.approx(expected, abs=1e-10)
 
 
 @law
-@given(seeds)
-def test_rankings_of_two_are_preferences(seed):
+@given(seeds, st.booleans(), st.sampled_from([0.0, 0.1]))
+def test_rankings_of_two_are_preferences(seed, has_margin, centering):
     draws = Draws(seed)
-    chosen, rejected = draws.normal(4), draws.normal(4)
-    ranking = ranking_loss(torch.cat([chosen, rejected]), tensor([1] * 4 + [2] * 4), torch.arange(4).repeat(2))
-    torch.testing.assert_close(ranking, preference_loss(chosen, rejected))
+    chosen, rejected, margin = draws.normal(4), draws.normal(4), draws.normal(4)
+    # The margin of the worse response is never read.
+    margins = {"margin": torch.cat([margin, torch.full((4,), torch.nan).double()])} if has_margin else {}
+    ranking = ranking_loss(
+        torch.cat([chosen, rejected]),
+        tensor([1] * 4 + [2] * 4),
+        torch.arange(4).repeat(2),
+        **margins,
+        centering=centering,
+    )
+    preference = preference_loss(chosen, rejected, margin=margin if has_margin else None, centering=centering)
+    torch.testing.assert_close(ranking, preference)
 
 
 def test_gradients_equal_finite_differences():
@@ -56,6 +72,8 @@ def test_gradients_equal_finite_differences():
     assert gradcheck(lambda c, r: preference_loss(c, r, margin=margin, centering=0.1), (chosen, rejected))
     scores, ranks, groups = draws.normal(6).requires_grad_(), tensor([1, 2, 2, 1, 2, 3]), tensor([0, 0, 0, 1, 1, 1])
     assert gradcheck(lambda s: ranking_loss(s, ranks, groups), scores)
+    margin = draws.normal(6)
+    assert gradcheck(lambda s: ranking_loss(s, ranks, groups, margin=margin, centering=0.1), scores)
 
 
 def test_preference_loss_worked_examples():
@@ -78,6 +96,15 @@ def test_each_prompt_weighs_the_same_and_a_prompt_without_a_pair_does_not_count(
     easy, even, hard = math.log(4 / 3), math.log(2), math.log(4)
     expected = ((easy + even + hard) / 3 + easy) / 2
     assert ranking_loss(scores, ranks, groups).item() == pytest.approx(expected)
+
+
+def test_a_ranking_with_margin_and_centering_worked_example():
+    # two pairs of one prompt with leads of log 3 and a margin of log 3 for the best: both as likely as not
+    scores, ranks, groups = tensor([math.log(3), 0.0, 0.0]), tensor([1, 2, 2]), tensor([4, 4, 4])
+    margin = tensor([math.log(3), 5.0, 5.0])
+    assert ranking_loss(scores, ranks, groups, margin=margin).item() == pytest.approx(math.log(2))
+    level = ranking_loss(scores, ranks, groups, margin=margin, centering=0.5).item()
+    assert level == pytest.approx(math.log(2) + 0.5 * math.log(3) ** 2)
 
 
 def test_nothing_but_ties_is_refused():
@@ -111,3 +138,19 @@ def test_calibration_needs_a_bin_and_a_pair():
         expected_calibration_error(tensor([0.5]), 0)
     with pytest.raises(EmptyMaskError):
         expected_calibration_error(torch.zeros(0), 5)
+
+
+def test_columns_of_another_shape_are_refused_by_name():
+    two, three = torch.zeros(2), torch.zeros(3)
+    ids = tensor([0, 1])
+    preference = getattr(preference_loss, "__wrapped__", preference_loss)
+    ranking = getattr(ranking_loss, "__wrapped__", ranking_loss)
+    for function, columns, settings, name in (
+        (preference, (two, three), {}, "rejected_scores"),
+        (preference, (two, two), {"margin": three}, "margin"),
+        (ranking, (two, tensor([1, 2, 3]), ids), {}, "ranks"),
+        (ranking, (two, ids, tensor([0, 0, 0])), {}, "group_ids"),
+        (ranking, (two, tensor([1, 2]), tensor([0, 0])), {"margin": three}, "margin"),
+    ):
+        with pytest.raises(ShapeError, match=rf"{name} is \(3,\) but \w+ is \(2,\)"):
+            function(*columns, **settings)

@@ -4,13 +4,13 @@ import math
 import pytest
 import reference
 import torch
-from cases import Draws, few, seeds
-from hypothesis import given
-from hypothesis import strategies as st
-from small_models import HistoryCritic, HistoryPolicy, history_policy, tiny_llama
+from cases import Draws
+from small_models import HistoryCritic, HistoryPolicy
 from torch import tensor
+from update_world import ONE_STEP, CountingSGD, World, assert_same_weights, history
 
 from ppo_core import (
+    ConfigError,
     NonFiniteError,
     Optimizers,
     PPOConfig,
@@ -22,82 +22,114 @@ from ppo_core import (
     gae,
     masked_whiten,
     ppo_update,
-    response_logprobs,
     sample,
     token_rewards,
 )
 
-PROMPTS = [[1], [2, 3, 4], [5, 6], [7, 1, 2, 3, 4, 5], [2], [3, 3, 3]]
-ONE_STEP = {"epochs": 1, "num_minibatches": 1}
+UNLIMITED = {"max_grad_norm": math.inf, "critic_max_grad_norm": math.inf}
+POLICY_STATISTICS = {
+    "policy_loss",
+    "entropy",
+    "approx_kl",
+    "k1_kl",
+    "clipfrac",
+    "ratio_mean",
+    "first_minibatch_ratio_deviation",
+    "grad_norm",
+}
+CRITIC_STATISTICS = {"value_loss", "value_clipfrac", "critic_grad_norm", "explained_variance"}
+COUNTS = {"policy_epochs", "num_optimizer_steps", "num_tokens"}
 
 
-class CountingSGD(torch.optim.SGD):
-    """Plain gradient descent: unlike Adam it does not blow a rounding up to a full step."""
-
-    num_steps = 0
-
-    def step(self, closure=None):
-        self.num_steps += 1
-        return super().step(closure)
-
-
-class World:
-    """A policy, a critic, and rollouts of that policy with made-up advantages, values and returns."""
-
-    def __init__(self, seed=0, *, policy_lr=0.5, critic_lr=0.5, temperature=1.0, advantage=None):
-        self.policy, self.critic = history_policy(seed), HistoryCritic(97)
-        self.optimizers = Optimizers(
-            policy=CountingSGD(self.policy.parameters(), policy_lr),
-            critic=CountingSGD(self.critic.parameters(), critic_lr),
-        )
-        batch = sample(
-            self.policy,
-            Ragged.from_rows(PROMPTS, torch.int64),
-            sampling=SamplingConfig(max_new_tokens=5, stop_token_ids=(0, 1), temperature=temperature),
-            seeds=[derive_seed(seed, i) for i in range(len(PROMPTS))],
-        )
-        draws, n = Draws(seed), len(batch.responses.values)
-        padded = batch.padded()
-        with torch.no_grad():
-            exact = response_logprobs(self.policy, padded, temperature=temperature)[padded.response_mask]
-        self.batch = batch.with_columns(
-            logprobs=exact,
-            values=torch.zeros(n, dtype=torch.float64),
-            advantages=draws.normal(n) if advantage is None else torch.full((n,), advantage, dtype=torch.float64),
-            returns=draws.normal(n),
-        )
-
-    def update(self, *, seed=0, batch=None, on_tokens=None, temperature=1.0, micro_batch_tokens=8192, **settings):
-        return ppo_update(
-            self.policy,
-            self.critic,
-            self.optimizers,
-            self.batch if batch is None else batch,
-            PPOConfig(**settings),
-            seed=seed,
-            temperature=temperature,
-            micro_batch_tokens=micro_batch_tokens,
-            on_tokens=on_tokens,
-        )
-
-    @property
-    def weights(self):
-        return [self.policy.table.detach().clone(), self.critic.policy.table.detach().clone()]
+def response_tokens(world, batch):
+    """For each response its tokens: their row of the table, tempered logits of policy and reference, and data."""
+    columns = {name: batch.column(name) for name in ("logprobs", "advantages", "returns")}
+    for i in range(len(batch)):
+        prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
+        data = zip(*(columns[name].row(i).tolist() for name in columns), strict=True)
+        tokens = []
+        for t, (token, (old, advantage, target)) in enumerate(zip(response, data, strict=True)):
+            h = history(prompt + response[:t])
+            z, ref_z = (
+                [x / world.temperature for x in model.table[h].tolist()] for model in (world.policy, world.reference)
+            )
+            tokens.append((h, z, ref_z, token, old, advantage, target))
+        yield tokens
 
 
-def assert_same_weights(these, those, tolerance=1e-12):
-    for a, b in zip(these, those, strict=True):
-        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+def times(factor, xs):
+    return [factor * x for x in xs]
 
 
+def plus(xs, ys):
+    return [x + y for x, y in zip(xs, ys, strict=True)]
+
+
+def pg_slope(z, ref_z, token, old, advantage):
+    return times(-advantage, reference.logprob_slope(z, token))
+
+
+def ppo_slope(z, ref_z, token, old, advantage):
+    new = reference.logprob(z, token)
+    if reference.policy_clip_binds(new, old, advantage, 0.1, 0.3):
+        return [0.0] * len(z)
+    return times(-advantage * math.exp(new - old), reference.logprob_slope(z, token))
+
+
+def with_entropy(z, ref_z, token, old, advantage):
+    return plus(pg_slope(z, ref_z, token, old, advantage), times(-0.2, reference.entropy_slope(z)))
+
+
+def with_sampled_kl(direction):
+    def slope(z, ref_z, token, old, advantage):
+        new, ref = reference.logprob(z, token), reference.logprob(ref_z, token)
+        per_logprob = new - ref if direction == "reverse" else 1 - math.exp(ref - new)
+        kl = times(math.exp(new - old) * per_logprob, reference.logprob_slope(z, token))
+        return plus(pg_slope(z, ref_z, token, old, advantage), times(0.3, kl))
+
+    return slope
+
+
+def with_exact_kl(direction):
+    def slope(z, ref_z, token, old, advantage):
+        kl = reference.kl_slope(z, ref_z, direction)
+        return plus(pg_slope(z, ref_z, token, old, advantage), times(0.3, kl))
+
+    return slope
+
+
+def kl_settings(estimator, direction):
+    return {"loss": "pg", "kl_loss_coef": 0.3, "kl_loss_estimator": estimator, "kl_loss_direction": direction}
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_in_the_first_minibatch_the_ratio_is_one_and_the_kl_zero(temperature):
-    stats = World(temperature=temperature).update(**ONE_STEP, temperature=temperature)
-    assert stats.first_minibatch_ratio_deviation < 1e-12
-    assert abs(stats.approx_kl) < 1e-12
-    assert abs(stats.k1_kl) < 1e-12
-    assert stats.ratio_mean == pytest.approx(1)
-    assert stats.clipfrac == 0
+@pytest.mark.parametrize(
+    ("slope", "settings"),
+    [
+        pytest.param(pg_slope, {"loss": "pg"}, id="pg"),
+        pytest.param(ppo_slope, {"cliprange": (0.1, 0.3)}, id="ppo"),
+        pytest.param(with_entropy, {"loss": "pg", "entropy_coef": 0.2}, id="entropy"),
+        pytest.param(with_sampled_kl("reverse"), kl_settings("k1", "reverse"), id="k1"),
+        pytest.param(with_sampled_kl("reverse"), kl_settings("k3", "reverse"), id="k3"),
+        pytest.param(with_sampled_kl("forward"), kl_settings("k2", "forward"), id="k2 forward"),
+        pytest.param(with_exact_kl("reverse"), kl_settings("exact", "reverse"), id="exact"),
+        pytest.param(with_exact_kl("forward"), kl_settings("exact", "forward"), id="exact forward"),
+    ],
+)
+def test_one_step_moves_the_weights_as_the_formula_says(slope, settings, temperature, aggregation):
+    world = World(policy_lr=0.5, critic_lr=0.25, temperature=temperature)
+    batch = world.off_policy()
+    expected_table, expected_values = world.weights
+    for tokens in response_tokens(world, batch):
+        num_terms = len(tokens) * len(batch) if aggregation == "seq_mean" else len(batch.responses.values)
+        for h, z, ref_z, token, old, advantage, target in tokens:
+            # The logits of the table reach the loss divided by the temperature, the values as they are.
+            change = tensor(slope(z, ref_z, token, old, advantage), dtype=torch.float64) / temperature
+            expected_table[h] -= 0.5 * change / num_terms
+            expected_values[h, 0] -= 0.25 * (0 - target) / num_terms
+    world.update(batch=batch, **ONE_STEP, **UNLIMITED, **settings, aggregation=aggregation)
+    assert_same_weights(world.weights, [expected_table, expected_values])
 
 
 def test_a_wrong_temperature_shows_in_the_first_ratio():
@@ -108,73 +140,6 @@ def test_the_first_ratio_is_that_of_the_first_minibatch_alone():
     stats = World(policy_lr=50.0).update(epochs=2, num_minibatches=2, max_grad_norm=math.inf)
     assert stats.first_minibatch_ratio_deviation < 1e-12
     assert stats.approx_kl > 1e-3
-
-
-def history(tokens):
-    number = 0
-    for token in tokens:
-        number = (number * 31 + 7 * token + 1) % 97
-    return number
-
-
-def test_one_step_moves_the_weights_as_the_formula_says():
-    # On policy, the gradient of the loss is that of -A log p: in a table of logits, -A (one-hot - softmax).
-    world = World(policy_lr=0.5, critic_lr=0.25)
-    (table, values), batch = world.weights, world.batch
-    num_tokens = len(batch.responses.values)
-    expected_table, expected_values = table.clone(), values.clone()
-    flat = zip(batch.token_columns["advantages"].tolist(), batch.token_columns["returns"].tolist(), strict=True)
-    for i in range(len(batch)):
-        prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
-        for t, token in enumerate(response):
-            (advantage, target), h = next(flat), history(prompt + response[:t])
-            probabilities = reference.softmax(table[h].tolist())
-            for v in range(8):
-                expected_table[h, v] += 0.5 * advantage * ((v == token) - probabilities[v]) / num_tokens
-            expected_values[h, 0] -= 0.25 * (0 - target) / num_tokens
-    world.update(**ONE_STEP, max_grad_norm=math.inf, critic_max_grad_norm=math.inf)
-    assert_same_weights(world.weights, [expected_table, expected_values])
-
-
-@few
-@given(seeds, st.integers(1, 60))
-def test_the_update_does_not_depend_on_micro_batches_hence_on_padding(seed, micro_batch_tokens):
-    whole, split = World(seed), World(seed)
-    stats = whole.update(epochs=2, num_minibatches=2, micro_batch_tokens=10_000).as_dict()
-    split_stats = split.update(epochs=2, num_minibatches=2, micro_batch_tokens=micro_batch_tokens).as_dict()
-    assert_same_weights(split.weights, whole.weights)
-    assert split_stats == pytest.approx(stats, abs=1e-10)
-
-
-@few
-@given(seeds)
-def test_the_update_does_not_depend_on_row_order(seed):
-    straight, permuted = World(seed), World(seed)
-    straight.update(epochs=2, num_minibatches=1)
-    permuted.update(epochs=2, num_minibatches=1, batch=permuted.batch.select(Draws(seed).permutation(len(PROMPTS))))
-    assert_same_weights(permuted.weights, straight.weights)
-
-
-def test_a_transformer_does_not_notice_micro_batches_either():
-    weights = []
-    for micro_batch_tokens in (10_000, 1):
-        world = World()
-        policy = tiny_llama()
-        optimizers = Optimizers(policy=CountingSGD(policy.parameters(), 0.1), critic=world.optimizers.critic)
-        config = PPOConfig(**ONE_STEP)
-        ppo_update(policy, world.critic, optimizers, world.batch, config, seed=0, micro_batch_tokens=micro_batch_tokens)
-        weights.append([p.detach() for p in policy.parameters()])
-    assert_same_weights(*weights, tolerance=1e-5)
-
-
-def test_the_same_seed_gives_the_same_bits_and_another_seed_other_minibatches():
-    results = []
-    for seed in (1, 1, 2):
-        world = World()
-        world.update(seed=seed)
-        results.append(world.weights)
-    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
-    assert not torch.equal(results[0][0], results[2][0])
 
 
 def test_each_epoch_visits_the_rows_in_another_order():
@@ -223,19 +188,13 @@ def test_statistics_of_one_step_equal_their_definitions():
         logprobs=world.batch.token_columns["logprobs"] - 0.4 * Draws(1).normal(len(world.batch.responses.values)),
         values=0.5 * world.batch.token_columns["returns"] + 0.1,
     )
-    z_of_token = [
-        world.policy.table[history(batch.prompts.row(i).tolist() + batch.responses.row(i).tolist()[:t])].tolist()
-        for i in range(len(batch))
-        for t in range(len(batch.responses.row(i)))
-    ]
+    z_of_token = [z for tokens in response_tokens(world, batch) for _, z, *_ in tokens]
     tokens = batch.responses.values.tolist()
     old, values, advantages, returns = (
         batch.token_columns[name].tolist() for name in ("logprobs", "values", "advantages", "returns")
     )
-    new = [reference.logprob(z, token, 0.8) for z, token in zip(z_of_token, tokens, strict=True)]
-    stats = world.update(
-        batch=batch, **ONE_STEP, temperature=0.8, cliprange=(0.1, 0.3), cliprange_value=0.05, dual_clip=2.0
-    )
+    new = [reference.logprob(z, token) for z, token in zip(z_of_token, tokens, strict=True)]
+    stats = world.update(batch=batch, **ONE_STEP, cliprange=(0.1, 0.3), cliprange_value=0.05, dual_clip=2.0)
     triples = list(zip(new, old, advantages, strict=True))
     value_errors = [reference.value_error(0.0, v, r, 0.05) for v, r in zip(values, returns, strict=True)]
     assert stats.policy_loss == pytest.approx(
@@ -253,7 +212,7 @@ def test_statistics_of_one_step_equal_their_definitions():
     ratios = [math.exp(n - o) for n, o, _ in triples]
     assert stats.ratio_mean == pytest.approx(reference.mean(ratios))
     assert stats.first_minibatch_ratio_deviation == pytest.approx(max(abs(r - 1) for r in ratios))
-    assert stats.entropy == pytest.approx(reference.mean([reference.entropy([x / 0.8 for x in z]) for z in z_of_token]))
+    assert stats.entropy == pytest.approx(reference.mean([reference.entropy(z) for z in z_of_token]))
     assert stats.explained_variance == pytest.approx(0.75)
 
 
@@ -265,7 +224,7 @@ def test_statistics_are_means_over_all_minibatches():
         losses.append(world.update(batch=world.batch.select(tensor([rows])), **ONE_STEP).value_loss)
     stats = World(policy_lr=0.0, critic_lr=0.0).update(epochs=3, num_minibatches=6)
     assert stats.value_loss == pytest.approx(reference.mean(losses))
-    assert set(stats.as_dict()) == set(stats.__dataclass_fields__) - {"kl_loss"}
+    assert set(stats.as_dict()) == POLICY_STATISTICS | CRITIC_STATISTICS | COUNTS
     assert stats.as_dict()["value_loss"] == stats.value_loss
 
 
@@ -293,11 +252,164 @@ def test_the_epoch_and_minibatch_that_failed_are_named():
     assert f"critic, epoch 0, minibatch {steps};" in str(failure.value)
 
 
+def test_what_is_not_trained_is_not_needed_and_has_no_statistics():
+    world = World()
+    columns = world.batch.token_columns
+
+    def with_columns(*names):
+        return RolloutBatch(
+            prompts=world.batch.prompts,
+            responses=world.batch.responses,
+            stopped=world.batch.stopped,
+            token_columns={name: columns[name] for name in names},
+        )
+
+    before = world.weights
+    stats = world.update(critic=False, batch=with_columns("logprobs", "advantages")).as_dict()
+    assert set(stats) == POLICY_STATISTICS | COUNTS
+    assert torch.equal(world.weights[1], before[1])
+    assert not torch.equal(world.weights[0], before[0])
+
+    before = world.weights
+    stats = world.update(policy=False, batch=with_columns("values", "returns")).as_dict()
+    assert set(stats) == CRITIC_STATISTICS | COUNTS
+    assert stats["policy_epochs"] == stats["num_optimizer_steps"] == 0
+    assert torch.equal(world.weights[0], before[0])
+    assert not torch.equal(world.weights[1], before[1])
+
+
+def test_alone_policy_and_critic_learn_what_they_learn_together():
+    together, policy_alone, critic_alone = World(), World(), World()
+    stats = together.update().as_dict()
+    parts = policy_alone.update(critic=False).as_dict() | {
+        name: value for name, value in critic_alone.update(policy=False).as_dict().items() if name in CRITIC_STATISTICS
+    }
+    assert parts == stats
+    assert torch.equal(together.weights[0], policy_alone.weights[0])
+    assert torch.equal(together.weights[1], critic_alone.weights[1])
+
+
+def test_an_update_that_lacks_a_model_or_an_optimizer_is_refused():
+    world = World()
+    with pytest.raises(ConfigError, match="policy and critic are both None; give at least one model to train"):
+        world.update(policy=False, critic=False)
+    full = world.optimizers
+    for optimizers, name in ((Optimizers(policy=full.policy), "critic"), (Optimizers(None, full.critic), "policy")):
+        world.optimizers = optimizers
+        with pytest.raises(ConfigError, match=f"the {name} has no optimizer; give it one, or leave the {name} out"):
+            world.update()
+    config = PPOConfig(kl_loss_coef=0.1, kl_loss_estimator="exact")
+    with pytest.raises(ConfigError, match="kl_loss_estimator=exact needs the reference model"):
+        ppo_update(world.policy, world.critic, full, world.batch, config, seed=0)
+
+
 def test_missing_columns_are_named():
     world = World()
     bare = RolloutBatch(prompts=world.batch.prompts, responses=world.batch.responses, stopped=world.batch.stopped)
+    bare = bare.with_columns(logprobs=world.batch.token_columns["logprobs"])
     with pytest.raises(ShapeError, match=r"lacks the token columns \['advantages', 'values', 'returns'\]"):
-        world.update(batch=bare.with_columns(logprobs=world.batch.token_columns["logprobs"]))
+        world.update(batch=bare)
+    with pytest.raises(ShapeError, match=r"lacks the token columns \['advantages', 'ref_logprobs'\]"):
+        world.update(batch=bare, critic=False, kl_loss_coef=0.1)
+    with pytest.raises(ShapeError, match=r"lacks the token columns \['advantages'\]"):
+        world.update(batch=bare, critic=False, kl_loss_coef=0.1, kl_loss_estimator="exact")
+
+
+def told(world, **settings):
+    """What ``before_step`` hears in an update."""
+    heard = []
+    world.update(before_step=heard.append, **settings)
+    return heard
+
+
+def test_before_each_step_of_the_policy_its_minibatch_is_told():
+    world = World(policy_lr=0.0, critic_lr=0.0)
+    settings = {"loss": "pg", "kl_loss_coef": 0.3, "entropy_coef": 0.2}
+    heard = told(world, **settings, epochs=2, critic_epochs=3, num_minibatches=2)
+    assert [(m.epoch, m.minibatch) for m in heard] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for minibatch in heard:
+        v = minibatch.values
+        assert set(v) == {
+            "loss",
+            "policy_loss",
+            "kl_loss",
+            "entropy",
+            "approx_kl",
+            "k1_kl",
+            "ratio_mean",
+            "ratio_max_deviation",
+            "grad_norm",
+        }
+        assert v["loss"] == pytest.approx(v["policy_loss"] + 0.3 * v["kl_loss"] - 0.2 * v["entropy"])
+    # Rows and tokens differ between minibatches, means of an epoch do not: weights of zero learning rate stay.
+    stats = world.update(**settings, **ONE_STEP)
+    whole = told(world, **settings, **ONE_STEP)[0].values
+    for name in ("policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "ratio_mean", "grad_norm"):
+        assert getattr(stats, name) == pytest.approx(whole[name])
+
+
+@pytest.mark.parametrize(("epoch", "steps"), [(0, 0), (1, 2)])
+def test_an_objection_before_a_step_leaves_the_weights_as_they_were(epoch, steps):
+    class Objection(Exception):
+        pass
+
+    def object_to(minibatch):
+        if minibatch.epoch == epoch:
+            raise Objection
+
+    stopped, shorter = World(), World()
+    with pytest.raises(Objection):
+        stopped.update(before_step=object_to, epochs=2, num_minibatches=2)
+    if epoch:
+        shorter.update(epochs=epoch, num_minibatches=2)
+    assert all(torch.equal(a, b) for a, b in zip(stopped.weights, shorter.weights, strict=True))
+    assert stopped.optimizers.policy.num_steps == stopped.optimizers.critic.num_steps == steps
+
+
+def test_the_policy_stops_after_an_epoch_whose_mean_kl_passes_the_target_and_the_critic_goes_on():
+    plan = {"epochs": 4, "num_minibatches": 2}
+    heard = told(World(), **plan)
+    by_epoch = [[m.values["approx_kl"] for m in heard if m.epoch == epoch] for epoch in range(4)]
+    means = [reference.mean(values) for values in by_epoch]
+    assert means == sorted(means)
+    # Between the means of two epochs, and below the largest value of the first of them.
+    target = (means[1] + min(max(by_epoch[1]), means[2])) / 2
+    assert means[1] < target < max(by_epoch[1])
+    for target_kl, epochs in ((1e-9, 2), (target, 3), ((means[2] + means[3]) / 2, 4), (1.0, 4)):
+        stopped, planned = World(), World()
+        stats = stopped.update(**plan, target_kl=target_kl)
+        planned.update(epochs=epochs, critic_epochs=4, num_minibatches=2)
+        assert stats.policy_epochs == epochs
+        assert stats.num_optimizer_steps == stopped.optimizers.policy.num_steps == 2 * epochs
+        assert stopped.optimizers.critic.num_steps == 8
+        assert all(torch.equal(a, b) for a, b in zip(stopped.weights, planned.weights, strict=True))
+
+
+def test_rollouts_of_another_policy_allow_one_epoch_and_no_more():
+    world = World()
+    stats = world.update(batch=world.off_policy(), epochs=4, num_minibatches=3, target_kl=1e-9)
+    assert stats.policy_epochs == 1
+    assert (world.optimizers.policy.num_steps, world.optimizers.critic.num_steps) == (3, 12)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean"])
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
+def test_the_divergence_in_the_loss_is_reported_as_it_is_defined(estimator, direction, aggregation):
+    world = World(temperature=0.8)
+    batch = world.off_policy()
+
+    def divergence(h, z, ref_z, token, old, advantage, target):
+        if estimator == "exact":
+            return reference.kl(z, ref_z) if direction == "reverse" else reference.kl(ref_z, z)
+        new, ref = reference.logprob(z, token), reference.logprob(ref_z, token)
+        return reference.kl_loss(new, old, ref, estimator, direction)
+
+    rows = [[divergence(*token) for token in tokens] for tokens in response_tokens(world, batch)]
+    num_responses = len(batch) if aggregation == "seq_mean" else None
+    expected = reference.aggregate(rows, len(batch.responses.values), num_responses)
+    stats = world.update(batch=batch, **ONE_STEP, **kl_settings(estimator, direction), aggregation=aggregation)
+    assert stats.kl_loss == pytest.approx(expected, rel=1e-9)
 
 
 def test_models_stay_in_the_mode_they_are_in_and_leftover_gradients_do_not_count():

@@ -7,11 +7,19 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ppo_core import PPOConfig, SamplingConfig
+from tasks.compute_advantages import ComputeAdvantagesConfig
+from tasks.generate_rollouts import GenerateRolloutsConfig
 from tasks.models import ResidentModels
-from tasks.prepare_data import FromScratchConfig, make_model
+from tasks.prepare_data import DataConfig, FromScratchConfig, PrepareDataConfig, make_model
 from tasks.records import Text
-from tasks.stage import ExecutionConfig, StageConfig, StageContext, load_stage
-from tasks.store import Place, Recipe, Ref, Store, digest_file, digest_files, input_digests
+from tasks.rewards import RewardConfig
+from tasks.score_rollouts import ScoreRolloutsConfig
+from tasks.sources import Source
+from tasks.stage import ExecutionConfig, HealthConfig, StageConfig, StageContext, load_stage
+from tasks.store import Place, Recipe, Ref, Store, digest_file, digest_files, input_digests, read_dataset
+from tasks.train_reward_model import TrainRewardModelConfig
+from tasks.update_policy import UpdatePolicyConfig
 
 WORDS = ("the", "is", "on", "under", "by", "door", "thank", "you", "go", "away", "now", "glad", "to", "help", "table")
 TEXTS = [f"the {a} {b} is on the {c}. thank you" for a in ("red", "blue") for b in ("lamp", "clock") for c in WORDS]
@@ -44,6 +52,7 @@ class Workbench:
     def __init__(self, root: Path, *, micro_batch_tokens: int = 4096, seed: int = 7) -> None:
         self.store = Store(root)
         self.execution = ExecutionConfig(device="cpu", micro_batch_tokens=micro_batch_tokens)
+        self.health = HealthConfig()
         self.seed = seed
         self.models = ResidentModels()
         self.events: list[Any] = []
@@ -64,6 +73,7 @@ class Workbench:
             place=place,
             run_seed=self.seed,
             execution=self.execution,
+            health=self.health,
             models=self.models,
             report=self.events.append,
         )
@@ -72,3 +82,127 @@ class Workbench:
 
     def metrics(self, ref: Ref) -> dict[str, float]:
         return dict(json.loads((ref.directory / "manifest.json").read_text())["metrics"])
+
+
+SAMPLING = SamplingConfig(max_new_tokens=10)
+
+
+def write_rows(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def a_prompt(i):
+    return {"prompt": f"where is the {('red', 'blue')[i % 2]} lamp {i}?", "answer": i}
+
+
+def a_preference(i):
+    good, bad = f" on the table. thank you {i}", f" go away now {i}"
+    if i % 4:
+        return {"prompt": f"question {i}:", "chosen": good, "rejected": bad}
+    responses = [bad, good, good + "!", bad + "!"]
+    return {"prompt": f"question {i}:", "responses": responses, "ranks": [3, 1, 1, 3]}
+
+
+def make_world(root):
+    """A bench to run stages on, a model, its data prepared, and how; to be shared, since a stage changes no input."""
+    base = a_model(root / "model")
+    config = prepare_config(root)
+    bench = Workbench(root / "run")
+    return bench, base, bench.run("prepare_data", config, place=Place(1), base=base), config
+
+
+def prepare_config(root, *, num_prompts=20, **changes):
+    settings = {
+        "prompts": (Source(path=write_rows(root / "prompts.jsonl", [a_prompt(i) for i in range(num_prompts)])),),
+        "preferences": (Source(path=write_rows(root / "pairs.jsonl", [a_preference(i) for i in range(40)])),),
+        "texts": (
+            Source(path=write_rows(root / "texts.jsonl", [{"text": f"the lamp is red {i}"} for i in range(20)])),
+        ),
+        "num_held_out_prompts": 4,
+    }
+    return PrepareDataConfig(data=DataConfig(**{**settings, **changes}), response_tokens=10)
+
+
+def rows(ref, name="rollouts"):
+    return read_dataset(ref.directory / name).to_pylist()
+
+
+def generate(bench, base, data, **changes):
+    config = GenerateRolloutsConfig(**{"prompts_per_iteration": 6, "sampling": SAMPLING, **changes})
+    place = Place(1, 1, 0) if config.shards == 1 else None
+    places = [place] if place else [Place(1, 1, shard) for shard in range(config.shards)]
+    return [bench.run("generate_rollouts", config, place=place, policy=base, data=data) for place in places]
+
+
+def score(bench, base, rollouts, rewards, *, reference=None, reward_model=None, external=(), **inputs):
+    """``critic=None`` leaves the critic out; by default it starts from the policy."""
+    exact_kl = inputs.pop("exact_kl", False)
+    return bench.run(
+        "score_rollouts",
+        ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature, exact_kl=exact_kl),
+        place=Place(1, 1, 0),
+        **{
+            "rollouts": rollouts,
+            "policy": base,
+            "reference": reference or base,
+            "critic": base,
+            "reward_model": reward_model,
+            "external": list(external),
+            **inputs,
+        },
+    )
+
+
+def length_reward(prompts, responses, rows):
+    return [float(len(response)) for response in responses]
+
+
+def answer_reward(prompts, responses, rows):
+    return [float(row["answer"]) for row in rows]
+
+
+LENGTH = {"length": RewardConfig(function="small_world:length_reward")}
+
+
+def train_reward_model(bench, base, data, **changes):
+    settings = {"epochs": 8, "learning_rate": 3e-3, "batch_size": 8, "calibration_samples": 32, "sampling": SAMPLING}
+    config = TrainRewardModelConfig(**{**settings, **changes})
+    return bench.run("train_reward_model", config, place=Place(1), base=base, reference=base, data=data)
+
+
+def advantages(bench, scored, checkpoint, *, place=Place(1, 1), **settings):
+    config = ComputeAdvantagesConfig(**settings)
+    return bench.run("compute_advantages", config, place=place, scored=scored, checkpoint=checkpoint)
+
+
+def an_update(
+    bench, base, data, *, start=None, reference=None, iteration=1, experience=None, treatment=None, **changes
+):
+    """One iteration from ``start`` (a checkpoint; the base by default) to the next checkpoint."""
+    start = start or base
+    algorithm = changes.pop("algorithm", "ppo")
+    critic = start if algorithm == "ppo" else None
+    if experience is None:
+        (rollouts,) = generate(bench, start, data, samples_per_prompt=1 if algorithm == "ppo" else 3)
+        scored = score(bench, start, rollouts, LENGTH, critic=critic, reference=reference or base)
+        place = Place(1, iteration)
+        experience = advantages(bench, [scored], start, place=place, algorithm=algorithm, **(treatment or {}))
+    settings = {
+        "ppo": PPOConfig(epochs=2, num_minibatches=2),
+        "temperature": SAMPLING.temperature,
+        "learning_rate": 1e-2,
+        "critic_learning_rate": 1e-2,
+        "weight_decay": 0.0,
+    }
+    config = UpdatePolicyConfig(**{**settings, **changes})
+    exact = config.ppo.kl_loss_coef > 0 and config.ppo.kl_loss_estimator == "exact"
+    return bench.run(
+        "update_policy",
+        config,
+        place=Place(1, iteration),
+        experience=experience,
+        policy=start,
+        critic=critic,
+        reference=(reference or base) if exact else None,
+    )

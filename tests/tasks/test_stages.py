@@ -2,105 +2,45 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from small_world import Workbench, a_model
+from small_world import (
+    LENGTH,
+    SAMPLING,
+    Workbench,
+    a_model,
+    a_prompt,
+    advantages,
+    an_update,
+    external,
+    generate,
+    make_world,
+    prepare_config,
+    rows,
+    score,
+    train_reward_model,
+    write_rows,
+)
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ppo_core import PPOConfig, SamplingConfig
-from tasks.compute_advantages import AdvantagesConfig
+from ppo_core import SamplingConfig
 from tasks.errors import DataError, ModelError, RewardError
 from tasks.evaluate_policy import EvaluatePolicyConfig
 from tasks.generate_rollouts import GenerateRolloutsConfig
 from tasks.models import load_scalar_model
-from tasks.prepare_data import DataConfig, PrepareDataConfig
 from tasks.rewards import RewardConfig
-from tasks.score_rollouts import ScoreRolloutsConfig
 from tasks.sources import Source
-from tasks.store import Place, read_dataset
-from tasks.train_reward_model import TrainRewardModelConfig, pack_groups
+from tasks.store import Place
+from tasks.train_reward_model import pack_groups
 from tasks.training import pad_rows
-from tasks.update_policy import OptimizersConfig, UpdatePolicyConfig
+from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpStageConfig
-
-SAMPLING = SamplingConfig(max_new_tokens=10)
-
-
-def write_rows(path: Path, rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def a_prompt(i):
-    return {"prompt": f"where is the {('red', 'blue')[i % 2]} lamp {i}?", "answer": i}
-
-
-def a_preference(i):
-    good, bad = f" on the table. thank you {i}", f" go away now {i}"
-    if i % 4:
-        return {"prompt": f"question {i}:", "chosen": good, "rejected": bad}
-    responses = [bad, good, good + "!", bad + "!"]
-    return {"prompt": f"question {i}:", "responses": responses, "ranks": [3, 1, 1, 3]}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model, its data prepared, and a bench to run stages on; shared, since a stage changes none of its inputs."""
-    root = tmp_path_factory.mktemp("world")
-    base = a_model(root / "model")
-    config = prepare_config(root)
-    bench = Workbench(root / "run")
-    return bench, base, bench.run("prepare_data", config, place=Place(1), base=base), config
-
-
-def prepare_config(root, *, num_prompts=20, **changes):
-    settings = {
-        "prompts": (Source(path=write_rows(root / "prompts.jsonl", [a_prompt(i) for i in range(num_prompts)])),),
-        "preferences": (Source(path=write_rows(root / "pairs.jsonl", [a_preference(i) for i in range(40)])),),
-        "texts": (
-            Source(path=write_rows(root / "texts.jsonl", [{"text": f"the lamp is red {i}"} for i in range(20)])),
-        ),
-        "num_held_out_prompts": 4,
-    }
-    return PrepareDataConfig(data=DataConfig(**{**settings, **changes}), response_tokens=10)
-
-
-def rows(ref, name="rollouts"):
-    return read_dataset(ref.directory / name).to_pylist()
-
-
-def generate(bench, base, data, **changes):
-    config = GenerateRolloutsConfig(**{"prompts_per_iteration": 6, "sampling": SAMPLING, **changes})
-    place = Place(1, 1, 0) if config.shards == 1 else None
-    places = [place] if place else [Place(1, 1, shard) for shard in range(config.shards)]
-    return [bench.run("generate_rollouts", config, place=place, policy=base, data=data) for place in places]
-
-
-def score(bench, base, rollouts, rewards, *, reference=None, critic=None, reward_model=None, external=()):
-    return bench.run(
-        "score_rollouts",
-        ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature),
-        place=Place(1, 1, 0),
-        rollouts=rollouts,
-        policy=base,
-        reference=reference or base,
-        critic=critic or base,
-        reward_model=reward_model,
-        external=list(external),
-    )
-
-
-def length_reward(prompts, responses, rows):
-    return [float(len(response)) for response in responses]
-
-
-def answer_reward(prompts, responses, rows):
-    return [float(row["answer"]) for row in rows]
-
-
-LENGTH = {"length": RewardConfig(function="test_stages:length_reward")}
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 # prepare_data
@@ -168,12 +108,6 @@ def test_warm_up_lowers_the_loss_and_keeps_the_tokenizer(world):
     assert metrics["warm_up/loss"] < 0.7 * metrics["warm_up/first_loss"]
     assert (warm.directory / "policy/tokenizer.json").read_bytes() == (base.directory / "tokenizer.json").read_bytes()
     AutoModelForCausalLM.from_pretrained(warm.directory / "policy", use_safetensors=True)
-
-
-def train_reward_model(bench, base, data, **changes):
-    settings = {"epochs": 8, "learning_rate": 3e-3, "batch_size": 8, "calibration_samples": 32, "sampling": SAMPLING}
-    config = TrainRewardModelConfig(**{**settings, **changes})
-    return bench.run("train_reward_model", config, place=Place(1), base=base, reference=base, data=data)
 
 
 def test_a_reward_model_learns_and_its_calibration_is_part_of_it(world):
@@ -305,8 +239,8 @@ def test_the_score_is_the_weighted_sum_of_named_components(world):
     bench, base, data, _ = world
     (rollouts,) = generate(bench, base, data)
     rewards = {
-        "length": RewardConfig(function="test_stages:length_reward", weight=0.5),
-        "answer": RewardConfig(function="test_stages:answer_reward", weight=-2.0),
+        "length": RewardConfig(function="small_world:length_reward", weight=0.5),
+        "answer": RewardConfig(function="small_world:answer_reward", weight=-2.0),
     }
     for row in rows(score(bench, base, rollouts, rewards)):
         assert row["score_length"] == len(row["response"])
@@ -347,8 +281,6 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(world, tmp_path):
     # Another tokenizer as far as its file says, though with the same ids: the way through the text must agree.
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    from small_world import external
-
     rewards = {"own": RewardConfig(model="trained"), "other": RewardConfig(model="somewhere")}
     scored = score(bench, base, rollouts, rewards, reward_model=reward_model, external=[external(other)])
     agreeing = [row for row in rows(scored) if "\ufffd" not in row["response"] and row["finish_reason"] == "stop"]
@@ -383,7 +315,7 @@ def no_numbers(prompts, responses, rows):
     [
         ("raising", r"rewards\.bad: test_stages:raising raised KeyError: 'answer'; mend it"),
         ("too_few", r"returned 1 scores for 6 responses; return one per response"),
-        ("not_a_number", r"returned nan for rollout r1\.i1\.s0\..*; return a finite score"),
+        ("not_a_number", r"returned nan for rollout r1\.i1\.s0\..*; mend it so that it returns a finite score"),
         ("no_numbers", r"returned 'good', not a list of numbers"),
     ],
 )
@@ -412,8 +344,7 @@ def test_advantages_equal_their_definition_row_by_row(world, tmp_path):
     reference = a_model(tmp_path / "reference", seed=5)
     scored = [score(bench, base, shard, LENGTH, reference=reference) for shard in generate(bench, base, data, shards=2)]
     beta, gamma, lam = 0.3, 0.9, 0.8
-    config = AdvantagesConfig(kl_coef=beta, gamma=gamma, lam=lam, whiten=False)
-    ref = bench.run("compute_advantages", config, scored=scored)
+    ref = advantages(bench, scored, base, kl_coef=beta, gamma=gamma, lam=lam, whiten=False)
     assert [row["rollout_id"] for row in rows(ref)] == [row["rollout_id"] for s in scored for row in rows(s)]
     for row in rows(ref):
         kl = [p - q for p, q in zip(row["logprobs"], row["ref_logprobs"], strict=True)]
@@ -432,35 +363,13 @@ def test_advantages_equal_their_definition_row_by_row(world, tmp_path):
 def test_whitened_advantages_have_mean_0_and_standard_deviation_1_over_all_shards(world):
     bench, base, data, _ = world
     scored = [score(bench, base, shard, LENGTH) for shard in generate(bench, base, data, shards=2)]
-    ref = bench.run("compute_advantages", AdvantagesConfig(), scored=scored)
+    ref = advantages(bench, scored, base)
     values = torch.tensor([a for row in rows(ref) for a in row["advantages"]])
     assert values.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert values.std().item() == pytest.approx(1.0, abs=1e-4)
 
 
 # update_policy
-
-
-def an_update(bench, base, data, *, policy=None, critic=None, iteration=1, **changes):
-    (rollouts,) = generate(bench, policy or base, data)
-    scored = score(bench, policy or base, rollouts, LENGTH, critic=critic or base)
-    experience = bench.run("compute_advantages", AdvantagesConfig(), place=Place(1, iteration), scored=[scored])
-    settings = {
-        "ppo": PPOConfig(epochs=2, num_minibatches=2),
-        "temperature": SAMPLING.temperature,
-        "learning_rate": 1e-2,
-        "critic_learning_rate": 1e-2,
-        "weight_decay": 0.0,
-    }
-    config = UpdatePolicyConfig(**{**settings, **changes})
-    return bench.run(
-        "update_policy",
-        config,
-        place=Place(1, iteration),
-        experience=experience,
-        policy=policy or base,
-        critic=critic or base,
-    )
 
 
 def test_the_first_ratio_of_an_update_is_one(world):
@@ -474,6 +383,7 @@ def test_a_checkpoint_holds_policy_critic_and_both_optimizers(world):
     bench, base, data, _ = world
     checkpoint = an_update(bench, base, data)
     names = {str(path.relative_to(checkpoint.directory)) for path in checkpoint.directory.rglob("*.safetensors")}
+    assert (checkpoint.directory / "loop_state.json").exists()
     assert names == {
         "policy/model.safetensors",
         "critic/model.safetensors",
@@ -494,7 +404,7 @@ def test_models_in_memory_and_models_from_disk_give_the_same_bytes(world, tmp_pa
         first = an_update(bench, base, data)
         if forgets:
             bench.models.clear()
-        digests.append((first.digest, an_update(bench, base, data, policy=first, critic=first, iteration=2).digest))
+        digests.append((first.digest, an_update(bench, base, data, start=first, iteration=2).digest))
     assert digests[0] == digests[1]
 
 
@@ -503,7 +413,7 @@ def test_the_second_update_goes_on_with_the_moments_of_the_first(world):
     from safetensors.torch import load_file
 
     first = an_update(bench, base, data)
-    second = an_update(bench, base, data, policy=first, critic=first, iteration=2)
+    second = an_update(bench, base, data, start=first, iteration=2)
     steps = [load_file(ref.directory / "policy_optimizer.safetensors")["0.step"].item() for ref in (first, second)]
     assert steps == [4.0, 8.0]
 
@@ -544,7 +454,7 @@ def test_a_policy_that_is_the_reference_gains_nothing(world):
     config = EvaluatePolicyConfig(
         samples_per_prompt=2,
         rewards=LENGTH,
-        held_out_rewards={"answer": RewardConfig(function="test_stages:answer_reward")},
+        held_out_rewards={"answer": RewardConfig(function="small_world:answer_reward")},
         sampling=SAMPLING,
     )
     ref = bench.run(
