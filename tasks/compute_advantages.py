@@ -116,7 +116,7 @@ def compute_advantages(
             "treated_score": treated.tolist(),
             **{name: Ragged.from_padded(column, mask) for name, column in columns.items()},
         },
-        with_advantages(table, has_returns="returns" in columns),
+        with_advantages(table.schema, has_returns="returns" in columns),
     )
     write_dataset(context.output / "rollouts", table)
     after.write(context.output)

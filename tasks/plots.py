@@ -58,6 +58,7 @@ def draw_plots(directory: Path, history: History, calibration: Mapping[str, Any]
         "response_length": response_length_figure,
         "entropy": entropy_figure,
         "explained_variance": explained_variance_figure,
+        "reward_hacking": reward_hacking_figure,
     }
     # The user's own style file would change the bytes.
     with matplotlib.style.context(["default", dict(STYLE)]):
@@ -164,6 +165,36 @@ def explained_variance_figure(history: History) -> "Figure | None":
         note = f"below the axis: down to {lowest:.3g}"
         axes.text(0.99, 0.03, note, transform=axes.transAxes, ha="right", color="#555555", fontsize=8.5)
     mark_rounds(axes, history)
+    return figure
+
+
+def reward_hacking_figure(history: History) -> "Figure | None":
+    """Whether the score outruns what training never sees, follows length, or feeds on repetition."""
+    gaps = sorted({name for row in history for name in row if name.startswith("audit/") and name.endswith("_gap")})
+    gaps = [name for name in gaps if points(history, name)][: len(COLORS)]
+    labels = {
+        "gap": "score's lead, std",
+        "audit/length_correlation": "correlation\nwith length",
+        "audit/distinct_2": "distinct\nbigrams, %",
+    }
+    drawn = [key for key in labels if (gaps if key == "gap" else points(history, key))]
+    if not drawn:
+        return None
+    figure, panels = new_figure("Is the score to be believed?", *(labels[key] for key in drawn))
+    for key, axes in zip(drawn, panels, strict=True):
+        if key == "gap":
+            axes.axhline(0.0, color=MUTED, linewidth=0.9)
+            for name, color in zip(gaps, COLORS, strict=False):
+                held_out = name.removeprefix("audit/").removesuffix("_gap")
+                draw_line(axes, history, name, color, label=f"rise of the score less rise of {held_out}")
+            axes.legend(loc="best")
+        elif key == "audit/length_correlation":
+            axes.axhline(0.0, color=MUTED, linewidth=0.9)
+            draw_line(axes, history, key, COLORS[1])
+            axes.set_ylim(-1.05, 1.05)
+        else:
+            draw_line(axes, history, key, COLORS[2], scale=100)
+        mark_rounds(axes, history, named=axes is panels[0])
     return figure
 
 

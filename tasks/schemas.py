@@ -82,10 +82,10 @@ def scored(components: list[str], *, has_exact_kl: bool, has_values: bool) -> pa
     )
 
 
-def advantages(scored_table: pa.Table, *, has_returns: bool) -> pa.Schema:
+def advantages(scored_rollouts: pa.Schema, *, has_returns: bool) -> pa.Schema:
     """Scored rollouts with what the update learns from."""
     names = ("kl", "rewards", "advantages", *(["returns"] if has_returns else []))
-    return pa.schema([*scored_table.schema, ("treated_score", pa.float32()), *((name, PER_TOKEN) for name in names)])
+    return pa.schema([*scored_rollouts, ("treated_score", pa.float32()), *((name, PER_TOKEN) for name in names)])
 
 
 def audit(components: list[str]) -> pa.Schema:

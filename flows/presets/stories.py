@@ -1,7 +1,8 @@
-"""Preferences for the ``stories`` preset: which of two sentences people rated as the kinder one."""
+"""Data and rules for the presets on TinyStories: kinder sentences for ``stories``, checkable rules for ``r1_zero``."""
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,3 +34,35 @@ def rated_pairs(seed: int, path: str, min_gap: float = 1.0) -> Iterator[dict[str
             "rejected": f" {worse['text'].strip()}",
             "margin": better["score"] - worse["score"],
         }
+
+
+def names_its_subject(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[float]:
+    """1 where the continuation speaks of what the opening introduced: its name, without one its last word."""
+    del rows
+    return [
+        float(re.search(rf"\b{re.escape(subject_of(prompt))}\b", response, re.IGNORECASE) is not None)
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
+def subject_of(prompt: str) -> str:
+    """Whom or what an opening introduces."""
+    if named := re.search(r"\b(?:named|called) (\w+)", prompt):
+        return named[1]
+    return (re.findall(r"\w+", prompt) or [""])[-1]
+
+
+def has_dialogue(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[float]:
+    """1 where somebody speaks: words stand in quotation marks, and every mark that opens is closed."""
+    del prompts, rows
+    return [
+        float(response.count('"') % 2 == 0 and re.search(r'"[^"]*\w[^"]*"', response) is not None)
+        for response in responses
+    ]
+
+
+def variety(prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[float]:
+    """Distinct words as a share of all words: what a policy gives up that only repeats what is rewarded."""
+    del prompts, rows
+    words = [re.findall(r"\w+", response.lower()) for response in responses]
+    return [len(set(own)) / len(own) if own else 0.0 for own in words]

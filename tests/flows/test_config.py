@@ -32,7 +32,7 @@ def refusal(*overrides, name=TINY):
 # What loads
 
 
-@pytest.mark.parametrize("name", ["quickstart", "stories", "template"])
+@pytest.mark.parametrize("name", ["quickstart", "stories", "grpo", "rloo", "r1_zero", "template"])
 def test_a_preset_loads_though_its_data_need_not_be_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config(name) == load_config(str(PRESETS / f"{name}.yaml"))
@@ -201,6 +201,92 @@ def test_a_mistake_is_one_sentence_with_field_value_and_what_is_wanted(override,
     assert refusal(override) == message
 
 
+GROUPED = "rollouts.samples_per_prompt=4"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm=gpro"], "algorithm='gpro': input should be 'ppo', 'vanilla_pg', 'reinforce', 'rloo', 'grpo' or"),
+        *(
+            (
+                [f"algorithm={name}"],
+                f"rollouts.samples_per_prompt=1: algorithm: {name} compares the samples of a prompt",
+            )
+            for name in ("rloo", "grpo", "dr_grpo")
+        ),
+        *(
+            ([f"algorithm={name}", GROUPED, setting], f"{setting}: algorithm: {name} has no critic; leave it out")
+            for name in ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
+            for setting in ("ppo.critic_epochs=2", "advantages.lam=0.9")
+        ),
+        *(
+            (["algorithm=reinforce", setting], f"{setting}: algorithm: reinforce has no critic; leave it out")
+            for setting in (
+                "model.critic=policy",
+                "advantages.gamma=0.9",
+                "advantages.horizon=4",
+                "advantages.bootstrap=True",
+                "ppo.cliprange_value=0.5",
+                "ppo.critic_max_grad_norm=0.5",
+                "optimizers.critic_learning_rate=0.001",
+                "optimizers.critic_warmup=1",
+            )
+        ),
+        (["advantages.kl_estimator=k4"], "advantages.kl_estimator='k4': input should be 'k1', 'k2', 'k3' or 'exact'"),
+        (["advantages.kl_target=-1"], "advantages.kl_target=-1: input should be greater than 0"),
+        (["advantages.kl_target=6", "advantages.kl_coef=0"], "advantages: kl_target steers kl_coef, which stays 0"),
+        (["advantages.kl_horizon=100"], "advantages: kl_horizon says nothing without kl_target"),
+        (["advantages.kl_target=6", "advantages.kl_horizon=1.6"], "advantages.kl_horizon=1.6: with 8 responses an it"),
+        (["advantages.score_clip=0"], "advantages.score_clip=0: input should be greater than 0"),
+        (["advantages.length_cut_penalty=-1"], "advantages.length_cut_penalty=-1: input should be greater than or"),
+        (["advantages.horizon=0"], "advantages.horizon=0: input should be greater than 0"),
+        (["ppo.loss=a2c"], "ppo.loss='a2c': input should be 'ppo' or 'pg'"),
+        (["ppo.loss=pg", "ppo.cliprange=0.1"], "ppo: loss=pg has no ratio to clip; leave cliprange and dual_clip out"),
+        (["ppo.loss=pg", "ppo.dual_clip=3"], "ppo: loss=pg has no ratio to clip; leave cliprange and dual_clip out"),
+        (["ppo.aggregation=mean"], "ppo.aggregation='mean': input should be 'token_mean' or 'seq_mean'"),
+        (["ppo.kl_loss_coef=-1"], "ppo: kl_loss_coef=-1.0 must be at least 0"),
+        (
+            ["ppo.kl_loss_estimator=exact"],
+            "ppo: kl_loss_estimator and kl_loss_direction say nothing while kl_loss_coef",
+        ),
+        (
+            ["ppo.kl_loss_direction=forward"],
+            "ppo: kl_loss_estimator and kl_loss_direction say nothing while kl_loss_co",
+        ),
+        (["ppo.entropy_coef=-1"], "ppo: entropy_coef=-1.0 must be at least 0"),
+        (["ppo.target_kl=0"], "ppo: target_kl=0.0 must be positive"),
+        (["optimizers.critic_warmup=2"], "optimizers.critic_warmup=2: the first round has 2 iterations, so it would"),
+        (["reward_model.centering=-1"], "reward_model.centering=-1: input should be greater than or equal to 0"),
+        (["health.action=ignore"], "health.action='ignore': input should be 'stop' or 'warn'"),
+        (["health.max_kl=0"], "health.max_kl=0: input should be greater than 0"),
+        (
+            ["model.critic=reward_model", "reward_model=null", "rewards={a: {function: 'x:y'}}"],
+            "model.critic=reward_model: the run trains none; add a reward_model section, or say policy",
+        ),
+    ],
+)
+def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, message):
+    assert refusal(*overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm=grpo", GROUPED, "ppo.kl_loss_coef=0.1", "ppo.kl_loss_estimator=exact", "ppo.aggregation=seq_mean"],
+        ["algorithm=dr_grpo", GROUPED, "ppo.loss=pg"],
+        ["algorithm=rloo", "rollouts.samples_per_prompt=2", "advantages.whiten=true"],
+        ["algorithm=reinforce"],
+        ["algorithm=vanilla_pg", "ppo.loss=pg"],
+        ["advantages.kl_target=6", "advantages.kl_horizon=2", "advantages.kl_estimator=exact"],
+        ["optimizers.critic_warmup=1", "model.critic=policy", "advantages.bootstrap=true", "advantages.horizon=3"],
+        ["health.action=warn", "health.max_kl=.inf", "health.min_entropy=0"],
+    ],
+)
+def test_what_belongs_together_is_taken(overrides):
+    load(*overrides)
+
+
 def test_a_model_from_scratch_needs_texts_without_a_warm_up_too():
     message = "data.texts: a model from scratch needs texts for its tokenizer; name a source"
     assert refusal("warm_up=null", "data.texts=[]") == message
@@ -253,7 +339,10 @@ def test_a_file_that_is_no_configuration_is_told_in_one_sentence(tmp_path, text,
 
 @pytest.mark.parametrize("name", ["quickstrat", "nowhere.yaml", "."])
 def test_a_name_of_nothing_is_answered_with_the_presets(name):
-    assert refusal(name=name) == "no such file, and no preset of that name; presets are quickstart, stories"
+    assert (
+        refusal(name=name)
+        == "no such file, and no preset of that name; presets are grpo, quickstart, r1_zero, rloo, stories"
+    )
 
 
 def test_a_date_without_quotes_is_the_text_that_it_looks_like(tmp_path):
@@ -395,7 +484,7 @@ def test_what_is_written_is_what_was_set():
     assert checked(written, where="").ppo.max_grad_norm == math.inf
 
 
-@pytest.mark.parametrize("name", ["quickstart", "stories", "template"])
+@pytest.mark.parametrize("name", ["quickstart", "stories", "grpo", "rloo", "r1_zero", "template"])
 def test_a_preset_survives_being_written_as_yaml(name):
     config = load_config(name)
     assert checked(yaml.safe_load(yaml.safe_dump(dump(config))), where="") == config

@@ -16,6 +16,7 @@ BY_HISTORY = {
     "response_length.png",
     "entropy.png",
     "explained_variance.png",
+    "reward_hacking.png",
 }
 
 
@@ -33,6 +34,9 @@ def history(rounds: int = 2, iterations: int = 3) -> list[dict]:
             "rollouts/length_cut_share": 0.25,
             "update/entropy": 3.0 - 0.1 * iteration,
             "update/explained_variance": -4.0 + iteration,
+            "audit/quality_gap": 0.1 * iteration,
+            "audit/length_correlation": 0.2 * iteration,
+            "audit/distinct_2": 1 - 0.1 * iteration,
         }
         for round in range(1, rounds + 1)
         for iteration in range(1, iterations + 1)
@@ -106,11 +110,19 @@ def test_without_a_calibration_there_is_no_diagram_of_it(topics):
         ("score/std", set()),
         ("update/entropy", {"entropy.png"}),
         ("update/explained_variance", {"explained_variance.png"}),
+        ("audit/quality_gap", set()),
+        ("audit/length_correlation", set()),
+        ("audit/distinct_2", set()),
     ],
 )
 def test_a_metric_that_no_row_has_takes_only_its_own_plots_with_it(topics, metric, gone):
     rows = [{name: value for name, value in row.items() if name != metric} for row in history(1, 2)]
     assert topics(rows) == BY_HISTORY - gone
+
+
+def test_without_any_audit_there_is_no_plot_of_one(topics):
+    rows = [{name: value for name, value in row.items() if not name.startswith("audit/")} for row in history()]
+    assert topics(rows) == BY_HISTORY - {"reward_hacking.png"}
 
 
 def test_a_metric_missing_in_some_rows_leaves_a_gap(tmp_path):
