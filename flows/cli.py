@@ -402,6 +402,84 @@ def export(
 
 
 @app.command()
+def replay(
+    ctx: typer.Context,
+    run: RunName = None,
+    round: Annotated[int | None, typer.Option(metavar="R", help="Default: the latest.")] = None,
+    iteration: Annotated[int | None, typer.Option(metavar="I", help="Default: the latest.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps; default: the run's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compute scores, advantages and update again from what is stored, and say where they first differ."""
+    from dataclasses import asdict
+
+    from tasks import settings
+
+    settings.quieten(hub=False)
+    from flows.replay import replay_iteration
+    from flows.workspace import find_run
+
+    found = find_run(ctx.obj, run)
+    with found.locked():
+        replayed = replay_iteration(found, round=round, iteration=iteration, device=device, report=lambda *_: None)
+    if as_json:
+        print_json({"run": found.name, "stages": [asdict(stage) for stage in replayed]})
+    else:
+        from flows.views import replay_view
+
+        show(replay_view(replayed))
+    if any(stage.differences for stage in replayed):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def verify(ctx: typer.Context, run: RunName = None, as_json: Json = False) -> None:
+    """Read every committed file of a run and compare it with the digest that it was committed with."""
+    from dataclasses import asdict
+
+    from flows.upkeep import verify as verified
+    from flows.workspace import find_run
+
+    found = find_run(ctx.obj, run)
+    result = verified(found)
+    if as_json:
+        print_json({"run": found.name, **asdict(result)})
+    else:
+        for damage in result.damaged:
+            print(f"{damage.file} {damage.what}; {damage.remedy}")
+        print(f"{found.name}: {result.files} files of {result.outputs} outputs read, {len(result.damaged)} damaged")
+    if result.damaged:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def clean(
+    ctx: typer.Context,
+    run: RunName = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove earlier attempts that a later one has replaced, and what interrupted ones left."""
+    from dataclasses import asdict
+
+    from flows.upkeep import clean as cleaned
+    from flows.workspace import find_run
+
+    found = find_run(ctx.obj, run)
+    with found.locked():
+        result = cleaned(found, dry_run=dry_run)
+    if as_json:
+        print_json({"run": found.name, "dry_run": dry_run, **asdict(result)})
+        return
+    for directory in result.directories:
+        print(directory)
+    verb = "would remove" if dry_run else "removed"
+    print(f"{found.name}: {verb} {len(result.directories)} directories, {result.bytes / 1e6:,.1f} MB")
+
+
+@app.command()
 def up(ctx: typer.Context) -> None:
     """Start the Prefect server of this home, if it does not run yet."""
     from tasks import settings

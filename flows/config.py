@@ -99,6 +99,11 @@ class RunConfig(StageConfig):
     """A round trains the reward model on the preferences known by then, then makes ``iterations`` iterations."""
     iterations: int = Field(8, gt=0)
     """An iteration is rollouts, scores, advantages and one update."""
+    checkpoint_every: int = Field(1, gt=0)
+    """Iterations between checkpoints whose weights are kept, beside each round's last. Those between are made again, when
+    they are needed, by updating over the committed experience."""
+    keep_checkpoints: int | None = Field(None, gt=0)
+    """How many checkpoints keep their weights, the newest ones; null keeps all that ``checkpoint_every`` does."""
     model: ModelConfig
     data: DataConfig
     warm_up: WarmUpConfig | None = None

@@ -51,6 +51,7 @@ def start(home: Path, name: str, config: RunConfig, plan: Plan, *, force: Sequen
     try:
         with run.locked():
             run.set_config(config)
+            run.store.sweep()
             if force:
                 run.raise_generations(list(force))
             return execute(run, config, plan)

@@ -156,9 +156,15 @@ def stage_call(
         run_root=str(run.root),
         execution=dump(config.execution),
         health=dump(config.health),
+        keeps_recoverable=keeps_checkpoint(config, place),
     )
     generation = generations.get(call.recipe().directory, 0)
     return StageCall(**{**{name: getattr(call, name) for name in StageCall.__slots__}, "generation": generation})
+
+
+def keeps_checkpoint(config: RunConfig, place: Place) -> bool:
+    """Whether a checkpoint's weights are kept: every so many iterations, and a round's last."""
+    return place.iteration % config.checkpoint_every == 0 or place.iteration == config.iterations
 
 
 def external_models(config: RunConfig, home: Any) -> Externals:

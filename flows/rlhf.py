@@ -27,7 +27,7 @@ from flows.workspace import Run
 from tasks.engine import Engine
 from tasks.retry import StageError, worth_retrying
 from tasks.stage import StageCall, StageConfig
-from tasks.store import Place, Ref
+from tasks.store import Manifest, Place, Ref, drop_recoverable
 
 CANCEL_POLL_S = 5.0
 
@@ -45,6 +45,7 @@ class Session:
         self._tasks: dict[str, Task[..., Any]] = {}
         self._futures: list[PrefectFuture[Any]] = []
         self._micro_batch_divisor: dict[str, int] = {}
+        self._checkpoints: list[Ref] = []
         self._cancel_lock = threading.Lock()
         self._cancel_checked = time.monotonic()
         self._cancelled = False
@@ -124,6 +125,7 @@ class Session:
         recipe = call.recipe()
         if (done := self.run.store.find(recipe)) is not None:
             self.observer.stage_reused(call, done)
+            self._keep_newest_checkpoints(call, done)
             return Completed(name="Reused", message=f"committed as {done.path}", data=done)
         self.observer.stage_started(call)
         started = time.monotonic()
@@ -141,7 +143,18 @@ class Session:
             self.observer.stage_failed(call, error.message, will_retry=worth_retrying(error))
             raise
         self.observer.stage_finished(call, ref, time.monotonic() - started)
+        self._keep_newest_checkpoints(call, ref)
         return ref
+
+    def _keep_newest_checkpoints(self, call: StageCall, ref: Ref) -> None:
+        """Drop the weights of checkpoints beyond ``keep_checkpoints``; all that was made of them is committed by now."""
+        if self.config.keep_checkpoints is None or call.stage != "update_policy":
+            return
+        if call.keeps_recoverable:
+            self._checkpoints.append(ref)
+        while len(self._checkpoints) > self.config.keep_checkpoints:
+            oldest = self._checkpoints.pop(0).directory
+            drop_recoverable(oldest, Manifest.read(oldest))
 
     def _tell(self, call: StageCall, event: Mapping[str, Any]) -> None:
         if "warning" in event:

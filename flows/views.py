@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from tasks.replay import Replayed
+
 PROMPT_WIDTH, RESPONSE_WIDTH = 40, 60
 REASONS_SHOWN = 5
 ITERATION_STAGES = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy", "audit_rollouts")
@@ -186,6 +188,38 @@ def steps_total(steps: Sequence[Step]) -> str:
     seconds = sum(step.expected_seconds or 0.0 for step in executed)
     total = f"execute {len(executed)}, reuse {len(steps) - len(executed)}; expected {duration(seconds)}"
     return f"{total} and {len(unknown)} of unknown time" if unknown else total
+
+
+def replay_view(replayed: "Sequence[Replayed]") -> "Group":
+    """Each stage that was made again: identical, or where it differs first."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [
+        f"{item.stage}-{item.place}: "
+        + (
+            f"{len(item.differences)} of {item.quantities} quantities differ"
+            if item.differences
+            else f"identical, {item.quantities} metrics and files"
+        )
+        for item in replayed
+    ]
+    table = plain_table("stage", "quantity", "row", "position", "stored", "replayed", "largest", "entries")
+    for item in replayed:
+        for found in item.differences:
+            add_row(
+                table,
+                found.stage,
+                printable(found.quantity),
+                printable(found.row, 40),
+                "" if found.position is None else found.position,
+                printable(found.stored, 24),
+                printable(found.replayed, 24),
+                "" if found.largest is None else f"{found.largest:.3g}",
+                found.count,
+            )
+    parts: list[Any] = [Text(line) for line in lines]
+    return Group(*parts, Text(""), table) if any(item.differences for item in replayed) else Group(*parts)
 
 
 def rollouts_table(rollouts: Rollouts, frame: "pd.DataFrame") -> "Table":

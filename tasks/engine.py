@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks import settings
-from tasks.retry import StageError, classify
+from tasks.retry import StageError, classify, describe
 from tasks.stage import StageCall, execute
 from tasks.store import Place, Ref
 
@@ -198,9 +198,7 @@ def main() -> None:
         except Exception as error:
             models.clear()
             traceback.print_exc()
-            kind = classify(error)
-            text = str(error) if kind in ("user", "unhealthy") else f"{type(error).__name__}: {error}"
-            answer({"error": {"kind": kind, "message": text}})
+            answer({"error": {"kind": classify(error), "message": describe(error)}})
         else:
             answer({"done": dataclasses.asdict(ref)})
 

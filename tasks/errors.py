@@ -10,6 +10,7 @@ from ppo_core.errors import ConfigError, UserError
 
 __all__ = [
     "ConfigError",
+    "DamagedError",
     "DataError",
     "ModelError",
     "RewardError",
@@ -39,6 +40,10 @@ class RunError(UserError):
 
 class UnhealthyError(Exception):
     """A limit of ``health`` was passed; the run's settings have to change, or the limit."""
+
+
+class DamagedError(Exception):
+    """A committed file is not what its manifest says; the stage that wrote it has to run again."""
 
 
 class TransientError(Exception):

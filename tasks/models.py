@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 POLICY, CRITIC, REWARD_MODEL = "policy", "critic", "reward_model"
 # Where Hugging Face's sequence classifiers for decoders keep their linear head.
 HEAD = "score"
-# Policy, critic, reference and reward model, and one more: what an iteration needs, and no stale weights beside it.
-MAX_RESIDENT = 5
+# Policy, critic, their optimizers, reference, reward model, and one more: what an iteration needs, and no stale weights.
+MAX_RESIDENT = 7
 
 M = TypeVar("M")
 
@@ -232,6 +232,7 @@ class ResidentModels:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._recover: Callable[[Ref], None] = lambda _: None
 
     def get(self, ref: Ref, part: str, load: Callable[[], M]) -> M:
         """A model that nobody changes: from memory, or loaded and kept."""
@@ -241,8 +242,19 @@ class ResidentModels:
 
     def take(self, ref: Ref, part: str, load: Callable[[], M]) -> M:
         """A model that the caller may change; it is no longer kept under this digest."""
+        if (ref.digest, part) not in self._kept:
+            self._recover(ref)
         model: M = self._kept.pop((ref.digest, part)) if (ref.digest, part) in self._kept else load()
         return model
+
+    @contextmanager
+    def recovering(self, recover: Callable[[Ref], None]) -> Iterator[None]:
+        """Call ``recover`` before a model is read from files: they may not have been kept."""
+        before, self._recover = self._recover, recover
+        try:
+            yield
+        finally:
+            self._recover = before
 
     def keep(self, ref: Ref, part: str, model: Any) -> None:
         self._kept[(ref.digest, part)] = model

@@ -7,17 +7,26 @@ import errno
 from typing import Literal
 
 from ppo_core.errors import NonFiniteError
-from tasks.errors import TransientError, UnhealthyError, UserError
+from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
 
-Kind = Literal["user", "unhealthy", "transient", "memory", "cancelled", "defect"]
+Kind = Literal["user", "refused", "transient", "memory", "cancelled", "defect"]
 
 # Trying again does not mend these.
-PERMANENT_ERRNO = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+NEXT_MOVE = {
+    errno.ENOSPC: "make room on that disk (rounds clean removes what no configuration uses any more)",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EFBIG: "allow larger files there",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "make it readable and writable for this user",
+    errno.EPERM: "make it readable and writable for this user",
+    errno.ENOENT: "put it back, or rerun the stage that wrote it",
+}
+PERMANENT_ERRNO = {*NEXT_MOVE, errno.ENOTDIR, errno.EISDIR}
 
 
 class StageError(Exception):
-    """A stage failed. ``kind`` says who acts: the user (who gave something wrong, or whose run fell ill), another attempt,
-    or whoever mends the machine or the code."""
+    """A stage failed. ``kind`` says who acts: the user who gave something wrong, whoever looks after the run that it refuses
+    to go on with, another attempt, or whoever mends the code."""
 
     def __init__(self, kind: Kind, message: str, *, stage: str = "", log: str | None = None) -> None:
         super().__init__(message)
@@ -31,16 +40,27 @@ def classify(error: BaseException) -> Kind:
     """The kind of an error, where it is raised."""
     if isinstance(error, UserError):
         return "user"
-    if isinstance(error, UnhealthyError | NonFiniteError):
-        return "unhealthy"
+    if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):
+        return "refused"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "memory"
     if isinstance(error, OSError):
-        return "defect" if error.errno in PERMANENT_ERRNO else "transient"
+        return "refused" if error.errno in PERMANENT_ERRNO else "transient"
     # A lost device reaches Python as a RuntimeError or a subclass of it, told apart by its text alone.
     if isinstance(error, TransientError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
         return "transient"
     return "defect"
+
+
+def describe(error: BaseException) -> str:
+    """What to say of an error, for its kind: a defect is told by its type, the others by a sentence."""
+    kind = classify(error)
+    if kind == "refused" and isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}; {NEXT_MOVE.get(error.errno or 0, 'make it usable again')}"
+    if kind in ("user", "refused"):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def worth_retrying(error: BaseException) -> bool:

@@ -5,15 +5,30 @@ nothing else of the run. ``execute`` gives it a scratch directory, commits what 
 """
 
 import importlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.store import Inputs, Place, Recipe, Ref, Store, input_digests
+from tasks.errors import DamagedError
+from tasks.store import (
+    MANIFEST,
+    Inputs,
+    Manifest,
+    Place,
+    Recipe,
+    Ref,
+    Store,
+    digests_below,
+    input_digests,
+    require_undamaged,
+    rerun_command,
+)
 
 if TYPE_CHECKING:
     from tasks.models import ResidentModels
@@ -45,6 +60,10 @@ class HealthConfig(StageConfig):
     """Nats of the next-token distribution, mean over a minibatch."""
 
 
+NO_LIMITS = HealthConfig(max_ratio_deviation=inf, max_approx_kl=inf, max_kl=inf, min_entropy=0.0)
+"""For what was committed once: the limits let it pass then, or were told to."""
+
+
 class ExecutionConfig(StageConfig):
     """Where and how stages run. Only ``dtype`` changes results, so only it is part of a fingerprint."""
 
@@ -72,6 +91,8 @@ class StageCall:
     execution: Mapping[str, Any]
     health: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 0
+    keeps_recoverable: bool = True
+    """Whether files that can be made again are kept; no part of the recipe, since what they hold is the same."""
     inputs: Inputs = field(default_factory=dict)
 
     @property
@@ -107,7 +128,9 @@ class StageOutput:
     rows: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     resident: Mapping[str, Any] = field(default_factory=dict)
-    """Models that the next stage may take from memory, by the part of the output that holds the same weights."""
+    """What the next stage may take from memory, by the part of the output that holds the same numbers."""
+    recoverable: str | None = None
+    """Pattern of the files that need not be kept: the stage makes them again, from the same inputs, to the last bit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +144,7 @@ class StageContext:
     health: HealthConfig
     models: "ResidentModels"
     report: Callable[[Mapping[str, Any]], None]
+    keeps_recoverable: bool = True
 
     def seed(self, *coordinates: int | str) -> int:
         """A seed that is a function of the run's seed, the round, the iteration and the given coordinates alone."""
@@ -172,6 +196,8 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
     recipe = call.recipe()
     if (done := store.find(recipe)) is not None:
         return done
+    for ref in input_refs(call.inputs):
+        require_undamaged(ref)
     declared = load_stage(call.stage)
     scratch = store.scratch(recipe)
     started = time.monotonic()
@@ -183,8 +209,10 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
         health=HealthConfig(**call.health),
         models=models,
         report=report,
+        keeps_recoverable=call.keeps_recoverable,
     )
-    output = declared.fn(context, declared.config_type(**call.settings), **call.inputs)
+    with models.recovering(lambda ref: recover(ref, store, context)):
+        output = declared.fn(context, declared.config_type(**call.settings), **call.inputs)
     ref = store.commit(
         recipe,
         scratch,
@@ -192,7 +220,57 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
         rows=output.rows,
         metrics=output.metrics,
         seconds=time.monotonic() - started,
+        recoverable=output.recoverable,
+        keeps_recoverable=call.keeps_recoverable,
     )
     for part, model in output.resident.items():
         models.keep(ref, part, model)
     return ref
+
+
+def recover(ref: Ref, store: Store, context: StageContext) -> None:
+    """Bring an output whose files were not kept back into memory, by running its stage again on its inputs."""
+    if not (ref.directory / MANIFEST).exists():
+        return
+    manifest = Manifest.read(ref.directory)
+    if all((ref.directory / name).exists() for name in manifest.recoverable):
+        return
+    scratch = store.root / "scratch" / f"recovered-{manifest.fingerprint}" / "output"
+    try:
+        output = repeat(manifest, store, replace(context, keeps_recoverable=False, health=NO_LIMITS), scratch)
+        again = digests_below(scratch)
+    finally:
+        shutil.rmtree(scratch.parent, ignore_errors=True)
+    for name, entry in manifest.files.items():
+        if again.get(name) != entry["sha256"]:
+            raise DamagedError(
+                f"{ref.directory / name} was not kept, and running its stage again gives other bytes (on another machine, "
+                f"device or version?); {rerun_command(manifest)} makes it anew"
+            )
+    for part, model in output.resident.items():
+        context.models.keep(ref, part, model)
+
+
+def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Path) -> StageOutput:
+    """Run the stage of a manifest again on the inputs that it records, into ``scratch``."""
+    declared = load_stage(manifest.stage)
+    recipe = manifest.recipe
+    if declared.version != recipe["version"]:
+        raise DamagedError(
+            f"{manifest.stage} is at version {declared.version}, its output at {recipe['version']}; "
+            f"{rerun_command(manifest)} makes it anew"
+        )
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    inputs = store.inputs_of(manifest)
+    for ref in input_refs(inputs):
+        require_undamaged(ref)
+    settings = {name: value for name, value in recipe["settings"].items() if name in declared.config_type.model_fields}
+    context = replace(context, output=scratch, place=manifest.place, run_seed=recipe["seed"])
+    return declared.fn(context, declared.config_type(**settings), **inputs)
+
+
+def input_refs(inputs: Inputs) -> list[Ref]:
+    """All references among a call's inputs."""
+    values = [value if isinstance(value, list) else [value] for value in inputs.values()]
+    return [ref for group in values for ref in group if ref is not None]

@@ -14,13 +14,14 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Self
 
 import pyarrow as pa
 
-from tasks.errors import RunError
+from tasks.errors import DamagedError, RunError
 from tasks.schemas import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -144,6 +145,8 @@ class Manifest:
     metrics: Mapping[str, float]
     seconds: float
     input_paths: Mapping[str, Any]
+    recoverable: tuple[str, ...] = ()
+    """Files that need not be there: running the stage again on its inputs gives the same bytes."""
     schema_version: str = SCHEMA_VERSION
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -175,7 +178,7 @@ class Store:
         if not (directory / MANIFEST).exists():
             return None
         manifest = Manifest.read(directory)
-        if manifest.schema_version != SCHEMA_VERSION or not sizes_agree(directory, manifest):
+        if manifest.schema_version != SCHEMA_VERSION or damaged_files(directory, manifest, read=False):
             return None
         return Ref(str(directory), manifest.digest)
 
@@ -187,23 +190,37 @@ class Store:
         return directory
 
     def commit(
-        self, recipe: Recipe, scratch: Path, *, inputs: Inputs, rows: int, metrics: Mapping[str, float], seconds: float
+        self,
+        recipe: Recipe,
+        scratch: Path,
+        *,
+        inputs: Inputs,
+        rows: int,
+        metrics: Mapping[str, float],
+        seconds: float,
+        recoverable: str | None = None,
+        keeps_recoverable: bool = True,
     ) -> Ref:
-        """Flush, describe and move ``scratch`` into place. After the rename it has happened; before, it has not."""
-        names = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file())
-        digests = {name: digest_file(scratch / name) for name in names}
+        """Flush, describe and move ``scratch`` into place. After the rename it has happened; before, it has not.
+
+        ``recoverable`` is a pattern of files that need not be kept, since they can be made again.
+        """
+        digests = digests_below(scratch)
         manifest = Manifest(
             fingerprint=recipe.fingerprint,
             digest=digest_files(digests),
             recipe=recipe.as_dict(),
-            files={name: {"size": (scratch / name).stat().st_size, "sha256": digests[name]} for name in names},
+            files={name: {"size": (scratch / name).stat().st_size, "sha256": own} for name, own in digests.items()},
             rows=rows,
             metrics=dict(metrics),
             seconds=round(seconds, 3),
             input_paths=self._input_paths(inputs),
+            recoverable=tuple(name for name in digests if recoverable and PurePath(name).match(recoverable)),
             origin={"host": socket.gethostname(), "committed_at": time.time()},
         )
         (scratch / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
+        if not keeps_recoverable:
+            drop_recoverable(scratch, manifest)
         for path in [*scratch.rglob("*"), scratch]:
             flush(path)
         target = self.root / "stages" / recipe.directory / recipe.fingerprint
@@ -213,12 +230,39 @@ class Store:
             target.rename(self.root / "scratch" / recipe.fingerprint / f"damaged-{time.time_ns()}")
         scratch.rename(target)
         flush(target.parent)
+        with suppress(OSError):
+            scratch.parent.rmdir()
+        remember_digests(target, digests)
         return Ref(str(target), manifest.digest)
+
+    def sweep(self) -> None:
+        """Remove what interrupted attempts left half written; only for who alone works on the run."""
+        for attempt in (self.root / "scratch").glob("*"):
+            for left in attempt.iterdir():
+                # What was damaged is kept for whoever looks into it.
+                if not left.name.startswith("damaged-"):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            with suppress(OSError):
+                attempt.rmdir()
 
     def manifests(self) -> Iterator[tuple[Path, Manifest]]:
         """Every committed output, all variants, in a stable order."""
         for path in sorted((self.root / "stages").rglob(MANIFEST)):
             yield path.parent, Manifest.read(path.parent)
+
+    def inputs_of(self, manifest: Manifest) -> Inputs:
+        """The references that a committed output was made from."""
+
+        def ref(path: str | None, digest: str | None) -> Ref | None:
+            return None if path is None or digest is None else Ref(str(self.root / path), digest)
+
+        inputs: dict[str, Any] = {}
+        for name, digest in manifest.recipe["inputs"].items():
+            path = manifest.input_paths[name]
+            inputs[name] = (
+                [ref(p, d) for p, d in zip(path, digest, strict=True)] if isinstance(path, list) else ref(path, digest)
+            )
+        return inputs
 
     def _input_paths(self, inputs: Inputs) -> dict[str, Any]:
         def relative(ref: Ref) -> str:
@@ -230,12 +274,78 @@ class Store:
         }
 
 
-def sizes_agree(directory: Path, manifest: Manifest) -> bool:
-    """Whether every file that the manifest names is there with its size."""
-    try:
-        return all((directory / name).stat().st_size == entry["size"] for name, entry in manifest.files.items())
-    except OSError:
-        return False
+def digests_below(directory: Path) -> dict[str, str]:
+    """The digest of every file below a directory but its manifest, by its name relative to it."""
+    names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    return {name: digest_file(directory / name) for name in names if name != MANIFEST}
+
+
+def damaged_files(directory: Path, manifest: Manifest, *, read: bool) -> dict[str, str]:
+    """What is wrong with the files that a manifest names, by file; ``read=False`` looks at sizes alone.
+
+    A recoverable file may be absent, but not another one than it was.
+    """
+    damaged: dict[str, str] = {}
+    for name, entry in manifest.files.items():
+        try:
+            size = (directory / name).stat().st_size
+        except FileNotFoundError:
+            if name not in manifest.recoverable:
+                damaged[name] = "is missing"
+            continue
+        if size != entry["size"]:
+            damaged[name] = f"has {size:,} bytes instead of {entry['size']:,}"
+        elif read and known_digest(directory / name) != entry["sha256"]:
+            damaged[name] = "has another content than was committed"
+    return damaged
+
+
+def require_undamaged(ref: Ref) -> None:
+    """Refuse to read a committed output that has changed since, naming file and stage; external models are as they are."""
+    if not (ref.directory / MANIFEST).exists():
+        return
+    manifest = Manifest.read(ref.directory)
+    if damaged := damaged_files(ref.directory, manifest, read=True):
+        name, what = next(iter(damaged.items()))
+        raise DamagedError(f"{ref.directory / name} {what}; {rerun_command(manifest)} makes it anew")
+
+
+def rerun_command(manifest: Manifest) -> str:
+    """The command that runs the stage of a manifest again."""
+    place = manifest.place
+    iteration = f" --iteration {place.iteration}" if place.iteration else ""
+    return f"rounds rerun --from {manifest.stage} --round {place.round}{iteration}"
+
+
+def drop_recoverable(directory: Path, manifest: Manifest) -> int:
+    """Remove the files that can be made again; the bytes that this frees."""
+    freed = 0
+    for name in manifest.recoverable:
+        path = directory / name
+        freed += path.stat().st_size if path.exists() else 0
+        path.unlink(missing_ok=True)
+    return freed
+
+
+# Digests of files that this process has read or written, for as long as the file system shows no change of them.
+_known_digests: dict[tuple[int, int, int, int], str] = {}
+
+
+def known_digest(path: Path) -> str:
+    """The digest of a file, computed once for as long as inode, size and time of change stay."""
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in _known_digests:
+        _known_digests[key] = digest_file(path)
+    return _known_digests[key]
+
+
+def remember_digests(directory: Path, digests: Mapping[str, str]) -> None:
+    """Note digests of files that were just computed."""
+    for name, digest in digests.items():
+        with suppress(FileNotFoundError):
+            stat = (directory / name).stat()
+            _known_digests[(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)] = digest
 
 
 def flush(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Stage: one PPO update of policy and critic; reads a checkpoint and writes the next one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -75,6 +75,8 @@ def update_policy(
     """
     import shutil
 
+    from safetensors.torch import save_file
+
     from ppo_core import Optimizers, ppo_update
     from tasks.loop_state import STATE_FILE
     from tasks.models import (
@@ -105,15 +107,19 @@ def update_policy(
             critic, CRITIC, lambda: load_critic(critic, context.run_seed, trust_remote_code=config.trust_remote_code)
         ).to(device)
         critic_optimizer = restored_optimizer(
+            context,
             critic_model,
-            critic.directory / CRITIC_OPTIMIZER,
+            critic,
+            CRITIC_OPTIMIZER,
             learning_rate=config.critic_learning_rate,
             weight_decay=config.weight_decay,
         )
     if config.train_policy:
         policy_optimizer = restored_optimizer(
+            context,
             policy_model,
-            policy.directory / POLICY_OPTIMIZER,
+            policy,
+            POLICY_OPTIMIZER,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
         )
@@ -151,12 +157,17 @@ def update_policy(
     policy_model.save_pretrained(str(context.output / POLICY))
     copy_tokenizer(policy_directory, context.output / POLICY)
     shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
-    if policy_optimizer is not None:
-        save_optimizer(policy_optimizer, context.output / POLICY_OPTIMIZER)
-    if critic_model is not None and critic_optimizer is not None:
+    resident: dict[str, Any] = {POLICY: policy_model}
+    if critic_model is not None:
         critic_model.save(context.output / CRITIC)
         copy_tokenizer(policy_directory, context.output / CRITIC)
-        save_optimizer(critic_optimizer, context.output / CRITIC_OPTIMIZER)
+        resident[CRITIC] = critic_model
+    for name, optimizer in {POLICY_OPTIMIZER: policy_optimizer, CRITIC_OPTIMIZER: critic_optimizer}.items():
+        if optimizer is not None:
+            saved = moments(optimizer)
+            save_file(saved, str(context.output / name))
+            # Twice the size of the weights: they stay in memory only where no file will have them.
+            resident |= {} if context.keeps_recoverable else {name: saved}
     rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
     rates |= {"critic_learning_rate": config.critic_learning_rate} if critic is not None else {}
     return StageOutput(
@@ -165,7 +176,8 @@ def update_policy(
             **{f"update/{name}": float(value) for name, value in {**stats.as_dict(), **rates}.items()},
             "health/warnings": float(len(gates.warnings)),
         },
-        resident={POLICY: policy_model, **({CRITIC: critic_model} if critic_model is not None else {})},
+        resident=resident,
+        recoverable="*.safetensors",
     )
 
 
@@ -207,35 +219,40 @@ def require_health(gates: Gates, context: StageContext, minibatch: "MinibatchSta
 
 
 def restored_optimizer(
-    model: "torch.nn.Module", path: Path, *, learning_rate: float, weight_decay: float
+    context: StageContext,
+    model: "torch.nn.Module",
+    checkpoint: Ref,
+    name: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
 ) -> "torch.optim.AdamW":
     """AdamW with the moments of the checkpoint, or fresh where there is none yet. The learning rate is the caller's."""
-    from safetensors.torch import load_file
-
     from tasks.training import adamw
 
     parameters = list(model.parameters())
     optimizer = adamw(parameters, learning_rate, weight_decay=weight_decay)
-    if path.exists():
-        saved = load_file(str(path))
-        for index, parameter in enumerate(parameters):
-            optimizer.state[parameter] = {
-                name: saved[f"{index}.{name}"] if name == "step" else saved[f"{index}.{name}"].to(parameter.device)
-                for name in ("step", "exp_avg", "exp_avg_sq")
-            }
+    saved = context.models.take(checkpoint, name, lambda: saved_moments(checkpoint.directory / name))
+    for index, parameter in enumerate(parameters if saved else []):
+        optimizer.state[parameter] = {
+            name: saved[f"{index}.{name}"] if name == "step" else saved[f"{index}.{name}"].to(parameter.device)
+            for name in ("step", "exp_avg", "exp_avg_sq")
+        }
     return optimizer
 
 
-def save_optimizer(optimizer: "torch.optim.AdamW", path: Path) -> None:
-    """The moments as safetensors, keyed by the parameter's position in the model."""
-    from safetensors.torch import save_file
+def saved_moments(path: Path) -> "dict[str, torch.Tensor]":
+    """The moments in a checkpoint; none in the model that training starts from."""
+    from safetensors.torch import load_file
 
+    return load_file(str(path)) if path.exists() else {}
+
+
+def moments(optimizer: "torch.optim.AdamW") -> "dict[str, torch.Tensor]":
+    """The optimizer's state, keyed by the parameter's position in the model."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    save_file(
-        {
-            f"{index}.{name}": value.detach().cpu().contiguous()
-            for index, parameter in enumerate(parameters)
-            for name, value in optimizer.state[parameter].items()
-        },
-        str(path),
-    )
+    return {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, parameter in enumerate(parameters)
+        for name, value in optimizer.state[parameter].items()
+    }

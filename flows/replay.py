@@ -1,0 +1,58 @@
+"""Which committed stages ``rounds replay`` makes again, and what it says of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flows.plan import make_plan
+from flows.workspace import Run
+from tasks.errors import RunError
+from tasks.replay import Replayed, replay
+from tasks.stage import ExecutionConfig
+from tasks.store import Place, Ref
+
+REPLAYED = ("score_rollouts", "compute_advantages", "update_policy")
+"""What follows from the rollouts by arithmetic alone, in the order of the flow."""
+
+
+def replay_iteration(
+    run: Run,
+    *,
+    round: int | None,
+    iteration: int | None,
+    device: str | None,
+    report: Callable[[str, Mapping[str, Any]], None],
+) -> list[Replayed]:
+    """Make the stages of one iteration again, by default of the latest that has an update."""
+    from tasks.models import ResidentModels, prefer_determinism
+
+    stages = [planned for planned in make_plan(run, run.config).stages if planned.ref is not None]
+    updates = [
+        planned.place
+        for planned in stages
+        if planned.stage == "update_policy"
+        and round in (None, planned.place.round)
+        and iteration in (None, planned.place.iteration)
+    ]
+    if not updates:
+        asked = [f"round {round}"] * (round is not None) + [f"iteration {iteration}"] * (iteration is not None)
+        raise RunError(
+            f"run {run.name} has no committed update{' of ' + ', '.join(asked) if asked else ''}; "
+            f"rounds status {run.name} shows what it has"
+        )
+    place = max(updates)
+    chosen: list[tuple[str, Place, Ref]] = [
+        (planned.stage, planned.place, planned.ref)
+        for name in REPLAYED
+        for planned in stages
+        if planned.stage == name and (planned.place.round, planned.place.iteration) == (place.round, place.iteration)
+        if planned.ref is not None
+    ]
+    prefer_determinism()
+    models = ResidentModels()
+    execution = run.config.execution
+    if device is not None:
+        execution = ExecutionConfig(**{**dict(execution), "device": device})
+    return [
+        replay(ref, run.store, execution, models, lambda event, s=stage, p=where: report(f"{s}-{p.label}", event))  # type: ignore[misc]
+        for stage, where, ref in chosen
+    ]

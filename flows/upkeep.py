@@ -1,0 +1,84 @@
+"""Looking after a run's directory: whether every committed file is what it was, and what nobody needs any more."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.plan import make_plan
+from flows.workspace import Run
+from tasks.store import MANIFEST, Manifest, damaged_files, rerun_command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """A committed file that is not what its manifest says."""
+
+    file: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What reading every committed file came to."""
+
+    outputs: int
+    files: int
+    damaged: list[Damage]
+
+
+def verify(run: Run) -> Verified:
+    """Read every file of every committed output, all variants, and compare it with its manifest."""
+    damaged: list[Damage] = []
+    outputs = files = 0
+    for path in sorted((run.root / "stages").rglob(MANIFEST)):
+        outputs += 1
+        try:
+            manifest = Manifest.read(path.parent)
+        except Exception as error:
+            damaged.append(Damage(file=str(path), what=f"cannot be read ({error})", remedy="rounds clean removes it"))
+            continue
+        files += len(manifest.files)
+        damaged += [
+            Damage(file=str(path.parent / name), what=what, remedy=rerun_command(manifest))
+            for name, what in damaged_files(path.parent, manifest, read=True).items()
+        ]
+    return Verified(outputs=outputs, files=files, damaged=damaged)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleaned:
+    """What cleaning removed, or would remove."""
+
+    directories: list[str]
+    bytes: int
+
+
+def clean(run: Run, *, dry_run: bool) -> Cleaned:
+    """Remove outputs in whose place the run's configuration has another one, and what interrupted attempts left.
+
+    Where the configuration has committed nothing yet, what is there stays: it may be all that there is to look at.
+    """
+    plan = make_plan(run, run.config).stages
+    replaced = {run.root / "stages" / planned.key: planned.ref.directory for planned in plan if planned.ref is not None}
+    is_complete = len(replaced) == len(plan)
+    unwanted = []
+    for directory in [path.parent for path in sorted((run.root / "stages").rglob(MANIFEST))]:
+        current = replaced.get(directory.parent)
+        # A place that the plan no longer has, say of an iteration too many, is replaced by a plan that is complete.
+        if directory != current and (current is not None or is_complete):
+            unwanted.append(directory)
+    unwanted += [path for path in sorted((run.root / "scratch").glob("*")) if path.is_dir()]
+    size = sum(size_of(directory) for directory in unwanted)
+    if not dry_run:
+        for directory in unwanted:
+            # Away from its place at once: a removal that is interrupted must not leave half an output there.
+            away = run.root / "scratch" / f"removed-{directory.name}"
+            away.parent.mkdir(exist_ok=True)
+            directory.rename(away)
+            shutil.rmtree(away)
+    return Cleaned(directories=[str(directory.relative_to(run.root)) for directory in unwanted], bytes=size)
+
+
+def size_of(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
