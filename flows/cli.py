@@ -4,6 +4,7 @@ Only typer is imported here; everything else is imported where a command needs i
 Exit codes: 0 done, 1 a stage failed, 2 the user's mistake, 3 finished but not everything could be reported, 130 cancelled.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -203,6 +204,11 @@ def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
         print("\n".join(next_steps(run)))
     for sentence in outcome.unreported:
         say(f"not reported: {sentence}")
+    if outcome.lost_server:
+        say("not reported: the Prefect server went away, so its pages lack the end of this run")
+        sys.stdout.flush()
+        # At a normal exit Prefect's client would go on trying for minutes; all that counts is committed.
+        os._exit(UNREPORTED)
     if outcome.unreported:
         raise typer.Exit(UNREPORTED)
 
@@ -501,6 +507,94 @@ def down(ctx: typer.Context) -> None:
 
         raise RunError(f"run {busy[0]} is in progress and needs the server; wait for it, or stop it first")
     print("stopped" if servers.stop_server(ctx.obj) else "no server was running")
+
+
+@app.command()
+def schedule(
+    ctx: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file; without one, list schedules."),
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="When, as cron takes it: '0 2 * * *' is two at night.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="N", help="The schedule's and its run's name; default: the configuration's.")
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(metavar="TZ", help="Whose clock; default: this machine's time zone.")
+    ] = None,
+    set_: Overrides = None,
+    remove: Annotated[str | None, typer.Option(metavar="N", help="Remove this schedule; its run stays.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Have a run go on by itself: each time with a round for the data that arrived. `rounds serve` executes it."""
+    from dataclasses import asdict
+
+    from tasks import settings
+    from tasks.errors import ConfigError
+
+    settings.quieten(hub=True)
+    from flows.schedules import is_served, list_schedules, make_schedule, remove_schedule
+
+    if remove is not None:
+        remove_schedule(ctx.obj, remove)
+        print(f"removed the schedule {remove}; its run, if there is one, stays")
+        return
+    if config is None:
+        found = list_schedules(ctx.obj)
+        if as_json:
+            print_json([asdict(item) for item in found])
+        elif found:
+            from flows.views import plain_table
+
+            table = plain_table("schedule", "cron", "time zone", "next")
+            for item in found:
+                table.add_row(item.name, item.cron, item.timezone, f"{item.next_time():%Y-%m-%d %H:%M}")
+            show(table)
+        else:
+            print(f"{ctx.obj} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
+        return
+    if cron is None:
+        raise ConfigError("--cron: missing; say when, for example --cron '0 2 * * *' for two at night")
+    from flows.arrivals import growing_patterns
+    from flows.config import load_config
+
+    loaded = load_config(config, set_ or [])
+    settings.quieten(hub=loaded.needs_hub())
+    made = make_schedule(ctx.obj, Path(config).stem if name is None else name, loaded, cron=cron, timezone=timezone)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        print(f"{made.name}: {made.cron} ({made.timezone}), next at {made.next_time():%Y-%m-%d %H:%M}")
+    if not growing_patterns(loaded.data):
+        say("note: no data is named by a pattern such as preferences/*.jsonl, so none can arrive after the first run")
+    if not is_served(ctx.obj):
+        say("note: nothing serves this home now; start rounds serve")
+
+
+@app.command()
+def serve(ctx: typer.Context) -> None:
+    """Execute this home's schedules, and what is started on Prefect's pages, until Ctrl-C."""
+    from tasks import settings
+
+    settings.quieten(hub=True)
+    settings.serve_from(ctx.obj)
+    from flows import servers
+    from flows.schedules import list_schedules, served_alone
+    from tasks.errors import RunError
+
+    if not list_schedules(ctx.obj):
+        raise RunError(f"{ctx.obj} has no schedules; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
+    with served_alone(ctx.obj):
+        url = servers.ensure_prefect(ctx.obj)
+        # Prefect reads where its server is when it is imported.
+        from flows.deployments import serve as serve_schedules
+
+        with servers.kept_alive(ctx.obj, url):
+            print(f"Prefect: {url.removesuffix('/api')}/deployments", flush=True)
+            serve_schedules(ctx.obj, lambda line: print(line, flush=True))
 
 
 def show(renderable: Any) -> None:

@@ -41,6 +41,7 @@ class Display(Observer, AbstractContextManager["Display"]):
     def __init__(self, num_stages: int) -> None:
         self.num_stages = num_stages
         self.num_done = 0
+        self.lost_server = False
         self.reports: dict[int, Ref] = {}
         """The report of each round."""
         self._lock = threading.RLock()
@@ -87,6 +88,10 @@ class Display(Observer, AbstractContextManager["Display"]):
     def stage_warned(self, call: StageCall, message: str) -> None:
         with self._lock:
             self.line(f"{stage_label(call.stage, call.place)}: {printable(message)}", "yellow")
+
+    def server_lost(self, url: str, instead: str) -> None:
+        self.lost_server = True
+        self.note(f"{url} does not answer any more; the run goes on with {instead}")
 
     def note(self, message: str) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from flows.config import RunConfig
 from flows.display import display_for
 from flows.plan import Plan, make_plan
 from flows.workspace import RUN_FILE, Run, create_or_open
+from tasks import settings
 from tasks.errors import UserError
 from tasks.imports import import_function
 from tasks.retry import StageError
@@ -25,6 +26,8 @@ class Outcome:
     run: Run
     reports: Sequence[Ref]
     unreported: Sequence[str]
+    lost_server: bool
+    """Whether a Prefect server went away; its client would try for minutes to tell it the rest."""
 
 
 def prepared(home: Path, name: str, config: RunConfig) -> Plan:
@@ -64,25 +67,34 @@ def start(home: Path, name: str, config: RunConfig, plan: Plan, *, force: Sequen
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run all rounds with live progress; raises ``StageError``."""
-    servers.ensure_prefect(run.home)
+    asked_for = settings.prefect_api_url()
+    url = servers.ensure_prefect(run.home)
     # Prefect reads where its server is when it is imported.
     from flows.rlhf import run_rounds
 
-    with only_our_words(), display_for(len(plan.stages)) as display:
+    with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
+        if asked_for not in (None, url):
+            display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
         unreported = run_rounds(run, config, display)
     reports = [display.reports[number] for number in sorted(display.reports)]
-    return Outcome(run=run, reports=reports, unreported=unreported)
+    return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
 
 
 @contextmanager
 def only_our_words() -> Iterator[None]:
     """Keep the tracebacks of failed tasks off the terminal; the Prefect server and the engine's log have them."""
-    loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
+    # The last one tells of every event that a server which is down did not take.
+    names = ("prefect.flow_runs", "prefect.task_runs", "prefect._internal.concurrency", "prefect.events")
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.propagate for logger in loggers]
+    # Without a handler of its own, a logger that passes nothing on prints to standard error.
+    silence = logging.NullHandler()
     for logger in loggers:
         logger.propagate = False
+        logger.addHandler(silence)
     try:
         yield
     finally:
         for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(silence)
             logger.propagate = propagate

@@ -28,5 +28,8 @@ class Observer:
     def stage_failed(self, call: StageCall, message: str, *, will_retry: bool) -> None:
         """An attempt at the stage failed."""
 
+    def server_lost(self, url: str, instead: str) -> None:
+        """The Prefect server at ``url`` went away for good; the run goes on with another one."""
+
     def note(self, message: str) -> None:
         """Something worth a line that is no stage."""

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
@@ -22,6 +22,7 @@ from flows.observer import Observer
 from flows.plan import external_models, stage_call, with_code_digests
 from flows.publish import publish_round
 from flows.round import rlhf_round
+from flows.servers import ensure_embedded, is_healthy
 from flows.state import Output, RoundState, TrainState
 from flows.workspace import Run
 from tasks.engine import Engine
@@ -84,7 +85,8 @@ class Session:
             if self._cancelled or time.monotonic() - self._cancel_checked < CANCEL_POLL_S:
                 return self._cancelled
             self._cancel_checked = time.monotonic()
-        if self._flow_run_id is None:
+        # A client would try for a minute to reach a server that is down, and the stage's answers would wait.
+        if self._flow_run_id is None or not is_healthy(PREFECT_API_URL.value() or ""):
             return False
         try:
             with get_client(sync_client=True) as client:
@@ -171,7 +173,8 @@ def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:
 
 
 def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
-    """Execute all rounds of a run as a Prefect flow. Returns what could not be reported; raises ``StageError``."""
+    """Execute all rounds of a run as a Prefect flow, the present one if there is one. Returns what could not be reported;
+    raises ``StageError``."""
     config = with_code_digests(config)
     externals = external_models(config, run.home)
     session = Session(run, config, observer)
@@ -182,7 +185,6 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
             session.finish_round()
         return settled(state)
 
-    @flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)
     def rlhf() -> None:
         context = FlowRunContext.get()
         session.belongs_to(context.flow_run.id if context and context.flow_run else None)
@@ -196,17 +198,39 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
         # The last one has caught up on what earlier ones could not say.
         session.unreported = published.result()
 
+    # A served run is a flow already; what it comes to is told by whoever serves it.
+    is_served = FlowRunContext.get() is not None
     # Prefect joins a sleeping thread for a second at the end of each flow; the run's own lock tells a dead run.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         try:
-            rlhf()
+            if is_served:
+                rlhf()
+            else:
+                as_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)(rlhf)
+                with_a_server(as_flow, run, observer)
         except StageError as error:
-            if error.kind == "cancelled":
+            if error.kind == "cancelled" and not is_served:
                 session.tell_cancelled()
             raise
         finally:
             session.engine.close()
     return session.unreported
+
+
+def with_a_server(rlhf: Callable[[], None], run: Run, observer: Observer) -> None:
+    """Run the flow; when its server is gone for good, run it again with the home's own: what is committed is found."""
+    try:
+        rlhf()
+    except StageError:
+        raise
+    except Exception:
+        url = PREFECT_API_URL.value() or ""
+        if is_healthy(url):
+            raise
+        embedded = ensure_embedded(run.home)
+        observer.server_lost(url, embedded)
+        with temporary_settings({PREFECT_API_URL: embedded}):
+            rlhf()
 
 
 def settled(state: RoundState) -> RoundState:

@@ -62,12 +62,13 @@ def results_table(columns: Sequence[Column], results: Sequence[Mapping[str, Any]
 
 def next_steps(run: Run) -> list[str]:
     """Where to look next, as lines."""
-    from flows.servers import running_server
+    from flows.servers import is_healthy, running_server
     from tasks.tracking import where_to_look
 
     is_default = run.home == settings.home_directory(None)
     rounds = "rounds" if is_default else f"rounds --home {shlex.quote(str(run.home))}"
-    prefect = settings.prefect_api_url() or running_server(run.home)
+    named = settings.prefect_api_url()
+    prefect = named if named is not None and is_healthy(named) else running_server(run.home)
     rows = [
         ("stages", f"{rounds} status {run.name}"),
         ("rollouts", f"{rounds} rollouts {run.name} --sort score"),

@@ -119,12 +119,18 @@ def exclusive(stream: IO[str]) -> bool:
             return True
 
 
-def create_or_open(home: Path, name: str) -> Run:
-    """The run of this name, made if it does not exist yet."""
+def require_name(name: str) -> None:
+    """Refuse a name that would not be one directory."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(f"--name {name}: use letters, digits, '.', '_' and '-', and begin with a letter or digit")
+
+
+def create_or_open(home: Path, name: str) -> Run:
+    """The run of this name, made if it does not exist yet."""
+    require_name(name)
     root = home / "runs" / name
-    if root.exists() and any(root.iterdir()) and not (root / RUN_FILE).exists():
+    # Whoever asked for the lock first may have ended before there was more.
+    if root.exists() and any(path.name != "lock" for path in root.iterdir()) and not (root / RUN_FILE).exists():
         raise RunError(f"{root} is not a run: it has no {RUN_FILE}; choose another --name")
     root.mkdir(parents=True, exist_ok=True)
     return Run(root)

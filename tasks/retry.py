@@ -12,6 +12,7 @@ from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
 Kind = Literal["user", "refused", "transient", "memory", "cancelled", "defect"]
 
 # Trying again does not mend these.
+SERVICE_ERRORS = {"TimeoutException", "TransportError", "APIConnectionError", "APITimeoutError", "RateLimitError"}
 NEXT_MOVE = {
     errno.ENOSPC: "make room on that disk (rounds clean removes what no configuration uses any more)",
     errno.EDQUOT: "make room, or have the quota raised",
@@ -50,6 +51,15 @@ def classify(error: BaseException) -> Kind:
     if isinstance(error, TransientError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
         return "transient"
     return "defect"
+
+
+def is_a_service_s(error: BaseException) -> bool:
+    """Whether an error in a user's function is that of a service which may answer the next time."""
+    if isinstance(error, OSError) and error.errno in PERMANENT_ERRNO:
+        return False
+    # The exceptions of HTTP clients share no base class but are named alike.
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, OSError | TransientError) or bool(names & SERVICE_ERRORS)
 
 
 def describe(error: BaseException) -> str:

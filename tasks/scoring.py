@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ppo_core import SamplingConfig, micro_batches
-from tasks.errors import ModelError, RewardError
+from tasks.errors import ModelError, RewardError, TransientError
 from tasks.imports import import_function
 from tasks.models import (
     POLICY,
@@ -26,6 +26,7 @@ from tasks.models import (
     read_model_config,
 )
 from tasks.responses import Sampler
+from tasks.retry import is_a_service_s
 from tasks.rewards import RewardConfig
 from tasks.schemas import Table
 from tasks.stage import StageContext
@@ -99,6 +100,8 @@ def function_scores(name: str, import_path: str, rollouts: Table) -> list[float]
     try:
         scores = function(prompts, responses, rows)
     except Exception as error:
+        if is_a_service_s(error):
+            raise TransientError(f"{where} raised {type(error).__name__}: {error}") from error
         raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend it and run again") from error
     try:
         scores = [float(score) for score in scores]
