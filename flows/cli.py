@@ -76,12 +76,13 @@ def home_first(args: Sequence[str]) -> list[str]:
 
 def explain(error: Exception) -> tuple[int | None, str]:
     """The exit code of an error and a sentence about it; no code for a defect, whose traceback is wanted."""
-    from tasks.errors import TransientError, UserError
+    from ppo_core.errors import NonFiniteError
+    from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
     from tasks.retry import StageError
 
     if isinstance(error, UserError):
         return MISTAKE, f"error: {error}"
-    if isinstance(error, TransientError):
+    if isinstance(error, TransientError | DamagedError | UnhealthyError | NonFiniteError):
         return FAILED, f"error: {error}"
     if isinstance(error, StageError):
         return explain_stage(error)
@@ -500,12 +501,14 @@ def up(ctx: typer.Context) -> None:
 def down(ctx: typer.Context) -> None:
     """Stop the Prefect server of this home."""
     from flows import servers
+    from flows.schedules import is_served
     from flows.workspace import list_runs
+    from tasks.errors import RunError
 
     if busy := [run.name for run in list_runs(ctx.obj) if run.is_in_progress()]:
-        from tasks.errors import RunError
-
         raise RunError(f"run {busy[0]} is in progress and needs the server; wait for it, or stop it first")
+    if is_served(ctx.obj):
+        raise RunError(f"{ctx.obj} is served, which needs the server; stop rounds serve first")
     print("stopped" if servers.stop_server(ctx.obj) else "no server was running")
 
 

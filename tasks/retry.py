@@ -4,6 +4,8 @@ A stage's error crosses a process boundary, so it is classified where it is rais
 """
 
 import errno
+import os
+import re
 from typing import Literal
 
 from ppo_core.errors import NonFiniteError
@@ -43,19 +45,30 @@ def classify(error: BaseException) -> Kind:
         return "user"
     if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):
         return "refused"
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    number = errno_of(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or number == errno.ENOMEM:
         return "memory"
-    if isinstance(error, OSError):
-        return "refused" if error.errno in PERMANENT_ERRNO else "transient"
+    if number in PERMANENT_ERRNO:
+        return "refused"
+    if isinstance(error, OSError) or number is not None:
+        return "transient"
     # A lost device reaches Python as a RuntimeError or a subclass of it, told apart by its text alone.
     if isinstance(error, TransientError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
         return "transient"
     return "defect"
 
 
+def errno_of(error: BaseException) -> int | None:
+    """The operating system's number of an error, also where a library has put it into words only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))
+    return int(found[1] or found[2]) if found else None
+
+
 def is_a_service_s(error: BaseException) -> bool:
     """Whether an error in a user's function is that of a service which may answer the next time."""
-    if isinstance(error, OSError) and error.errno in PERMANENT_ERRNO:
+    if errno_of(error) in PERMANENT_ERRNO:
         return False
     # The exceptions of HTTP clients share no base class but are named alike.
     names = {base.__name__ for base in type(error).__mro__}
@@ -65,9 +78,9 @@ def is_a_service_s(error: BaseException) -> bool:
 def describe(error: BaseException) -> str:
     """What to say of an error, for its kind: a defect is told by its type, the others by a sentence."""
     kind = classify(error)
-    if kind == "refused" and isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror or error}{where}; {NEXT_MOVE.get(error.errno or 0, 'make it usable again')}"
+    if kind == "refused" and (number := errno_of(error)) is not None:
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        return f"{os.strerror(number)}{where}; {NEXT_MOVE.get(number, 'make it usable again')}"
     if kind in ("user", "refused"):
         return str(error)
     return f"{type(error).__name__}: {error}"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ppo_core import NonFiniteError
 from tasks.engine import Engine, decode_call, encode_call
+from tasks.errors import DamagedError, UnhealthyError
 from tasks.prepare_data import DataConfig, FromScratchConfig, PrepareDataConfig
-from tasks.retry import StageError, classify, worth_retrying
+from tasks.retry import StageError, classify, describe, is_a_service_s, worth_retrying
 from tasks.sources import Source
 from tasks.stage import ExecutionConfig, StageCall
 from tasks.store import Manifest, Place, Ref, Store
@@ -142,8 +144,14 @@ def test_a_call_survives_the_way_to_the_child(tmp_path):
     [
         (ValueError("a bug"), "defect"),
         (OSError(5, "Input/output error"), "transient"),
-        (OSError(28, "No space left on device"), "defect"),
-        (FileNotFoundError(2, "No such file"), "defect"),
+        (OSError(28, "No space left on device"), "refused"),
+        (FileNotFoundError(2, "No such file"), "refused"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "refused"),
+        (RuntimeError("[Errno 5] Error reading bytes from file"), "transient"),
+        (OSError(12, "Cannot allocate memory"), "memory"),
+        (NonFiniteError("loss nan"), "refused"),
+        (UnhealthyError("entropy 0"), "refused"),
+        (DamagedError("a file has changed"), "refused"),
         (ConnectionResetError("peer"), "transient"),
         (TimeoutError("slow"), "transient"),
         (MemoryError(), "memory"),
@@ -154,6 +162,44 @@ def test_a_call_survives_the_way_to_the_child(tmp_path):
 )
 def test_errors_are_told_apart_by_who_has_to_act(error, kind):
     assert classify(error) == kind
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(28, "No space left on device", "/run/x"), "No space left on device (/run/x); make room on that disk"),
+        (
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            "No space left on device; make room on that",
+        ),
+        (
+            OSError(30, "Read-only file system", "/run/x"),
+            "Read-only file system (/run/x); make the file system writable",
+        ),
+        (DamagedError("a file has changed"), "a file has changed"),
+        (ValueError("a bug"), "ValueError: a bug"),
+    ],
+)
+def test_what_the_machine_refuses_is_told_with_the_next_move(error, text):
+    assert describe(error).startswith(text)
+
+
+class APITimeoutError(Exception):
+    """As HTTP clients name theirs."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError("slow"), True),
+        (ConnectionRefusedError(111, "refused"), True),
+        (APITimeoutError("slow"), True),
+        (FileNotFoundError(2, "No such file"), False),
+        (KeyError("answer"), False),
+    ],
+)
+def test_a_service_that_does_not_answer_is_no_mistake_of_the_function(error, expected):
+    assert is_a_service_s(error) is expected
 
 
 def test_less_memory_is_another_call_of_the_same_recipe(tmp_path):
