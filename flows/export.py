@@ -78,7 +78,13 @@ def model_output(run: Run, part: str, round: int | None) -> Found:
     stage = STAGE_OF[part]
     outputs = find_outputs(run)
     if part == "reward_model" and run.config.reward_model is None:
-        raise ConfigError(f"--what reward_model: run {run.name} trains none; it has a policy and a critic")
+        others = "a policy and a critic" if run.config.has_critic else "a policy"
+        raise ConfigError(f"--what reward_model: run {run.name} trains none; it has {others}")
+    if part == "critic" and not run.config.has_critic:
+        others = "a policy" if run.config.reward_model is None else "a policy and a reward model"
+        raise ConfigError(
+            f"--what critic: run {run.name} has none, as algorithm: {run.config.algorithm} learns none; it has {others}"
+        )
     if round is not None and not any(found.place.round == round for found in outputs):
         rounds = sorted({str(found.place.round) for found in outputs})
         raise ConfigError(f"--round {round}: run {run.name} has no such round; it has {', '.join(rounds) or 'none'}")
@@ -102,7 +108,7 @@ def model_card(exported: Exported, directory: Path) -> str:
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": PIPELINE_TAGS[part],
-        "tags": ["ppo", "rlhf", "rlhf-rounds"],
+        "tags": [config.algorithm.replace("_", "-"), "rlhf", "rlhf-rounds"],
     }
     base = base_model(config, part)
     if base is not None and not Path(base).expanduser().exists():
@@ -117,7 +123,7 @@ def model_card(exported: Exported, directory: Path) -> str:
         f"# {run.name}: {part.replace('_', ' ')} after {exported.where}",
         "",
         f"{TITLES[part]} Trained by rlhf-rounds in a run of {config.rounds} rounds of {config.iterations} "
-        f"iterations, seed {config.seed}, from {base or 'a new model with random weights'}.",
+        f"iterations, algorithm {config.algorithm}, seed {config.seed}, from {base or 'a new model with random weights'}.",
         "",
         "## Evaluation",
         "",
@@ -143,7 +149,7 @@ def model_card(exported: Exported, directory: Path) -> str:
 
 
 TITLES = {
-    "policy": "A causal language model, trained with PPO against the rewards below.",
+    "policy": "A causal language model, trained against the rewards below.",
     "critic": "The critic of a PPO run: its estimate, at each token, of the return still to come.",
     "reward_model": "A reward model: one score per response, from a Bradley–Terry fit of preferences.",
 }
@@ -153,7 +159,7 @@ def base_model(config: RunConfig, part: str) -> str | None:
     """What the model was trained from, as the configuration names it."""
     if part == "reward_model" and config.reward_model is not None and config.reward_model.base is not None:
         return config.reward_model.base
-    if part == "critic" and config.model.critic is not None:
+    if part == "critic" and config.model.names_critic:
         return config.model.critic
     return config.model.policy
 

@@ -151,7 +151,8 @@ def full_rows(rollouts: Rollouts, frame: "pd.DataFrame") -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = rollouts.table.take(list(frame.index)).to_pylist()
     derived = [name for name in frame.columns if name not in rollouts.table.column_names]
     for row, values in zip(rows, frame[derived].to_dict("records"), strict=True):
-        row.update({str(name): value for name, value in values.items()})
+        # pandas says NaN for a number that is missing, which is no JSON.
+        row.update({str(name): None if value != value else value for name, value in values.items()})
     return rows
 
 

@@ -129,8 +129,9 @@ def create_or_open(home: Path, name: str) -> Run:
     """The run of this name, made if it does not exist yet."""
     require_name(name)
     root = home / "runs" / name
-    # Whoever asked for the lock first may have ended before there was more.
-    if root.exists() and any(path.name != "lock" for path in root.iterdir()) and not (root / RUN_FILE).exists():
+    # Whoever asked for the lock first may have ended before there was more than half a file.
+    others = root.exists() and any(p.name != "lock" and not p.name.startswith(f".{RUN_FILE}.") for p in root.iterdir())
+    if others and not (root / RUN_FILE).exists():
         raise RunError(f"{root} is not a run: it has no {RUN_FILE}; choose another --name")
     root.mkdir(parents=True, exist_ok=True)
     return Run(root)

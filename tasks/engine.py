@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks import settings
+from tasks.devices import alone_on, device_key
 from tasks.retry import StageError, classify, describe
-from tasks.stage import StageCall, execute
+from tasks.stage import ExecutionConfig, StageCall, execute, load_stage
 from tasks.store import Place, Ref
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -158,6 +159,13 @@ def decode_call(encoded: Mapping[str, Any]) -> StageCall:
     return StageCall(**{**encoded, "place": Place(**encoded["place"]), "inputs": inputs})
 
 
+def device_of(call: StageCall) -> str | None:
+    """The accelerator that a stage needs for itself."""
+    from tasks.models import pick_device
+
+    return device_key(pick_device(ExecutionConfig(**call.execution))) if load_stage(call.stage).uses_models else None
+
+
 def main() -> None:
     """The child: answer one call after another until the input ends."""
     answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
@@ -194,7 +202,8 @@ def main() -> None:
     while True:
         call = decode_call(json.loads(calls.get()))
         try:
-            ref = execute(call, models, report)
+            with alone_on(device_of(call), report, user=f"{call.label} of {call.run_root}"):
+                ref = execute(call, models, report)
         except Exception as error:
             models.clear()
             traceback.print_exc()

@@ -24,7 +24,7 @@ from tasks.readers import Values, load_hub, read_path, saved_files
 class Source(BaseModel):
     """One data set: local files, a data set of the Hugging Face hub, or a function that yields rows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     path: str | None = None
     """A .jsonl, .json, .parquet or .csv file, a pattern like ``data/*.jsonl``, or a saved `datasets` directory."""
@@ -111,7 +111,7 @@ def source_digest(source: Source, *, seed: int) -> str:
     if source.path is not None:
         files = [
             file
-            for path in _matching_paths(source.path)
+            for path in matching_paths(source.path)
             for file in (saved_files(path, source.split) if path.is_dir() else [path])
         ]
         identity: list[Any] = ["files", [(file.suffix, _file_digest(file)) for file in files]]
@@ -126,7 +126,7 @@ def source_digest(source: Source, *, seed: int) -> str:
 
 def _numbered_rows(source: Source, seed: int) -> Iterator[tuple[str, Values]]:
     if source.path is not None:
-        for path in _matching_paths(source.path):
+        for path in matching_paths(source.path):
             for number, values in read_path(path, source.split):
                 yield f"{path}, row {number}", values
     elif source.dataset is not None:
@@ -160,13 +160,19 @@ def _rows_of_function(function: str, arguments: dict[str, Any], seed: int) -> It
         ) from error
 
 
-def _matching_paths(path: str) -> list[Path]:
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for all files that match it."""
+    return any(mark in path for mark in "*?[") and not Path(path).expanduser().exists()
+
+
+def matching_paths(path: str, *, missing_ok: bool = False) -> list[Path]:
+    """The file or directory of that name, or what a pattern matches, in order."""
     here = Path(path).expanduser()
     if here.exists():
         return [here]
-    if any(mark in path for mark in "*?["):
+    if is_pattern(path):
         found = sorted(Path(match) for match in glob.glob(str(here), recursive=True))
-        if found:
+        if found or missing_ok:
             return found
         raise DataError(f"no file matches {path} (looked from {Path.cwd()}); correct the pattern")
     near = difflib.get_close_matches(here.name, [p.name for p in here.parent.glob("*")], n=3)

@@ -237,6 +237,8 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what interrupted attempts left half written; only for who alone works on the run."""
+        for half in self.root.glob(".*.json.*"):
+            half.unlink()
         for attempt in (self.root / "scratch").glob("*"):
             for left in attempt.iterdir():
                 # What was damaged is kept for whoever looks into it.

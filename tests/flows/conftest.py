@@ -65,6 +65,11 @@ def tiny(home):
     return "tiny"
 
 
+def overrides(settings):
+    """Settings by their dotted names, as the command takes them."""
+    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+
 def kill_group(process):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

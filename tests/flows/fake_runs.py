@@ -9,7 +9,7 @@ from flows.config import checked
 from flows.plan import external_models, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.workspace import create_or_open
-from tasks.schemas import ROLLOUTS, advantages, scored
+from tasks.schemas import ROLLOUTS, advantages, audit, scored, table_of
 from tasks.store import Ref, write_dataset
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "good": 2, "Ġdog": 3, "bad": 4}
@@ -71,7 +71,7 @@ class Committer:
         scratch = self.run.store.scratch(call.recipe())
         # Another recipe makes another output, as with real stages.
         (scratch / "recipe.json").write_text(json.dumps(call.recipe().as_dict()))
-        metrics = WRITERS[stage](scratch, place)
+        metrics = (WRITERS if self.config.has_critic else WITHOUT_CRITIC)[stage](scratch, place)
         return self.run.store.commit(call.recipe(), scratch, inputs=inputs, rows=NUM_ROWS, metrics=metrics, seconds=1.5)
 
 
@@ -96,6 +96,8 @@ def rollouts(place, columns):
         "score_preference": [-1.0, 3.0],
         **{name: [[value] * len(row) for row in ids] for name, value in per_token.items()},
         "returns": [[1.25] * len(row) for row in ids],
+        "final_value": [0.5, 0.5],
+        "treated_score": [-1.0, 3.0],
     }
     return pa.table({field.name: pa.array(values[field.name], field.type) for field in columns}, schema=columns)
 
@@ -136,10 +138,14 @@ def write_reward_model(directory, _):
     return {"reward_model/accuracy": 0.8}
 
 
-def write_checkpoint(directory, place):
+def write_policy(directory, place):
     write_model(directory / "policy")
-    write_model(directory / "critic", score_mean=0.5, score_std=2.0)
     return {"update/entropy": 2.0 + place.iteration}
+
+
+def write_policy_and_critic(directory, place):
+    write_model(directory / "critic", score_mean=0.5, score_std=2.0)
+    return write_policy(directory, place)
 
 
 def write_evaluation(_, place):
@@ -165,13 +171,30 @@ def write_report(directory, place):
     return {}
 
 
+def write_audit(directory, place):
+    """Against the score: the second rollout is the worse one. It has one token, so no pair of them."""
+    ids = rollouts(place, ROLLOUTS)["rollout_id"].to_pylist()
+    rows = list(zip(ids, [1.0, None], [6.5, 2.5], strict=True))
+    write_dataset(directory / "audit", table_of(rows, audit(["true_quality"])))
+    return {"audit/length_correlation": -1.0}
+
+
+SCORED, SCORED_ALONE = (scored(["preference"], has_exact_kl=False, has_values=has) for has in (True, False))
+
 WRITERS = {
     "prepare_data": write_data,
     "train_reward_model": write_reward_model,
     "generate_rollouts": write_rollouts(ROLLOUTS, {"rollouts/response_length": 2.0}),
-    "score_rollouts": write_rollouts(scored(["preference"]), {"score/mean": 1.0}),
-    "compute_advantages": write_rollouts(advantages(["preference"]), {"kl/mean": 0.5}),
-    "update_policy": write_checkpoint,
+    "score_rollouts": write_rollouts(SCORED, {"score/mean": 1.0}),
+    "compute_advantages": write_rollouts(advantages(SCORED, has_returns=True), {"kl/mean": 0.5}),
+    "update_policy": write_policy_and_critic,
+    "audit_rollouts": write_audit,
     "evaluate_policy": write_evaluation,
     "report_round": write_report,
+}
+WITHOUT_CRITIC = {
+    **WRITERS,
+    "score_rollouts": write_rollouts(SCORED_ALONE, {"score/mean": 1.0}),
+    "compute_advantages": write_rollouts(advantages(SCORED_ALONE, has_returns=False), {"kl/mean": 0.5}),
+    "update_policy": write_policy,
 }

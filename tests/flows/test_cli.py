@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -155,7 +156,9 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(rounds, tmp_path, over
 
 
 def test_a_configuration_that_is_not_there_is_told_with_the_presets(rounds, tmp_path):
-    assert "presets are quickstart" in error_of(rounds("run", tmp_path / "gone.yaml", code=2))
+    assert "presets are grpo, quickstart, r1_zero, rloo, stories" in error_of(
+        rounds("run", tmp_path / "gone.yaml", code=2)
+    )
     assert "template" not in error_of(rounds("run", tmp_path / "gone.yaml", code=2))
 
 
@@ -198,8 +201,9 @@ def test_a_run_in_progress_is_left_alone_and_named(rounds, home):
 class Executed:
     """Stands in for the execution of a run."""
 
-    def __init__(self, monkeypatch, *, error=None, unreported=()):
-        self.configs, self.generations, self.unreported, self.error = [], [], list(unreported), error
+    def __init__(self, monkeypatch, *, error=None, unreported=(), lost_server=False):
+        self.configs, self.generations, self.error = [], [], error
+        self.unreported, self.lost_server = list(unreported), lost_server
         monkeypatch.setattr(launch, "execute", self)
 
     def __call__(self, run, config, _):
@@ -208,7 +212,7 @@ class Executed:
         if self.error is not None:
             raise self.error
         reports = [found.ref for found in latest_variants(run, "report_round")]
-        return launch.Outcome(run=run, reports=reports, unreported=self.unreported)
+        return launch.Outcome(run=run, reports=reports, unreported=self.unreported, lost_server=self.lost_server)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +222,7 @@ class Executed:
         ("transient", 1, "error in warm_up-r1: no text is left; details are in /log; when it is mended, the same"),
         ("memory", 1, "error in warm_up-r1: no text is left"),
         ("defect", 1, "error in warm_up-r1: no text is left; details are in /log"),
+        ("refused", 1, "error in warm_up-r1: no text is left; details are in /log; when it is mended, the same"),
         ("cancelled", 130, "cancelled; nothing that was committed is lost, and the same command continues"),
     ],
 )
@@ -274,6 +279,14 @@ def test_what_could_not_be_reported_is_exit_3_with_the_results(rounds, monkeypat
     assert "round 2" in result.stdout
 
 
+def test_a_server_that_went_away_is_exit_3_with_the_results(rounds, monkeypatch):
+    Executed(monkeypatch, lost_server=True)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    result = rounds("rerun", "fake", code=3)
+    assert "not reported: the Prefect server went away" in result.stderr
+    assert "round 2" in result.stdout
+
+
 def test_list_and_status(rounds, tmp_path):
     assert re.search(r"^fake +2/2 +finished +\d{4}-\d\d-\d\d \d\d:\d\d +2\.000 +1\.00", rounds("list").stdout, re.M)
     assert "rounds run quickstart" in rounds("list", at=tmp_path).stdout
@@ -291,10 +304,11 @@ def test_a_dry_run_touches_nothing(rounds, home):
     result = rounds(*args)
     assert re.search(r"^score_rollouts +r2\.i2\.s0 +execute +1\.5 s +forced", result.stdout, re.M)
     assert re.search(r"^score_rollouts +r2\.i1\.s0 +reuse", result.stdout, re.M)
-    assert result.stdout.splitlines()[-1] == "execute 6, reuse 24; expected 9.0 s"
+    # Two shards are scored, then advantages, update, audit, evaluation and report: 1.5 s each.
+    assert result.stdout.splitlines()[-1] == "execute 7, reuse 27; expected 10.5 s"
     found = json.loads(rounds(*args, "--json").stdout)
-    assert sum(step["executes"] for step in found["stages"]) == 6
-    assert found["expected_seconds"] == 9.0
+    assert sum(step["executes"] for step in found["stages"]) == 7
+    assert found["expected_seconds"] == 10.5
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 

@@ -247,12 +247,12 @@ GROUPED = "rollouts.samples_per_prompt=4"
         (["ppo.aggregation=mean"], "ppo.aggregation='mean': input should be 'token_mean' or 'seq_mean'"),
         (["ppo.kl_loss_coef=-1"], "ppo: kl_loss_coef=-1.0 must be at least 0"),
         (
-            ["ppo.kl_loss_estimator=exact"],
+            ["ppo.kl_loss_coef=0", "ppo.kl_loss_estimator=exact"],
             "ppo: kl_loss_estimator and kl_loss_direction say nothing while kl_loss_coef",
         ),
         (
-            ["ppo.kl_loss_direction=forward"],
-            "ppo: kl_loss_estimator and kl_loss_direction say nothing while kl_loss_co",
+            ["ppo.kl_loss_coef=0", "ppo.kl_loss_direction=forward"],
+            "ppo: kl_loss_estimator and kl_loss_direction say nothing while kl_loss_coef",
         ),
         (["ppo.entropy_coef=-1"], "ppo: entropy_coef=-1.0 must be at least 0"),
         (["ppo.target_kl=0"], "ppo: target_kl=0.0 must be positive"),

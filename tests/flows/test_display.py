@@ -51,7 +51,7 @@ def test_a_pipe_gets_timestamped_lines_without_control_characters(planned):
     assert len(lines) == 2 * len(planned)
     assert all(re.fullmatch(r"\d\d:\d\d:\d\d  [^\x00-\x1f\x7f-\x9f]+", line) for line in lines)
     assert "round 1 · train reward model: finished, 2 rows, 1.5 s, accuracy 0.800" in stream.getvalue()
-    assert "round 1 · iteration 2 · generate rollouts · shard 2: started (9/" in stream.getvalue()
+    assert "round 1 · iteration 2 · generate rollouts · shard 2: started (10/" in stream.getvalue()
 
 
 def test_reused_stages_are_one_line(planned):
@@ -87,6 +87,20 @@ def test_an_attempt_that_is_tried_again_is_told_without_what_acts_on_a_terminal(
     display.stage_finished(call, ref, 1.0)
     assert "prepare data: killed \\x1b[2J[red]; another attempt may follow" in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
+
+
+def test_a_warning_of_a_stage_is_told_and_the_stage_goes_on(planned):
+    stream = io.StringIO()
+    display = LineDisplay(len(planned), stream)
+    call, ref = next((call, ref) for call, ref in planned if call.stage == "update_policy")
+    display.stage_started(call)
+    display.stage_warned(call, "entropy is 0.1\x1b[2J, below health.min_entropy=1; raise it")
+    display.stage_finished(call, ref, 1.0)
+    started, warned, finished = (line[10:] for line in stream.getvalue().splitlines())
+    assert started.startswith("round 1 · iteration 1 · update policy: started")
+    told = "entropy is 0.1\\x1b[2J, below health.min_entropy=1; raise it"
+    assert warned == f"round 1 · iteration 1 · update policy: {told}"
+    assert finished.startswith("round 1 · iteration 1 · update policy: finished")
 
 
 def test_a_failure_that_ends_the_run_is_left_to_the_command(planned):

@@ -56,13 +56,49 @@ def test_the_card_says_where_the_model_came_from(run, tmp_path):
         "tags": ["ppo", "rlhf", "rlhf-rounds"],
     }
     for text in (
-        "2 rounds of 2 iterations, seed 7",
+        "2 rounds of 2 iterations, algorithm ppo, seed 7",
         found.found.ref.digest,
         "AutoModelForCausalLM.from_pretrained",
         "| round 2 | 2.000 | 0.125 | 1.00 | 4.500 | 1.50 |",
         "- `preference`, weight 1: the reward model trained in the run",
     ):
         assert text in card
+
+
+def critic_free(tmp_path, **changes):
+    rollouts = {"samples_per_prompt": 2, "sampling": {"max_new_tokens": 4}}
+    config = document(tmp_path, rounds=1, iterations=1, algorithm="dr_grpo", rollouts=rollouts, **changes)
+    return finished_run(tmp_path, "alone", config)
+
+
+def test_a_run_without_a_critic_exports_its_policy_and_says_how_it_was_trained(tmp_path):
+    export_model(critic_free(tmp_path), tmp_path / "out", part="policy", round=None)
+    assert front_matter(tmp_path / "out")["tags"] == ["dr-grpo", "rlhf", "rlhf-rounds"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "algorithm dr_grpo" in card
+    assert "PPO" not in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({}, "a policy and a reward model"),
+        ({"reward_model": None, "rewards": {"quality": {"function": "flows.presets.quickstart:quality"}}}, "a policy"),
+    ],
+)
+def test_a_critic_that_no_algorithm_learned_is_refused_with_what_there_is(tmp_path, changes, others):
+    run = critic_free(tmp_path, **changes)
+    told = f"--what critic: run alone has none, as algorithm: dr_grpo learns none; it has {others}$"
+    with pytest.raises(ConfigError, match=told):
+        export_model(run, tmp_path / "out", part="critic", round=None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("critic", ["policy", "reward_model"])
+def test_a_critic_from_a_model_of_the_run_links_no_model_of_that_name(tmp_path, critic):
+    config = document(tmp_path, rounds=1, iterations=1, model={"from_scratch": {}, "critic": critic})
+    export_model(finished_run(tmp_path, "fake", config), tmp_path / "out", part="critic", round=None)
+    assert "base_model" not in front_matter(tmp_path / "out")
 
 
 @pytest.mark.parametrize("part", ["critic", "reward_model"])

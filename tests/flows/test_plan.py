@@ -23,7 +23,9 @@ CLOSING = ("evaluate_policy", "report_round")
 
 
 def iteration(number, index, *, since="generate_rollouts"):
-    return {(stage, number, index) for stage in ITERATION[ITERATION.index(since) :]}
+    """From a stage on; the audit reads the scored rollouts, and nothing that trains reads the audit."""
+    stages = ITERATION[ITERATION.index(since) :]
+    return {(stage, number, index) for stage in (*stages, *["audit_rollouts"] * ("score_rollouts" in stages))}
 
 
 def closing(number, *stages):
@@ -45,6 +47,8 @@ def since(stage, number=1, index=1):
 DATA = {("prepare_data", 1, 0), ("prepare_data", 2, 0)}
 WARM_UP = {("warm_up", 1, 0)}
 REWARD_MODELS = {("train_reward_model", 1, 0), ("train_reward_model", 2, 0)}
+AUDITED_FIRST = {("audit_rollouts", 1, index) for index in (1, 2)}
+AUDITS = AUDITED_FIRST | {("audit_rollouts", 2, index) for index in (1, 2)}
 ALL = DATA | WARM_UP | REWARD_MODELS | since("generate_rollouts")
 
 
@@ -156,7 +160,7 @@ def fresh(tmp_path):
 def test_an_empty_run_has_everything_to_do_in_the_order_of_the_flow(fresh):
     plan = make_plan(fresh, tiny())
     labels = [f"{p.stage}-{p.place.label}" for p in plan.stages]
-    assert labels[:9] == [
+    assert labels[:10] == [
         "prepare_data-r1",
         "warm_up-r1",
         "train_reward_model-r1",
@@ -166,9 +170,10 @@ def test_an_empty_run_has_everything_to_do_in_the_order_of_the_flow(fresh):
         "score_rollouts-r1.i1.s1",
         "compute_advantages-r1.i1",
         "update_policy-r1.i1",
+        "audit_rollouts-r1.i1",
     ]
-    assert labels[15:19] == ["evaluate_policy-r1", "report_round-r1", "prepare_data-r2", "train_reward_model-r2"]
-    assert len(labels) == len(set(labels)) == 33
+    assert labels[17:21] == ["evaluate_policy-r1", "report_round-r1", "prepare_data-r2", "train_reward_model-r2"]
+    assert len(labels) == len(set(labels)) == 37
     assert {p.reason for p in plan.stages} == {"not run yet"}
     assert set(planned(fresh, tiny())) == ALL
 
@@ -184,7 +189,7 @@ def test_a_finished_run_has_nothing_to_do(finished):
     assert all(p.ref is not None and p.reason == "" for p in make_plan(finished, tiny()).stages)
 
 
-@pytest.mark.parametrize("done", [0, 1, 3, 8, 20])
+@pytest.mark.parametrize("done", [0, 1, 3, 8, 9, 22])
 def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
     first = carry_out(fresh, tiny(), limit=done)
     assert len(first) == done
@@ -193,7 +198,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
     # Of two shards that share a stage and place, one may be done.
     assert set(reasons) | set(first) == ALL
     rest = carry_out(fresh, tiny())
-    assert len(first) + len(rest) == 33
+    assert len(first) + len(rest) == 37
     assert set(rest) == set(reasons)
 
 
@@ -203,6 +208,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
         ("advantages.lam=0.5", since("compute_advantages")),
         ("advantages.gamma=0.9", since("compute_advantages")),
         ("advantages.kl_coef=0.2", since("compute_advantages")),
+        ("advantages.kl_target=6", since("compute_advantages")),
+        ("advantages.normalize_scores=true", since("compute_advantages")),
+        # The KL over the whole vocabulary needs the models that score.
+        ("advantages.kl_estimator=exact", since("score_rollouts")),
         ("rewards.quality.weight=0.7", since("score_rollouts")),
         ("rewards.more={function: 'plan_rewards:quality'}", since("score_rollouts")),
         ("rollouts.samples_per_prompt=2", since("generate_rollouts")),
@@ -212,6 +221,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
         ("rollouts.sampling.temperature=0.7", REWARD_MODELS | since("generate_rollouts")),
         ("rollouts.sampling.top_k=5", REWARD_MODELS | since("generate_rollouts")),
         ("rollouts.stop_strings=[stop]", REWARD_MODELS | since("generate_rollouts")),
+        # Without a critic, nothing has values.
+        ("algorithm=reinforce", since("score_rollouts")),
+        ("model.critic=policy", since("score_rollouts")),
+        # As it is by default.
+        ("model.critic=reward_model", set()),
         # A prompt has to leave room for the response.
         ("rollouts.sampling.max_new_tokens=9", ALL),
         # The critic starts from the reward model; the first rollouts are the policy's alone.
@@ -223,10 +237,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
         ("optimizers.critic_learning_rate=0.1", since("update_policy")),
         ("optimizers.weight_decay=0.1", since("update_policy")),
         ("ppo.epochs=3", since("update_policy")),
+        ("ppo.kl_loss_estimator=exact", since("update_policy")),
+        ("optimizers.critic_warmup=1", since("update_policy")),
         # The first of two iterations has the full rate on any schedule.
         ("optimizers.decay=linear", since("update_policy", 1, 2)),
         ("evaluation.samples_per_prompt=2", closing(1) | closing(2)),
-        ("evaluation.held_out_rewards={}", closing(1) | closing(2)),
+        ("evaluation.held_out_rewards={}", AUDITS | closing(1) | closing(2)),
+        ("evaluation.held_out_rewards.more={function: 'plan_rewards:quality'}", AUDITS | closing(1) | closing(2)),
         ("report.num_samples=3", closing(1, "report_round") | closing(2, "report_round")),
         ("data.num_held_out_prompts=5", ALL),
         ("data.prompts=[other_prompts.jsonl]", ALL),
@@ -239,6 +256,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
         ("seed=4", ALL),
         ("model.trust_remote_code=true", ALL),
         ("execution.dtype=bfloat16", ALL),
+        *((f"health.{limit}", set()) for limit in ("action=warn", "max_kl=1", "min_entropy=50", "max_approx_kl=1")),
+        ("health.max_ratio_deviation=0.1", set()),
         ("execution.device=cpu", set()),
         ("execution.micro_batch_tokens=100", set()),
         ("execution.retries=0", set()),
@@ -353,7 +372,7 @@ def test_data_counts_by_its_content(fresh, tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "expected"),
-    [("rewards", since("score_rollouts")), ("evaluation.held_out_rewards", closing(1) | closing(2))],
+    [("rewards", since("score_rollouts")), ("evaluation.held_out_rewards", AUDITS | closing(1) | closing(2))],
 )
 def test_an_edited_reward_function_scores_anew_but_a_comment_costs_nothing(
     fresh, tmp_path, monkeypatch, where, expected
@@ -370,7 +389,7 @@ def test_an_edited_reward_function_scores_anew_but_a_comment_costs_nothing(
     module.write_text(QUALITY.replace("-float", "-2 * float"))
     reasons = planned(fresh, config)
     assert set(reasons) == expected
-    first = ("score_rollouts", 1, 1) if where == "rewards" else ("evaluate_policy", 1, 0)
+    first = ("score_rollouts", 1, 1) if where == "rewards" else ("audit_rollouts", 1, 1)
     assert reasons[first] == f"code of {'rewards' if where == 'rewards' else 'held_out_rewards'}.brevity changed"
 
 
@@ -403,7 +422,7 @@ WITHOUT_TRAINING = ALL - WARM_UP - REWARD_MODELS
         ("base", WITHOUT_TRAINING, ("prepare_data", 1, 0), "input base changed"),
         ("zeal", since("score_rollouts"), ("score_rollouts", 1, 1), "input external changed"),
         ("calm", since("score_rollouts"), ("score_rollouts", 1, 1), "input external changed"),
-        ("judge", closing(1) | closing(2), ("evaluate_policy", 1, 0), "input external changed"),
+        ("judge", AUDITS | closing(1) | closing(2), ("audit_rollouts", 1, 1), "input external changed"),
     ],
 )
 def test_other_weights_in_a_directory_are_another_input(fresh, tmp_path, model, expected, first, reason):
@@ -486,6 +505,8 @@ def forced(run, stage, *, config=None, **where):
         ("warm_up", {}, ALL - {("prepare_data", 1, 0)}),
         # The policy of the second round does not come from its reward model, its scores do.
         ("train_reward_model", {}, {("train_reward_model", 2, 0)} | since("score_rollouts", 2, 1)),
+        # Each audit of a round is held against its first one; no training reads them.
+        ("audit_rollouts", {"round": 1}, AUDITED_FIRST | closing(1, "report_round") | closing(2, "report_round")),
         ("evaluate_policy", {"round": 1}, closing(1) | closing(2, "report_round")),
         ("report_round", {}, closing(2, "report_round")),
     ],

@@ -18,6 +18,7 @@ from flows.publish import publish, publish_round, run_uid
 from flows.round_page import artifact_key, escaped, round_markdown
 from flows.workspace import Run, create_or_open
 from tasks import tracking
+from tasks.models import ResidentModels
 from tasks.stage import StageCall, execute
 from tasks.store import Inputs, Place, Recipe, Ref, input_digests, write_dataset, write_json
 from tasks.tracking import Published
@@ -86,7 +87,13 @@ class FakeRun:
             {"reward_model/accuracy": 0.75, "reward_model/calibration_error": 0.05},
             {"calibration.json": calibration()},
         )
-        groups: dict[str, list[Ref]] = {"rollouts": [], "scored": [], "experience": [], "checkpoints": []}
+        groups: dict[str, list[Ref]] = {
+            "rollouts": [],
+            "scored": [],
+            "experience": [],
+            "checkpoints": [],
+            "audits": [],
+        }
         policy = start
         for iteration in (1, 2):
             place = Place(number, iteration)
@@ -115,6 +122,13 @@ class FakeRun:
             experience = self.commit(
                 "compute_advantages", place, {"scored": shards}, {"kl/mean": value}, {"rollouts": rows}
             )
+            audit = self.commit(
+                "audit_rollouts",
+                place,
+                {"scored": shards, "policy": policy},
+                {"audit/length_correlation": value / 10},
+                {"a.json": value},
+            )
             policy = self.commit(
                 "update_policy",
                 place,
@@ -126,6 +140,7 @@ class FakeRun:
             groups["scored"] += shards
             groups["experience"].append(experience)
             groups["checkpoints"].append(policy)
+            groups["audits"].append(audit)
         evaluation = self.commit(
             "evaluate_policy",
             Place(number),
@@ -148,7 +163,7 @@ class FakeRun:
             execution={"dtype": "auto"},
             inputs={**groups, "evaluation": evaluation, "reward_model": reward_model, "previous": before},
         )
-        return execute(call, models=None, report=lambda _: None), policy  # type: ignore[arg-type]
+        return execute(call, models=ResidentModels(), report=lambda _: None), policy
 
 
 def source(path: str) -> dict[str, Any]:
@@ -209,7 +224,7 @@ def test_a_round_is_found_from_its_report_alone(fake, reports):
     rounds = committed_rounds(fake.run.root, reports[1].directory)
     assert [found.number for found in rounds] == [1, 2]
     stages = [(m.stage, str(m.place)) for m in rounds[1].of_this_round()]
-    assert len(stages) == 2 * (2 + 2 + 1 + 1) + 2
+    assert len(stages) == 2 * (2 + 2 + 1 + 1 + 1) + 2
     assert all("round-002" in place for _, place in stages)
     assert {m.stage for m in rounds[0].of_this_round()} > {"prepare_data", "train_reward_model"}
     assert (rounds[1].checkpoint / "policy" / "config.json").is_file()
@@ -225,6 +240,7 @@ def test_both_rounds_are_logged_and_publishing_again_adds_nothing(fake, reports)
 
     assert values("score/mean") == [(1, pytest.approx(2.1)), (2, pytest.approx(2.2))]
     assert values("rollouts/response_length") == [(1, 11.0), (2, 11.0)]
+    assert values("audit/length_correlation") == [(1, pytest.approx(0.21)), (2, pytest.approx(0.22))]
     assert values("evaluation/score") == [(2, 3.0)]
     assert values("reward_model/accuracy") == [(0, 0.75)]
     assert values("data/prompts") == [(0, 2.0)]

@@ -29,7 +29,7 @@ def test_every_stage_commits_one_output_a_place(home, tiny):
         for iteration in (1, 2):
             at = f"round-00{number}/iteration-00{iteration}"
             expected += [f"{at}/{stage}/shard-00{shard}" for stage in ITERATION[:2] for shard in (0, 1)]
-            expected += [f"{at}/{stage}" for stage in ITERATION[2:]]
+            expected += [f"{at}/{stage}" for stage in (*ITERATION[2:], "audit_rollouts")]
     assert sorted(places) == sorted(expected)
 
 

@@ -1,6 +1,7 @@
 """What the tables say of a run whose outputs were made by hand."""
 
 import json
+import re
 
 import pytest
 from fake_runs import HOSTILE, document, finished_run
@@ -121,8 +122,8 @@ def test_a_stopped_run_says_how_far_it_is(stopped):
     assert statuses["compute_advantages", 1, 2].state == "pending"
     assert statuses["compute_advantages", 1, 2].reason == "not run yet"
     assert "not run yet" in shown(round_table([s for s in statuses.values() if not s.iteration]))
-    # Data, reward model, six stages of iteration 1, and generating and scoring of iteration 2 in two shards each.
-    assert run_state(stopped, plan) == "12 of 30 stages committed"
+    # Data, reward model, seven stages of iteration 1, and generating and scoring of iteration 2 in two shards each.
+    assert run_state(stopped, plan) == "13 of 34 stages committed"
 
 
 def test_one_shard_of_two_shows_as_such(stopped):
@@ -218,7 +219,7 @@ def test_rows_are_chosen_by_an_expression_over_columns_and_sums(run):
 @pytest.mark.parametrize("where", ["nope > 1", "score", "score >", "score = 1", "@undefined > 1"])
 def test_an_expression_that_is_none_is_quoted_with_the_columns(run, where):
     frame = rollouts_of(run, 1, 1).frame()
-    with pytest.raises(ConfigError, match=r"--where .*; columns are rollout_id, .*length, kl_sum"):
+    with pytest.raises(ConfigError, match=r"--where .*; columns are rollout_id, .*length, .*kl_sum"):
         selected(frame, where=where, sort=None, top=None)
 
 
@@ -229,6 +230,37 @@ def test_full_rows_have_plain_lists_and_the_sums(run):
     assert rows[0]["advantages"] == [2.0]
     assert rows[0]["kl_sum"] == 0.5
     json.dumps(rows)
+
+
+def test_rollouts_have_what_their_audit_says_of_them(run):
+    rollouts = rollouts_of(run, 1, 1)
+    frame = rollouts.frame()
+    assert frame["held_out_true_quality"].tolist() == [6.5, 2.5]
+    chosen = selected(frame, where="score > 0 and held_out_true_quality < 3", sort=None, top=None)
+    assert chosen["rollout_id"].tolist() == ["r1.i1.s0.bb.0"]
+    # One token has no pair of tokens: null, which is what JSON knows.
+    rows = full_rows(rollouts, selected(frame, where=None, sort="-distinct_2", top=None))
+    assert [row["distinct_2"] for row in rows] == [1.0, None]
+    assert json.loads(json_text(rows), parse_constant=pytest.fail) == rows
+    assert re.search(r"score +true_quality +KL +length", shown(rollouts_table(rollouts, frame)))
+    assert re.search(r"^true_quality +6\.5000", shown(rollout_view(one_rollout(run, "r1.i1.s0.aa.0"))), re.M)
+
+
+def test_rollouts_whose_audit_is_still_to_come_are_shown_without_it(stopped):
+    assert "held_out_true_quality" in rollouts_of(stopped, 1, 1).frame()
+    frame = rollouts_of(stopped, 1, 2).frame()
+    assert {"held_out_true_quality", "distinct_2"}.isdisjoint(frame.columns)
+    assert len(frame) == 4
+
+
+def test_without_a_critic_a_rollout_has_no_values_and_no_returns(tmp_path):
+    rollout_settings = {"samples_per_prompt": 2, "shards": 2, "sampling": {"max_new_tokens": 4}}
+    config = document(tmp_path, algorithm="grpo", rounds=1, iterations=1, rollouts=rollout_settings)
+    found = one_rollout(finished_run(tmp_path, "alone", config), "r1.i1.s0.aa.0")
+    assert list(found.tokens[0]) == ["token", "token_id", "logprob", "ref_logprob", "kl", "reward", "advantage"]
+    assert re.search(
+        r"^ *t +token +id +logprob +ref_logprob +kl +reward +advantage *$", shown(rollout_view(found)), re.M
+    )
 
 
 def test_the_table_of_rollouts_shows_hostile_text_as_text(run):

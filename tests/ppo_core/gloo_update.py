@@ -1,20 +1,23 @@
-"""Updates shared by processes: run as one of them, it writes what came out; imported, it says which updates.
+"""Updates shared by processes: imported, it says which updates; run, it has them done and writes what came out.
 
-    python gloo_update.py RANK NUM_PROCESSES RENDEZVOUS_FILE OUTPUT_FILE
+    python gloo_update.py FOLDER
 
-Every group of the first processes, from two to all of them, runs each update.
+Three processes; every group of the first of them, of two and of three, runs each update.
 """
 
 import datetime
 import sys
+from pathlib import Path
 
-import torch
+# Imported on the first use of an optimizer: better once than in each process.
+import torch._dynamo
 from small_models import HistoryPolicy
-from torch import distributed, nn
+from torch import distributed, multiprocessing, nn
 from update_world import World
 
 from ppo_core import Optimizers
 
+NUM_PROCESSES = 3
 UPDATES = {
     "clipped surrogate": {"epochs": 2, "num_minibatches": 2},
     "one row per minibatch": {"epochs": 2, "num_minibatches": 6, "critic_epochs": 1},
@@ -55,29 +58,32 @@ def run_update(name, group=None):
         policy=torch.optim.AdamW(world.policy.parameters(), 0.05, eps=1e-3, weight_decay=0.1),
         critic=world.optimizers.critic,
     )
-    stats = world.update(batch=world.off_policy(), micro_batch_tokens=12, group=group, **UPDATES[name])
+    # A process works through its rows one by one, a single one through all at once.
+    micro_batch_tokens = 8192 if group is None else 12
+    stats = world.update(batch=world.off_policy(), micro_batch_tokens=micro_batch_tokens, group=group, **UPDATES[name])
     return [*world.weights, world.policy.spare.detach()], stats.as_dict()
 
 
-def main():
-    rank, num_processes = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
+def take_part(rank, folder):
     distributed.init_process_group(
         "gloo",
-        init_method=f"file://{sys.argv[3]}",
+        init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
-        world_size=num_processes,
-        timeout=datetime.timedelta(seconds=120),
+        world_size=NUM_PROCESSES,
+        timeout=datetime.timedelta(seconds=100),
     )
     results = {}
-    for size in range(2, num_processes + 1):
+    for size in range(2, NUM_PROCESSES + 1):
         group = distributed.new_group(list(range(size)))
         if rank < size:
             results[size] = {name: run_update(name, group) for name in UPDATES}
-    torch.save(results, sys.argv[4])
+    torch.save(results, folder / f"{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    # Forked processes share the imports, most of the time that this takes. Here nothing has started a thread yet.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    multiprocessing.start_processes(take_part, (Path(sys.argv[1]),), NUM_PROCESSES, start_method=method)

@@ -180,6 +180,15 @@ def test_every_row_reaches_every_minibatch_and_seeds_differ():
     assert (first - 100).abs().max() < 35
 
 
+def test_any_two_rows_are_as_likely_to_share_a_minibatch():
+    together = torch.zeros(6, 6)
+    for seed in range(400):
+        for part in minibatches(6, 2, seed):
+            together[part[:, None], part] += 1
+    # two others of five: 160 expected, standard deviation sqrt(400 * 2/5 * 3/5) = 9.8
+    assert (together[~torch.eye(6, dtype=torch.bool)] - 160).abs().max() < 40
+
+
 def test_impossible_splits_are_refused():
     with pytest.raises(ConfigError, match="num_minibatches=4 cannot split 3 rows"):
         minibatches(3, 4, 0)

@@ -140,11 +140,16 @@ def test_it_does_not_matter_on_which_side_a_transformer_sees_the_padding(make):
         torch.testing.assert_close(ours[i, :num_tokens], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_final_values_take_their_gradient_from_the_last_token_alone():
+def test_each_value_takes_its_gradient_from_its_own_position():
     critic = HistoryCritic(97)
+    response_values(critic, THREE_ROWS.padded()).sum().backward()
+    rows = [([1, 2, 3, 4, 5], [9]), ([6], [10, 11, 12, 13]), ([7, 8], [14, 15])]
+    before_tokens = [history(prompt + response[:t]) for prompt, response in rows for t in range(len(response))]
+    assert critic.policy.table.grad.nonzero()[:, 0].tolist() == sorted(before_tokens)
+    critic.zero_grad()
     _, final_values = response_and_final_values(critic, THREE_ROWS.padded())
     final_values.sum().backward()
-    ends = [history([1, 2, 3, 4, 5, 9]), history([6, 10, 11, 12, 13]), history([7, 8, 14, 15])]
+    ends = [history(prompt + response) for prompt, response in rows]
     assert critic.policy.table.grad.nonzero()[:, 0].tolist() == sorted(ends)
 
 
@@ -152,6 +157,7 @@ def test_models_in_half_precision_give_single_precision_numbers():
     padded = random_batch(1).padded()
     policy, critic = history_policy(1, vocabulary=51).bfloat16(), HistoryCritic(97, torch.bfloat16)
     assert response_logits(policy, padded).dtype == torch.bfloat16
+    assert token_logits(policy, padded, temperature=0.7).dtype == torch.float32
     assert response_logprobs(policy, padded, temperature=1.0).dtype == torch.float32
     assert [x.dtype for x in response_and_final_values(critic, padded)] == [torch.float32] * 2
 

@@ -25,11 +25,13 @@ def test_estimates_equal_their_definition(seed, estimator):
         assert estimate.item() == pytest.approx(reference.estimate(a.item(), b.item(), estimator), abs=1e-10)
 
 
-def test_k3_keeps_its_digits_in_single_precision_near_zero():
-    # d = 2^-10: k3 = d^2/2 - d^3/6 + ..., where exp(-d) - 1 would leave one digit
-    d = 2.0**-10
-    k3 = kl_estimate(tensor([[d]]), tensor([[0.0]]), "k3").item()
-    assert k3 == pytest.approx(d**2 / 2 - d**3 / 6, rel=1e-3)
+@pytest.mark.parametrize("difference", [7e-3, 7e-4, -7e-4])
+def test_k3_keeps_its_digits_in_single_precision_near_zero(difference):
+    # d^2/2 - d^3/6 + d^4/24, where exp(-d) - 1 would round to a multiple of 6e-8
+    logprobs = tensor([[difference]])
+    d = logprobs.item()
+    k3 = kl_estimate(logprobs, torch.zeros(1, 1), "k3").item()
+    assert k3 == pytest.approx(d**2 / 2 - d**3 / 6 + d**4 / 24, rel=1e-3)
 
 
 def test_k2_agrees_with_the_exact_divergence_for_close_distributions():

@@ -303,6 +303,7 @@ def test_pg_loss_worked_example():
     loss, stats = pg_loss(tensor([[math.log(0.25)]]), tensor([[math.log(0.5)]]), tensor([[3.0]]), TRUE, num_tokens=1)
     assert loss.item() == pytest.approx(3 * math.log(4))
     assert stats["ratio_mean"].item() == pytest.approx(0.5)
+    assert stats["ratio_max_deviation"].item() == pytest.approx(0.5)
     assert stats["k1_kl"].item() == pytest.approx(math.log(2))
 
 

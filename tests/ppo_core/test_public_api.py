@@ -57,8 +57,35 @@ def test_works_with_torch_and_numpy_alone_and_then_still_names_a_wrong_shape():
     assert bare.stdout == ("advantages is (1, 3) but response_mask is (1, 2); both need one entry per response token\n")
 
 
+# jaxtyping is for the tests: where it is not installed, plain tensors stand in for its names.
+IMPORTS = """
+import sys
+sys.modules["jaxtyping"] = None
+import numpy, torch
+before = set(sys.modules)
+import ppo_core
+for name in ppo_core.__all__:
+    getattr(ppo_core, name)
+new = {module.partition(".")[0] for module in set(sys.modules) - before}
+print(sorted(new - set(sys.stdlib_module_names) - {"numpy", "torch"}))
+"""
+
+
+def test_the_public_names_need_torch_numpy_and_the_standard_library_alone():
+    bare = subprocess.run([sys.executable, "-W", "error", "-c", IMPORTS], capture_output=True, text=True, cwd=ROOT)
+    assert bare.returncode == 0, bare.stderr
+    assert bare.stdout == "['ppo_core']\n"
+
+
+def test_an_unknown_name_is_no_attribute():
+    with pytest.raises(AttributeError, match="module 'ppo_core' has no attribute 'ppo'"):
+        _ = ppo_core.ppo
+
+
 def test_equal_shapes_pass_and_the_odd_one_is_named():
     x = torch.zeros(2, 3)
     require_same_shape(response_mask=x, values=x)
-    with pytest.raises(ppo_core.ShapeError, match=r"values is \(2, 4\) but response_mask is \(2, 3\)"):
-        require_same_shape(response_mask=x, rewards=x, values=torch.zeros(2, 4))
+    for shape in ((2, 4), (2, 1), (3, 2), (6,)):
+        with pytest.raises(ppo_core.ShapeError) as refusal:
+            require_same_shape(response_mask=x, rewards=x, values=torch.zeros(shape))
+        assert str(refusal.value).startswith(f"values is {shape} but response_mask is (2, 3);")

@@ -4,7 +4,6 @@ import math
 import pytest
 import reference
 import torch
-from cases import Draws
 from small_models import HistoryCritic, HistoryPolicy
 from torch import tensor
 from update_world import ONE_STEP, CountingSGD, World, assert_same_weights, history
@@ -26,7 +25,6 @@ from ppo_core import (
     token_rewards,
 )
 
-UNLIMITED = {"max_grad_norm": math.inf, "critic_max_grad_norm": math.inf}
 POLICY_STATISTICS = {
     "policy_loss",
     "entropy",
@@ -39,97 +37,6 @@ POLICY_STATISTICS = {
 }
 CRITIC_STATISTICS = {"value_loss", "value_clipfrac", "critic_grad_norm", "explained_variance"}
 COUNTS = {"policy_epochs", "num_optimizer_steps", "num_tokens"}
-
-
-def response_tokens(world, batch):
-    """For each response its tokens: their row of the table, tempered logits of policy and reference, and data."""
-    columns = {name: batch.column(name) for name in ("logprobs", "advantages", "returns")}
-    for i in range(len(batch)):
-        prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
-        data = zip(*(columns[name].row(i).tolist() for name in columns), strict=True)
-        tokens = []
-        for t, (token, (old, advantage, target)) in enumerate(zip(response, data, strict=True)):
-            h = history(prompt + response[:t])
-            z, ref_z = (
-                [x / world.temperature for x in model.table[h].tolist()] for model in (world.policy, world.reference)
-            )
-            tokens.append((h, z, ref_z, token, old, advantage, target))
-        yield tokens
-
-
-def times(factor, xs):
-    return [factor * x for x in xs]
-
-
-def plus(xs, ys):
-    return [x + y for x, y in zip(xs, ys, strict=True)]
-
-
-def pg_slope(z, ref_z, token, old, advantage):
-    return times(-advantage, reference.logprob_slope(z, token))
-
-
-def ppo_slope(z, ref_z, token, old, advantage):
-    new = reference.logprob(z, token)
-    if reference.policy_clip_binds(new, old, advantage, 0.1, 0.3):
-        return [0.0] * len(z)
-    return times(-advantage * math.exp(new - old), reference.logprob_slope(z, token))
-
-
-def with_entropy(z, ref_z, token, old, advantage):
-    return plus(pg_slope(z, ref_z, token, old, advantage), times(-0.2, reference.entropy_slope(z)))
-
-
-def with_sampled_kl(direction):
-    def slope(z, ref_z, token, old, advantage):
-        new, ref = reference.logprob(z, token), reference.logprob(ref_z, token)
-        per_logprob = new - ref if direction == "reverse" else 1 - math.exp(ref - new)
-        kl = times(math.exp(new - old) * per_logprob, reference.logprob_slope(z, token))
-        return plus(pg_slope(z, ref_z, token, old, advantage), times(0.3, kl))
-
-    return slope
-
-
-def with_exact_kl(direction):
-    def slope(z, ref_z, token, old, advantage):
-        kl = reference.kl_slope(z, ref_z, direction)
-        return plus(pg_slope(z, ref_z, token, old, advantage), times(0.3, kl))
-
-    return slope
-
-
-def kl_settings(estimator, direction):
-    return {"loss": "pg", "kl_loss_coef": 0.3, "kl_loss_estimator": estimator, "kl_loss_direction": direction}
-
-
-@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize(
-    ("slope", "settings"),
-    [
-        pytest.param(pg_slope, {"loss": "pg"}, id="pg"),
-        pytest.param(ppo_slope, {"cliprange": (0.1, 0.3)}, id="ppo"),
-        pytest.param(with_entropy, {"loss": "pg", "entropy_coef": 0.2}, id="entropy"),
-        pytest.param(with_sampled_kl("reverse"), kl_settings("k1", "reverse"), id="k1"),
-        pytest.param(with_sampled_kl("reverse"), kl_settings("k3", "reverse"), id="k3"),
-        pytest.param(with_sampled_kl("forward"), kl_settings("k2", "forward"), id="k2 forward"),
-        pytest.param(with_exact_kl("reverse"), kl_settings("exact", "reverse"), id="exact"),
-        pytest.param(with_exact_kl("forward"), kl_settings("exact", "forward"), id="exact forward"),
-    ],
-)
-def test_one_step_moves_the_weights_as_the_formula_says(slope, settings, temperature, aggregation):
-    world = World(policy_lr=0.5, critic_lr=0.25, temperature=temperature)
-    batch = world.off_policy()
-    expected_table, expected_values = world.weights
-    for tokens in response_tokens(world, batch):
-        num_terms = len(tokens) * len(batch) if aggregation == "seq_mean" else len(batch.responses.values)
-        for h, z, ref_z, token, old, advantage, target in tokens:
-            # The logits of the table reach the loss divided by the temperature, the values as they are.
-            change = tensor(slope(z, ref_z, token, old, advantage), dtype=torch.float64) / temperature
-            expected_table[h] -= 0.5 * change / num_terms
-            expected_values[h, 0] -= 0.25 * (0 - target) / num_terms
-    world.update(batch=batch, **ONE_STEP, **UNLIMITED, **settings, aggregation=aggregation)
-    assert_same_weights(world.weights, [expected_table, expected_values])
 
 
 def test_a_wrong_temperature_shows_in_the_first_ratio():
@@ -180,40 +87,6 @@ def test_gradients_are_scaled_down_to_their_own_limits_and_reported_as_they_were
     assert (stats.grad_norm, stats.critic_grad_norm) == pytest.approx((norms.grad_norm, norms.critic_grad_norm))
     moved = [(a - b).norm().item() for a, b in zip(before, bound.weights, strict=True)]
     assert moved == pytest.approx([0.05 * norms.grad_norm, 0.1 * norms.critic_grad_norm], rel=1e-4)
-
-
-def test_statistics_of_one_step_equal_their_definitions():
-    world = World(temperature=0.8)
-    batch = world.batch.with_columns(
-        logprobs=world.batch.token_columns["logprobs"] - 0.4 * Draws(1).normal(len(world.batch.responses.values)),
-        values=0.5 * world.batch.token_columns["returns"] + 0.1,
-    )
-    z_of_token = [z for tokens in response_tokens(world, batch) for _, z, *_ in tokens]
-    tokens = batch.responses.values.tolist()
-    old, values, advantages, returns = (
-        batch.token_columns[name].tolist() for name in ("logprobs", "values", "advantages", "returns")
-    )
-    new = [reference.logprob(z, token) for z, token in zip(z_of_token, tokens, strict=True)]
-    stats = world.update(batch=batch, **ONE_STEP, cliprange=(0.1, 0.3), cliprange_value=0.05, dual_clip=2.0)
-    triples = list(zip(new, old, advantages, strict=True))
-    value_errors = [reference.value_error(0.0, v, r, 0.05) for v, r in zip(values, returns, strict=True)]
-    assert stats.policy_loss == pytest.approx(
-        -reference.mean([reference.policy_objective(*x, 0.1, 0.3, 2.0) for x in triples]), abs=1e-9
-    )
-    assert stats.value_loss == pytest.approx(reference.mean(value_errors), abs=1e-9)
-    assert stats.approx_kl == pytest.approx(reference.mean([reference.estimate(o, n, "k3") for n, o, _ in triples]))
-    assert stats.k1_kl == pytest.approx(reference.mean([o - n for n, o, _ in triples]))
-    assert stats.clipfrac == pytest.approx(
-        reference.mean([float(reference.policy_clip_binds(*x, 0.1, 0.3)) for x in triples])
-    )
-    assert stats.value_clipfrac == pytest.approx(
-        reference.mean([float(e > r**2 / 2 + 1e-12) for e, r in zip(value_errors, returns, strict=True)])
-    )
-    ratios = [math.exp(n - o) for n, o, _ in triples]
-    assert stats.ratio_mean == pytest.approx(reference.mean(ratios))
-    assert stats.first_minibatch_ratio_deviation == pytest.approx(max(abs(r - 1) for r in ratios))
-    assert stats.entropy == pytest.approx(reference.mean([reference.entropy(z) for z in z_of_token]))
-    assert stats.explained_variance == pytest.approx(0.75)
 
 
 def test_statistics_are_means_over_all_minibatches():
@@ -306,6 +179,8 @@ def test_an_update_that_lacks_a_model_or_an_optimizer_is_refused():
 def test_missing_columns_are_named():
     world = World()
     bare = RolloutBatch(prompts=world.batch.prompts, responses=world.batch.responses, stopped=world.batch.stopped)
+    with pytest.raises(ShapeError, match=r"lacks the token columns \['logprobs', 'advantages'\]"):
+        world.update(batch=bare, critic=False)
     bare = bare.with_columns(logprobs=world.batch.token_columns["logprobs"])
     with pytest.raises(ShapeError, match=r"lacks the token columns \['advantages', 'values', 'returns'\]"):
         world.update(batch=bare)
@@ -341,11 +216,11 @@ def test_before_each_step_of_the_policy_its_minibatch_is_told():
             "grad_norm",
         }
         assert v["loss"] == pytest.approx(v["policy_loss"] + 0.3 * v["kl_loss"] - 0.2 * v["entropy"])
-    # Rows and tokens differ between minibatches, means of an epoch do not: weights of zero learning rate stay.
+    # What is told of a single minibatch is what the update reports.
     stats = world.update(**settings, **ONE_STEP)
-    whole = told(world, **settings, **ONE_STEP)[0].values
+    (only,) = told(world, **settings, **ONE_STEP)
     for name in ("policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "ratio_mean", "grad_norm"):
-        assert getattr(stats, name) == pytest.approx(whole[name])
+        assert getattr(stats, name) == only.values[name]
 
 
 @pytest.mark.parametrize(("epoch", "steps"), [(0, 0), (1, 2)])
@@ -375,7 +250,10 @@ def test_the_policy_stops_after_an_epoch_whose_mean_kl_passes_the_target_and_the
     # Between the means of two epochs, and below the largest value of the first of them.
     target = (means[1] + min(max(by_epoch[1]), means[2])) / 2
     assert means[1] < target < max(by_epoch[1])
-    for target_kl, epochs in ((1e-9, 2), (target, 3), ((means[2] + means[3]) / 2, 4), (1.0, 4)):
+    # The mean of the epoch alone passes this one, that of all epochs so far does not.
+    late_target = 0.99 * means[2]
+    assert max(means[1], reference.mean(means[:3])) < late_target
+    for target_kl, epochs in ((1e-9, 2), (target, 3), (late_target, 3), ((means[2] + means[3]) / 2, 4)):
         stopped, planned = World(), World()
         stats = stopped.update(**plan, target_kl=target_kl)
         planned.update(epochs=epochs, critic_epochs=4, num_minibatches=2)
@@ -390,26 +268,6 @@ def test_rollouts_of_another_policy_allow_one_epoch_and_no_more():
     stats = world.update(batch=world.off_policy(), epochs=4, num_minibatches=3, target_kl=1e-9)
     assert stats.policy_epochs == 1
     assert (world.optimizers.policy.num_steps, world.optimizers.critic.num_steps) == (3, 12)
-
-
-@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean"])
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "exact"])
-def test_the_divergence_in_the_loss_is_reported_as_it_is_defined(estimator, direction, aggregation):
-    world = World(temperature=0.8)
-    batch = world.off_policy()
-
-    def divergence(h, z, ref_z, token, old, advantage, target):
-        if estimator == "exact":
-            return reference.kl(z, ref_z) if direction == "reverse" else reference.kl(ref_z, z)
-        new, ref = reference.logprob(z, token), reference.logprob(ref_z, token)
-        return reference.kl_loss(new, old, ref, estimator, direction)
-
-    rows = [[divergence(*token) for token in tokens] for tokens in response_tokens(world, batch)]
-    num_responses = len(batch) if aggregation == "seq_mean" else None
-    expected = reference.aggregate(rows, len(batch.responses.values), num_responses)
-    stats = world.update(batch=batch, **ONE_STEP, **kl_settings(estimator, direction), aggregation=aggregation)
-    assert stats.kl_loss == pytest.approx(expected, rel=1e-9)
 
 
 def test_models_stay_in_the_mode_they_are_in_and_leftover_gradients_do_not_count():

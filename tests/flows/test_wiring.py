@@ -1,0 +1,140 @@
+"""Which outputs each stage is handed, for each algorithm: the flows run with a caller that only notes its calls."""
+
+from dataclasses import dataclass
+
+import pytest
+from fake_runs import document
+
+from flows.config import checked
+from flows.plan import external_models
+from flows.round import rlhf_round
+from tasks.store import Place
+
+CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
+PLACES = [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    stage: str
+    place: Place
+    settings: object
+    inputs: dict
+
+    @property
+    def at(self):
+        return self.place.round, self.place.iteration
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """The calls that a run of two rounds of two iterations makes; an output is named after its stage and place."""
+
+    def of(**changes):
+        config = checked(document(tmp_path, warm_up={}, **changes), where="test")
+        noted = []
+
+        def note(stage, place, settings, **inputs):
+            noted.append(Call(stage=stage, place=place, settings=settings, inputs=inputs))
+            return f"{stage}-{place.label}"
+
+        state = None
+        for number in (1, 2):
+            state = rlhf_round(note, config, number, state, external_models(config, tmp_path))
+        return noted
+
+    return of
+
+
+def inputs_of(calls, stage, name):
+    """One input of a stage by round and iteration; shards must agree."""
+    found = {}
+    for call in calls:
+        if call.stage == stage:
+            assert found.setdefault(call.at, call.inputs[name]) == call.inputs[name]
+    return found
+
+
+def grouped(algorithm):
+    rollouts = {"samples_per_prompt": 2, "shards": 2, "sampling": {"max_new_tokens": 4}}
+    return {"algorithm": algorithm, "rollouts": rollouts}
+
+
+@pytest.mark.parametrize("algorithm", CRITIC_FREE)
+def test_without_a_critic_the_same_stages_run_and_none_is_handed_one(calls, algorithm):
+    noted = calls(**grouped(algorithm))
+    assert [(call.stage, call.place) for call in noted] == [(call.stage, call.place) for call in calls()]
+    assert {call.stage for call in noted if "critic" in call.inputs} == {"score_rollouts", "update_policy"}
+    assert [call.inputs["critic"] for call in noted if "critic" in call.inputs] == [None] * 12
+    algorithms = {call.settings.algorithm for call in noted if call.stage == "compute_advantages"}
+    assert algorithms == {algorithm}
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_each_iteration_goes_on_from_the_checkpoint_of_the_one_before(calls, algorithm):
+    noted = calls(**grouped(algorithm))
+    chain = dict(zip(PLACES, ["warm_up-r1", *(f"update_policy-r{r}.i{i}" for r, i in PLACES)], strict=False))
+    assert inputs_of(noted, "generate_rollouts", "policy") == chain
+    assert inputs_of(noted, "score_rollouts", "policy") == chain
+    assert inputs_of(noted, "update_policy", "policy") == chain
+    # What the loop remembers is in the checkpoint; in the first iteration there is none.
+    assert inputs_of(noted, "compute_advantages", "checkpoint") == chain
+    assert set(inputs_of(noted, "score_rollouts", "reference").values()) == {"warm_up-r1"}
+
+
+WITHOUT_REWARD_MODEL = {"reward_model": None, "rewards": {"quality": {"function": "flows.presets.quickstart:quality"}}}
+
+
+@pytest.mark.parametrize(
+    ("critic", "changes", "first"),
+    [
+        (None, {}, "train_reward_model-r1"),
+        ("reward_model", {}, "train_reward_model-r1"),
+        ("policy", {}, "warm_up-r1"),
+        (None, WITHOUT_REWARD_MODEL, "warm_up-r1"),
+        ("policy", WITHOUT_REWARD_MODEL, "warm_up-r1"),
+    ],
+)
+def test_the_critic_starts_from_what_is_named_and_is_then_the_checkpoints_own(calls, critic, changes, first):
+    noted = calls(model={"from_scratch": {}, "critic": critic}, **changes)
+    chain = dict(zip(PLACES, [first, *(f"update_policy-r{r}.i{i}" for r, i in PLACES)], strict=False))
+    assert inputs_of(noted, "score_rollouts", "critic") == chain
+    assert inputs_of(noted, "update_policy", "critic") == chain
+
+
+@pytest.mark.parametrize(("iterations", "expected"), [(0, []), (1, [(1, 1)])])
+def test_in_the_critics_warm_up_the_policy_rests_at_the_beginning_of_the_run_alone(calls, iterations, expected):
+    noted = calls(optimizers={"critic_warmup": iterations})
+    updates = [call for call in noted if call.stage == "update_policy"]
+    assert [call.at for call in updates] == PLACES
+    assert [call.at for call in updates if not call.settings.train_policy] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        *(({"ppo": {"kl_loss_coef": 0.1, "kl_loss_estimator": name}}, None) for name in ("k1", "k2", "k3")),
+        ({"ppo": {"kl_loss_coef": 0.1, "kl_loss_estimator": "exact"}}, "warm_up-r1"),
+        # A penalty of the exact KL is a column of the scored rollouts.
+        ({"advantages": {"kl_estimator": "exact"}}, None),
+    ],
+)
+def test_the_update_is_handed_the_reference_for_an_exact_kl_loss_alone(calls, changes, expected):
+    noted = calls(**changes)
+    assert inputs_of(noted, "update_policy", "reference") == dict.fromkeys(PLACES, expected)
+    exact = {call.settings.exact_kl for call in noted if call.stage == "score_rollouts"}
+    assert exact == {changes.get("advantages") is not None}
+
+
+def test_an_audit_reads_scored_rollouts_and_the_first_audit_of_its_round_and_only_the_report_reads_it(calls):
+    noted = calls()
+    first = {(1, 1): None, (1, 2): "audit_rollouts-r1.i1", (2, 1): None, (2, 2): "audit_rollouts-r2.i1"}
+    assert inputs_of(noted, "audit_rollouts", "baseline") == first
+    scored = {(r, i): [f"score_rollouts-r{r}.i{i}.s{shard}" for shard in (0, 1)] for r, i in PLACES}
+    assert inputs_of(noted, "audit_rollouts", "scored") == scored
+    readers = {call.stage for call in noted if "audit_rollouts" in repr(call.inputs)}
+    assert readers == {"audit_rollouts", "report_round"}
+    assert inputs_of(noted, "report_round", "audits") == {
+        (number, 0): [f"audit_rollouts-r{number}.i{index}" for index in (1, 2)] for number in (1, 2)
+    }

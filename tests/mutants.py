@@ -1,0 +1,777 @@
+"""Small wrong changes to the code, each of which the tests must notice.
+
+    python tests/mutants.py [FILTER]        FILTER: part of a file name or of the text of a change
+
+Each change is made in a copy of the tree, where the tests named beside it run until the first of them fails. A change
+that all of them let pass survives: a test is missing. A change that changes nothing has no place in the tables.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("ppo_core", "tasks", "flows", "tests", "pyproject.toml")
+TIME_LIMIT_S = 240
+
+# One entry per file: the file, the tests that must notice (separated by spaces), and (exact old text, new text). The
+# old text occurs once in the file.
+Table = list[tuple[str, str, list[tuple[str, str]]]]
+
+PPO_CORE: Table = [
+    (
+        "ppo_core/losses.py",
+        "tests/ppo_core/test_losses.py",
+        [
+            # aggregate_loss
+            ("return terms.sum() / num_tokens", "return terms.sum() / response_mask.sum()"),
+            ("return terms.sum() / num_tokens", "return terms.sum()"),
+            ("terms = torch.where(response_mask, terms, 0.0)", "terms = terms * response_mask"),
+            ("return (terms / lengths).sum() / num_responses", "return (terms / lengths).sum() / len(terms)"),
+            ("return (terms / lengths).sum() / num_responses", "return terms.sum() / num_responses"),
+            ("(dim=-1, keepdim=True).clamp(min=1)", "(dim=-1, keepdim=True)"),
+            ("(dim=-1, keepdim=True).clamp(min=1)", "(dim=0, keepdim=True).clamp(min=1)"),
+            ('    _require_positive("num_responses"', '    print("num_responses"'),
+            ('    _require_positive("num_tokens"', '    print("num_tokens"'),
+            # policy_loss
+            ("ratio = (new_logprobs - logprobs).exp()", "ratio = (logprobs - new_logprobs).exp()"),
+            ("torch.minimum(unclipped, clipped)", "torch.maximum(unclipped, clipped)"),
+            ("objective = torch.minimum(unclipped, clipped)", "objective = unclipped"),
+            ("ratio.clamp(1 - low, 1 + high)", "ratio.clamp(1 - high, 1 + low)"),
+            ("ratio.clamp(1 - low, 1 + high)", "ratio.clamp(max=1 + high)"),
+            ("torch.where(advantages < 0, torch.maximum(", "torch.where(advantages > 0, torch.maximum("),
+            ("torch.maximum(objective, dual_clip", "torch.minimum(objective, dual_clip"),
+            (", objective)\n    loss = -aggregate_loss(", ", objective)\n    loss = aggregate_loss("),
+            ("(clipped < unclipped)", "(clipped != unclipped)"),
+            ("not dual_clip > 1:", "not dual_clip > 0:"),
+            (
+                "torch.where(response_mask, x, 0.0) for x in (new_logprobs, logprobs, advantages)\n    )\n    ratio",
+                "x for x in (new_logprobs, logprobs, advantages)\n    )\n    ratio",
+            ),
+            (
+                "num_responses=num_responses)\n    with torch.no_grad():\n        binds = (clipped",
+                ")\n    with torch.no_grad():\n        binds = (clipped",
+            ),
+            # the statistics of policy_loss and pg_loss
+            ("torch.expm1(new_logprobs - logprobs)", "torch.expm1(logprobs - new_logprobs)"),
+            ('kl_estimate(logprobs, new_logprobs, "k3")', 'kl_estimate(new_logprobs, logprobs, "k3")'),
+            ('kl_estimate(logprobs, new_logprobs, "k1")', 'kl_estimate(new_logprobs, logprobs, "k1")'),
+            ("mean(deviations + 1)", "mean(deviations)"),
+            ("deviations.abs().max()", "deviations.max()"),
+            # pg_loss
+            ("objective = new_logprobs * advantages", "objective = (new_logprobs - logprobs).exp() * advantages"),
+            ("* advantages\n    loss = -aggregate_loss(", "* advantages\n    loss = aggregate_loss("),
+            (
+                "torch.where(response_mask, x, 0.0) for x in (new_logprobs, logprobs, advantages)\n    )\n    objective",
+                "x for x in (new_logprobs, logprobs, advantages)\n    )\n    objective",
+            ),
+            (
+                "num_responses=num_responses)\n    with torch.no_grad():\n        stats = _ratio",
+                ")\n    with torch.no_grad():\n        stats = _ratio",
+            ),
+            # kl_loss
+            (
+                "kl_loss_terms(new_logprobs, logprobs, ref_logprobs,",
+                "kl_loss_terms(new_logprobs, ref_logprobs, logprobs,",
+            ),
+            (
+                "torch.where(response_mask, x, 0.0) for x in (new_logprobs, logprobs, ref_logprobs)",
+                "x for x in (new_logprobs, logprobs, ref_logprobs)",
+            ),
+            (
+                "return aggregate_loss(terms, response_mask, num_tokens=num_tokens, num_responses=num_responses)",
+                "return aggregate_loss(terms, response_mask, num_tokens=num_tokens)",
+            ),
+            # value_loss
+            ("torch.maximum(errors, (near", "torch.minimum(errors, (near"),
+            ("torch.maximum(errors, (near - returns).square())", "(near - returns).square()"),
+            (".clamp(values - cliprange_value, values + cliprange_value)", ".clamp(-cliprange_value, cliprange_value)"),
+            ("errors = worse_errors = (new_values - returns)", "errors = worse_errors = (new_values - values)"),
+            ("loss = 0.5 * aggregate_loss(", "loss = aggregate_loss("),
+            ("(worse_errors > errors)", "(worse_errors >= errors)"),
+            (
+                "(torch.where(response_mask, x, 0.0) for x in (new_values, values, returns))",
+                "(new_values, values, returns)",
+            ),
+            (
+                "(worse_errors, response_mask, num_tokens=num_tokens, num_responses=num_responses)",
+                "(worse_errors, response_mask, num_tokens=num_tokens)",
+            ),
+        ],
+    ),
+    (
+        "ppo_core/kl.py",
+        "tests/ppo_core/test_kl.py tests/ppo_core/test_kl_loss.py tests/ppo_core/test_laws.py::"
+        "test_4_k3_is_never_negative_even_in_single_precision_near_zero",
+        [
+            # kl_estimate
+            ("d = logprobs - ref_logprobs\n    if", "d = ref_logprobs - logprobs\n    if"),
+            ("return d.square() / 2", "return d.square()"),
+            ("(torch.expm1(-d) + d)", "(torch.expm1(d) - d)"),
+            ("(torch.expm1(-d) + d)", "(torch.exp(-d) - 1 + d)"),
+            ("(torch.expm1(-d) + d)", "torch.expm1(-d)"),
+            # exact_kl
+            ("checkpoint(_exact_kl_of_chunk, z, ref_z,", "checkpoint(_exact_kl_of_chunk, ref_z, z,"),
+            (
+                "checkpoint(_exact_kl_of_chunk, z, ref_z, use_reentrant=False, preserve_rng_state=False)",
+                "_exact_kl_of_chunk(z, ref_z)",
+            ),
+            ("chunk = max(1, _CHUNK_ENTRIES // num_classes)", "chunk = _CHUNK_ENTRIES // num_classes"),
+            ("(log_p.exp() * torch.where", "(log_q.exp() * torch.where"),
+            ("torch.where(log_p == -torch.inf, 0.0, log_p - log_q)", "(log_p - log_q)"),
+            ("log_p = at_least_float32(logits).log", "log_p = logits.log"),
+            ("log_q = at_least_float32(ref_logits).log", "log_q = ref_logits.log"),
+            # kl_loss_terms
+            ("new = new_logprobs.detach()", "new = new_logprobs"),
+            ("d = new - ref_logprobs", "d = ref_logprobs - new"),
+            ("ratio = (new - logprobs).exp()", "ratio = torch.ones_like(new)"),
+            ("estimator), ratio * d", "estimator), d"),
+            ("estimator), ratio * d", "estimator), ratio * (d + 1)"),
+            ("estimator), ratio * d", "estimator), -ratio * torch.expm1(-d)"),
+            ("value, slope = ratio * kl_estimate(", "value, slope = kl_estimate("),
+            ("value = (ref_logprobs - logprobs).exp() *", "value = ratio *"),
+            ("kl_estimate(ref_logprobs, new, estimator)", "kl_estimate(new, ref_logprobs, estimator)"),
+            ("slope = -ratio * torch.expm1(-d)", "slope = ratio * torch.expm1(-d)"),
+            ("slope = -ratio * torch.expm1(-d)", "slope = -ratio * (-d).exp()"),
+            (
+                "return value + slope * (new_logprobs - new)",
+                "return kl_estimate(new_logprobs, ref_logprobs, estimator)",
+            ),
+            ("return value + slope * (new_logprobs - new)", "return slope * new_logprobs"),
+            # next_kl_coef
+            ("min(max(mean_kl / target - 1, -0.2), 0.2)", "mean_kl / target - 1"),
+            ("max(mean_kl / target - 1, -0.2)", "max(1 - mean_kl / target, -0.2)"),
+            ("kl_coef * (1 + error * num_responses / horizon)", "kl_coef * (1 + error / horizon)"),
+            ("kl_coef * (1 + error * num_responses / horizon)", "kl_coef + error * num_responses / horizon"),
+            ("num_responses < 5 * horizon", "num_responses < 6 * horizon"),
+            ("if not target > 0:", "if not target >= 0:"),
+        ],
+    ),
+    (
+        "ppo_core/rewards.py",
+        "tests/ppo_core/test_rewards.py",
+        [
+            # RunningMoments
+            (" + shift**2 * self.count * len(exact) / count", ""),
+            ("mean=self.mean + shift * len(exact) / count", "mean=self.mean + shift / 2"),
+            ("mean=self.mean + shift * len(exact) / count", "mean=mean"),
+            ("self.squared_deviations + squared_deviations", "squared_deviations"),
+            ("/ (self.count - 1)) if", "/ self.count) if"),
+            ("if self.count > 1 else 0.0", "if self.count > 0 else 0.0"),
+            ("if not exact.isfinite().all():", "if exact.isnan().any():"),
+            ("exact = scores.double()", "exact = scores.float()"),
+            (
+                "if len(exact) == 0:\n            return self",
+                "if len(exact) == 0:\n            return RunningMoments()",
+            ),
+            # treated_scores
+            ("(scores - moments.mean) / (moments.std + 1e-8)", "scores / (moments.std + 1e-8)"),
+            ("(scores - moments.mean) / (moments.std + 1e-8)", "scores - moments.mean"),
+            ("scores.clamp(-clip, clip)", "scores.clamp(max=clip)"),
+            ("not clip > 0:", "clip < 0:"),
+            ("scores - cut_off_penalty, scores)", "scores + cut_off_penalty, scores)"),
+            ("torch.where(cut_off, scores - cut_off_penalty, scores)", "scores - cut_off_penalty"),
+            ("torch.where(cut_off, scores -", "torch.where(~cut_off, scores -"),
+            ("torch.ones_like(cut_off), center=False) if whiten", "torch.ones_like(cut_off), center=True) if whiten"),
+            ("torch.ones_like(cut_off), center=False) if whiten", "~cut_off, center=False) if whiten"),
+            (
+                "    if moments is not None:\n        scores = (scores - moments.mean) / (moments.std + 1e-8)\n"
+                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n",
+                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n"
+                "    if moments is not None:\n        scores = (scores - moments.mean) / (moments.std + 1e-8)\n",
+            ),
+            (
+                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n"
+                "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n",
+                "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n"
+                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n",
+            ),
+            # token_rewards
+            ("penalty = -kl_coef *", "penalty = kl_coef *"),
+            ("-kl_coef * torch.where(response_mask, kl, 0.0)", "-kl_coef * kl"),
+            ("torch.where(response_mask, columns, -1).max(", "torch.where(response_mask, columns, 99).min("),
+            ("torch.where(response_mask, columns, -1).max(", "columns.expand_as(response_mask).max("),
+            ("torch.where(columns == last, scores", "torch.where(columns <= last, scores"),
+            ("if not has_token.all():", "if not has_token.any():"),
+            ("return penalty + torch.where(columns == last", "return penalty - torch.where(columns == last"),
+        ],
+    ),
+    (
+        "ppo_core/advantages.py",
+        "tests/ppo_core/test_advantages.py",
+        [
+            # gae
+            ("packed_rewards + gamma * next_values", "packed_rewards + next_values"),
+            ("next_values - packed_values, 0.0)", "next_values + packed_values, 0.0)"),
+            ("_discounted_sums(deltas, gamma * lam, horizon)", "_discounted_sums(deltas, lam, horizon)"),
+            ("_discounted_sums(deltas, gamma * lam, horizon)", "_discounted_sums(deltas, gamma, horizon)"),
+            ("_discounted_sums(deltas, gamma * lam, horizon)", "_discounted_sums(deltas, gamma * lam, None)"),
+            ("is_last = mask & ~_shifted(mask)", "is_last = mask"),
+            ("order = response_mask.to(torch.int8)", "order = torch.zeros_like(response_mask, dtype=torch.int8)"),
+            ("packed_values = torch.where(response_mask, values, 0.0)", "packed_values = values"),
+            ("next_values = _shifted(packed_values)", "next_values = packed_values"),
+            ("torch.where(response_mask, advantages + torch.where(response_mask, values, 0.0), 0.0)", "advantages"),
+            ("advantages + torch.where(response_mask, values, 0.0), 0.0)", "advantages + values, values)"),
+            ("for _ in range(horizon - 1):", "for _ in range(horizon):"),
+            ("sums = x + discount * _shifted(sums)", "sums = x + _shifted(sums)"),
+            ("running = x[:, t] + discount * running", "running = x[:, t] + running"),
+            ("for t in reversed(range(num_columns)):", "for t in range(num_columns):"),
+            (".scatter(1, order, torch", ".scatter(1, order.flip(1), torch"),
+            ("horizon < 1:", "horizon < 0:"),
+            ("and bootstrap_values.shape != response_mask.shape[:1]:", "and False:"),
+            # group_advantages
+            (
+                'if estimator == "vanilla_pg":\n        return scores',
+                'if estimator == "vanilla_pg":\n        return -scores',
+            ),
+            ('if estimator == "vanilla_pg":', 'if estimator == "none":'),
+            ("(exact - exact.mean())", "(exact - exact.median())"),
+            ("(exact - exact.mean())", "(exact.mean() - exact)"),
+            ("(sizes / (sizes - 1))[group]", "((sizes - 1) / sizes)[group]"),
+            ("deviations * (sizes / (sizes - 1))[group]", "deviations"),
+            ("/ (sizes - 1)).sqrt()", "/ sizes).sqrt()"),
+            ("(std + 1e-6)[group]", "(std + 1e-2)[group]"),
+            ('if estimator != "dr_grpo" and (sizes', "if (sizes"),
+            ('elif estimator == "grpo":', 'elif estimator != "rloo":'),
+            ("exact = scores.double()", "exact = scores"),
+            ("x.new_zeros(num_groups).index_add(0, group, x)", "x.sum().expand(num_groups)"),
+        ],
+    ),
+    (
+        "ppo_core/masking.py",
+        "tests/ppo_core/test_masking.py",
+        [
+            # masked_mean
+            ("torch.where(mask, x, 0.0).sum() / count", "torch.where(mask, x, 0.0).mean()"),
+            ("torch.where(mask, x, 0.0).sum() / count", "(x * mask).sum() / count"),
+            ("torch.where(mask, x, 0.0).sum() / count", "x.sum() / count"),
+            ("if count == 0:", "if count < 0:"),
+            # masked_whiten
+            (".sum() / (count - 1) + 1e-8)", ".sum() / count + 1e-8)"),
+            (".sum() / (count - 1) + 1e-8)", ".sum() / (count - 1))"),
+            ("if count < 2:", "if count < 1:"),
+            ("return scaled if center else", "return scaled if not center else"),
+            ("deviations = torch.where(mask, x - mean, 0.0)", "deviations = x - mean"),
+            ("mean = x.sum() / count", "mean = x.mean()"),
+            ("1e-8).rsqrt()", "1e-8)"),
+            ("torch.where(mask, scaled + mean, 0.0)", "scaled + mean"),
+            # explained_variance
+            ("(returns[mask] - values[mask]).double()", "values[mask].double()"),
+            ("errors.var(correction=0)", "errors.square().mean()"),
+            ("(1 - errors.var(correction=0) /", "(errors.var(correction=0) /"),
+            ("if (selected_returns == selected_returns[0]).all():", "if len(selected_returns) == 1:"),
+            ("if len(selected_returns) == 0:", "if False:"),
+        ],
+    ),
+    (
+        "ppo_core/logprobs.py",
+        "tests/ppo_core/test_logprobs.py",
+        [
+            # gather_logprobs
+            ("z = at_least_float32(logits) / temperature", "z = at_least_float32(logits) * temperature"),
+            ("z = at_least_float32(logits) / temperature", "z = at_least_float32(logits)"),
+            ("z = at_least_float32(logits) / temperature", "z = logits / temperature"),
+            ("[..., 0] - z.logsumexp(dim=-1)", "[..., 0]"),
+            ("[..., 0] - z.logsumexp(dim=-1)", "[..., 0] - z.amax(dim=-1)"),
+            ("(torch.float16, torch.bfloat16)", "(torch.float16,)"),
+            # entropy
+            ("return z.logsumexp(dim=-1) - expected", "return z.logsumexp(dim=-1) + expected"),
+            ("return z.logsumexp(dim=-1) - expected", "return expected - z.logsumexp(dim=-1)"),
+            ("torch.where(z == -torch.inf, 0.0, z).mul", "z.mul"),
+            ("z = at_least_float32(logits)\n    expected", "z = logits\n    expected"),
+            # linear_logprobs
+            ("at_least_float32(h @ lm_head_weight.T) / temperature", "at_least_float32(h @ lm_head_weight.T)"),
+            ("h @ lm_head_weight.T", "h.detach() @ lm_head_weight.T"),
+            ("h @ lm_head_weight.T", "h @ lm_head_weight.detach().T"),
+            (
+                "checkpoint(of_chunk, h, ids, use_reentrant=False, preserve_rng_state=False)",
+                "of_chunk(h, ids)",
+            ),
+            ("    rows = zip(hidden", "    chunk = max(chunk, token_ids.numel())\n    rows = zip(hidden"),
+            ("(logprobs, entropy(logits)) if", "(logprobs, entropy(logits * temperature)) if"),
+            (".view(token_ids.shape)", ""),
+            ("if chunk < 1:", "if chunk < 0:"),
+            ("if token_ids.shape != hidden.shape[:-1]:", "if False:"),
+        ],
+    ),
+    (
+        "ppo_core/preferences.py",
+        "tests/ppo_core/test_preferences.py",
+        [
+            # preference_loss
+            ("loss = -logsigmoid(differences).mean()", "loss = logsigmoid(differences).mean()"),
+            ("loss = -logsigmoid(differences).mean()", "loss = -logsigmoid(differences).sum()"),
+            ("loss = -logsigmoid(differences).mean()", "loss = -differences.sigmoid().log().mean()"),
+            ("differences = chosen_scores - rejected_scores", "differences = rejected_scores - chosen_scores"),
+            ("differences = differences - margin\n", "differences = differences + margin\n"),
+            ("(chosen_scores + rejected_scores).square()", "(chosen_scores - rejected_scores).square()"),
+            ("loss + centering * (chosen", "loss + (chosen"),
+            ('_require_some(chosen_scores, "a pair")', "pass"),
+            # ranking_loss
+            ("(ranks[:, None] < ranks[None, :])", "(ranks[:, None] > ranks[None, :])"),
+            ("(ranks[:, None] < ranks[None, :])", "(ranks[:, None] <= ranks[None, :])"),
+            ("(same_prompt & (ranks", "((ranks"),
+            ("(losses / pairs_of_prompt[prompt_of_pair]).sum() / len(pairs_of_prompt)", "losses.mean()"),
+            (".sum() / len(pairs_of_prompt)", ".sum() / len(group_ids.unique())"),
+            ("differences - margin[better]", "differences - margin[worse]"),
+            ("differences - margin[better]", "differences + margin[better]"),
+            ("(scores[better] + scores[worse]).square()", "(scores[better] - scores[worse]).square()"),
+            ("losses = -logsigmoid(differences)", "losses = logsigmoid(differences)"),
+            # expected_calibration_error
+            ("right = (p > 0.5).double()", "right = (p < 0.5).double()"),
+            (" + 0.5 * (p == 0.5)", ""),
+            ("confidence = torch.maximum(p, 1 - p)", "confidence = p"),
+            ("gaps.abs().sum()", "gaps.sum().abs()"),
+            ("(confidence - 0.5) * 2 * num_bins", "confidence * num_bins"),
+            (".long().clamp(0, num_bins - 1)", ".long().clamp(0, num_bins)"),
+            ("if num_bins < 1:", "if num_bins < 0:"),
+        ],
+    ),
+    (
+        "ppo_core/batch.py",
+        "tests/ppo_core/test_batch.py",
+        [
+            # Ragged
+            ("self.offsets[0] != 0 or ", ""),
+            ("or self.offsets[-1] != len(self.values)", ""),
+            ("if (self.lengths < 0).any():", "if (self.lengths < 0).all():"),
+            ("self.offsets.dtype != torch.int64", "self.offsets.dtype == torch.int8"),
+            ("return cls(x[mask], _offsets(mask.sum(dim=1)))", "return cls(x[mask], _offsets(mask.sum(dim=0)))"),
+            ("i = range(len(self))[i]", "pass"),
+            ("torch.searchsorted(offsets[1:], positions, right=True)", "torch.searchsorted(offsets[1:], positions)"),
+            ("(self.offsets[:-1][rows] - offsets[:-1])", "(self.offsets[:-1][rows])"),
+            ("columns < lengths if side", "columns <= lengths if side"),
+            ("columns >= width - lengths", "columns > width - lengths"),
+            ("if width < longest:", "if width < longest - 9:"),
+            # RolloutBatch
+            ("if (ragged.lengths == 0).any():", "if (ragged.lengths == 0).all():"),
+            ("if column.shape != self.responses.values.shape:", "if column.dim() != 1:"),
+            ("if not len(self.prompts) == len(self.responses) == len(self.stopped):", "if False:"),
+            ("if batch.token_columns.keys() != names:", "if False:"),
+            ("stopped=self.stopped[rows]", "stopped=self.stopped[: len(offsets) - 1]"),
+            ("{name: column[entries] for", "{name: column[: len(entries)] for"),
+            ("prompts=self.prompts.select(rows)", "prompts=self.prompts.select(rows.flip(0))"),
+            ("{**self.token_columns, **columns}", "{**columns, **self.token_columns}"),
+            ("return self.prompts.lengths + self.responses.lengths", "return self.responses.lengths"),
+            # PaddedBatch
+            ('self.prompts.mask(side="left"), self', 'self.prompts.mask(side="right"), self'),
+            ('self.prompts.padded(fill=0, side="left"), self', 'self.prompts.padded(fill=0, side="right"), self'),
+            ("return self.select(rows).padded(device=device)", "return self.select(rows).padded()"),
+            ("prompt_width=prompt_mask.shape[1]", "prompt_width=prompt_mask.shape[1] - 1"),
+            ('moved["token_columns"] = {name: x.to(device)', 'moved["token_columns"] = {name: x'),
+            ("(attention_mask.cumsum(dim=1) - 1) * attention_mask", "attention_mask.cumsum(dim=1) - 1"),
+            ("(attention_mask.cumsum(dim=1) - 1) * attention_mask", "attention_mask.cumsum(dim=1) * attention_mask"),
+            # micro_batches
+            ("int(lengths[order[start]])", "int(lengths[order[-1]])"),
+            ("argsort(lengths, descending=True", "argsort(lengths, descending=False"),
+            ("num_rows = max(1, token_budget //", "num_rows = 1 + max(0, token_budget //"),
+            ("if token_budget < 1:", "if token_budget < 0:"),
+            # minibatches
+            ("permutation.tensor_split(num_minibatches)", "permutation.split(num_minibatches)"),
+            ("row_uniforms([seed], num_rows)", "row_uniforms([0], num_rows)"),
+            ("1 <= num_minibatches <= num_rows", "1 <= num_minibatches"),
+            ("torch.argsort(row_uniforms([seed], num_rows)[0], stable=True)", "torch.arange(num_rows).roll(seed)"),
+        ],
+    ),
+    (
+        "ppo_core/sampling.py",
+        "tests/ppo_core/test_sampling.py",
+        [
+            # sample
+            ("temperature=sampling.temperature).to(logprobs.dtype)", "temperature=1.0).to(logprobs.dtype)"),
+            ("uniforms[rows, t]", "uniforms[: len(rows), t]"),
+            ("uniforms[rows, t]", "uniforms[rows, 0]"),
+            ("lengths[rows] += live", "lengths[rows] += 1"),
+            ("stopped[rows] |= finished & live", "stopped[rows] |= live"),
+            ("live = live & ~finished", "live = ~finished"),
+            ("finished |= _stopped_by_caller", "finished = _stopped_by_caller"),
+            ("finished = torch.isin(drawn, stop_ids)", "finished = drawn == 0"),
+            ("positions = positions[:, -1:] + 1", "positions = positions[:, -1:]"),
+            ("attention_mask.new_ones(len(rows), 1)", "attention_mask.new_zeros(len(rows), 1)"),
+            ("            cache.batch_select_indices(keep)\n", ""),
+            ("_LIVE_SHARE_TO_SHRINK = 0.75", "_LIVE_SHARE_TO_SHRINK = 0.25"),
+            ("        if num_live == 0:\n            break\n", ""),
+            ("on_tokens(num_live)", "on_tokens(len(rows))"),
+            ('prompts.mask(side="left")', 'prompts.mask(side="right")'),
+            ("torch.arange(max_length, device=device) < lengths", "torch.arange(max_length, device=device) <= lengths"),
+            ("@torch.no_grad()", "@torch.inference_mode()"),
+            ("            responses[row].append(token)", "            responses[row] = [token]"),
+            ("verdicts.append(is_live and should_stop", "verdicts.append(should_stop"),
+            ("if len(seeds) != len(prompts):", "if False:"),
+            ("if (prompts.lengths == 0).any():", "if False:"),
+            # draw_tokens
+            ("(logits / sampling.temperature).softmax", "logits.softmax"),
+            ("below_one[:, None] * cumulative[:, -1:]", "below_one[:, None]"),
+            ("searchsorted(cumulative, threshold, right=True)", "searchsorted(cumulative, threshold, right=False)"),
+            (".clamp(max=1 - torch.finfo(logits.dtype).eps / 2)", ""),
+            # keep_likely
+            ("ranked[:, sampling.top_k :] = 0", "ranked[:, sampling.top_k + 1 :] = 0"),
+            ("mass_before < sampling.top_p * ranked.sum(dim=-1, keepdim=True)", "mass_before < sampling.top_p"),
+            ("mass_before = ranked.cumsum(dim=-1) - ranked", "mass_before = ranked.cumsum(dim=-1)"),
+            ("sort(dim=-1, descending=True", "sort(dim=-1, descending=False"),
+        ],
+    ),
+    (
+        "ppo_core/randomness.py",
+        "tests/ppo_core/test_randomness.py",
+        [
+            # derive_seed
+            ("digest.update(kind + len(text)", "digest.update(len(text)"),
+            ('kind + len(text).to_bytes(8, "little") + text', "kind + text"),
+            ('"little") >> 1', '"little")'),
+            ('"little") >> 1', '"big") >> 1'),
+            # row_uniforms
+            (
+                "_mix(np.array([seed & (2**64 - 1) for seed in seeds], dtype=np.uint64))",
+                "np.array(seeds, dtype=np.uint64)",
+            ),
+            ("np.arange(1, num_positions + 1", "np.arange(0, num_positions"),
+            ("(bits >> np.uint64(11)).astype(np.float64) * 2.0**-53", "bits.astype(np.float64) * 2.0**-64"),
+            ("(x ^ (x >> np.uint64(30)))", "(x ^ (x >> np.uint64(31)))"),
+            ("return x ^ (x >> np.uint64(31))", "return x"),
+        ],
+    ),
+    (
+        "ppo_core/forward.py",
+        "tests/ppo_core/test_forward.py",
+        [
+            # response_logits, token_logits, response_logprobs
+            ("[:, -num_columns - 1 : -1]", "[:, -num_columns:]"),
+            ("logits_to_keep=num_columns + 1", "logits_to_keep=num_columns"),
+            ("position_ids=padded.position_ids,\n        use", "position_ids=padded.position_ids + 1,\n        use"),
+            (
+                "attention_mask=padded.attention_mask,\n        position_ids",
+                "attention_mask=torch.ones_like(padded.attention_mask),\n        position_ids",
+            ),
+            ("[padded.response_mask]) / temperature", "[padded.response_mask])"),
+            (
+                "at_least_float32(response_logits(model, padded)[padded.response_mask])",
+                "response_logits(model, padded)[padded.response_mask]",
+            ),
+            (
+                "gather_logprobs(logits, padded.response_ids[padded.response_mask])",
+                "gather_logprobs(logits, padded.response_ids[padded.response_mask].flip(0))",
+            ),
+            (
+                "token_logits(model, padded, temperature=temperature)\n    return",
+                "token_logits(model, padded, temperature=1.0)\n    return",
+            ),
+            ("x.new_zeros(mask.shape).masked_scatter(mask, x)", "x.new_ones(mask.shape).masked_scatter(mask, x)"),
+            (
+                "x.new_zeros(mask.shape).masked_scatter(mask, x)",
+                "x.new_zeros(mask.shape).masked_scatter(mask, x.detach())",
+            ),
+            # response_values, response_and_final_values
+            (
+                "return response_and_final_values(critic, padded)[0]",
+                "return response_and_final_values(critic, padded)[0].detach()",
+            ),
+            ("values[:, padded.prompt_width - 1 : -1]", "values[:, padded.prompt_width :]"),
+            ("torch.where(padded.response_mask, before_each_token, 0.0)", "before_each_token"),
+            ("last = padded.prompt_width - 1 + padded", "last = padded.prompt_width - 2 + padded"),
+            ("values.gather(1, last).squeeze(1)", "values[:, -1]"),
+            ("values = at_least_float32(values)", "pass"),
+            ("if values.shape != padded.input_ids.shape:", "if False:"),
+            (
+                "critic(input_ids=padded.input_ids, attention_mask=padded.attention_mask,",
+                "critic(input_ids=padded.input_ids, attention_mask=torch.ones_like(padded.attention_mask),",
+            ),
+        ],
+    ),
+    (
+        "ppo_core/update.py",
+        "tests/ppo_core/test_update.py tests/ppo_core/test_update_formulas.py tests/ppo_core/test_laws.py",
+        [
+            # ppo_update
+            ("config.critic_epochs or config.epochs", "config.epochs"),
+            ("            config.critic_max_grad_norm,", "            config.max_grad_norm,"),
+            ("derive_seed(seed, epoch)", "derive_seed(seed, 0)"),
+            ("derive_seed(seed, epoch)", "derive_seed(0, epoch)"),
+            ("num_tokens=len(minibatch.responses.values)", "num_tokens=len(batch.responses.values)"),
+            ("num_responses=len(minibatch) if", "num_responses=len(batch) if"),
+            ('num_responses=len(minibatch) if config.aggregation == "seq_mean" else None', "num_responses=None"),
+            ("                learner.optimizer.zero_grad()", "                pass"),
+            ("                learner.optimizer.step()", "                pass"),
+            ("on_tokens(int(padded.response_mask.sum()))", "on_tokens(padded.response_mask.numel())"),
+            ('if before_step is not None and name == "policy":', "if before_step is not None:"),
+            ("MinibatchStats(epoch=epoch, minibatch=number,", "MinibatchStats(epoch=epoch, minibatch=epoch,"),
+            (
+                '                if before_step is not None and name == "policy":\n'
+                "                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))\n"
+                "                learner.optimizer.step()\n",
+                "                learner.optimizer.step()\n"
+                '                if before_step is not None and name == "policy":\n'
+                "                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))\n",
+            ),
+            ('if "policy" in learning and config.target_kl', "if config.target_kl"),
+            ('learners["policy"].minibatches[-config.num_minibatches :]', 'learners["policy"].minibatches'),
+            ('_mean([stats["approx_kl"] for stats in latest])', 'max([stats["approx_kl"] for stats in latest])'),
+            ('_mean([stats["approx_kl"] for stats in latest])', '_mean([stats["k1_kl"] for stats in latest])'),
+            ('learners["policy"].epochs = epoch', "break"),
+            # the policy's loss
+            (
+                "logits = token_logits(policy, padded, temperature=temperature)",
+                "logits = token_logits(policy, padded, temperature=1.0)",
+            ),
+            ("set_grad_enabled(config.entropy_coef > 0)", "set_grad_enabled(False)"),
+            ("loss = loss - config.entropy_coef", "loss = loss + config.entropy_coef"),
+            ("spread(entropy(logits), mask)", "spread(entropy(logits * temperature), mask)"),
+            (
+                "            entropies, mask, num_tokens=num_tokens, num_responses=num_responses",
+                "            entropies, mask, num_tokens=num_tokens",
+            ),
+            ("loss = loss + config.kl_loss_coef", "loss = loss - config.kl_loss_coef"),
+            ("loss = loss + config.kl_loss_coef * divergence", "loss = loss + divergence"),
+            ('if config.kl_loss_direction == "reverse" else', 'if config.kl_loss_direction == "forward" else'),
+            ("direction=config.kl_loss_direction,", 'direction="reverse",'),
+            ("estimator=config.kl_loss_estimator,", 'estimator="k1",'),
+            (
+                "token_logits(reference, padded, temperature=temperature)",
+                "token_logits(reference, padded, temperature=1.0)",
+            ),
+            (
+                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses",
+                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens",
+            ),
+            ('stats["kl_loss"] = divergence.detach()', 'stats["kl_loss"] = config.kl_loss_coef * divergence.detach()'),
+            ('stats["policy_loss"] = loss.detach()', 'stats["policy_loss"] = -loss.detach()'),
+            ("aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)", "entropies.detach().mean()"),
+            ("            dual_clip=config.dual_clip,\n", ""),
+            ("            cliprange=config.cliprange,", "            cliprange=0.2,"),
+            ('if config.loss == "ppo":', 'if config.loss == "pg":'),
+            (
+                "pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses)",
+                "pg_loss(*given, num_tokens=num_tokens)",
+            ),
+            (
+                'columns["logprobs"], columns["advantages"], mask)',
+                'new_logprobs.detach(), columns["advantages"], mask)',
+            ),
+            # the critic's loss
+            (
+                'padded.token_columns["values"],\n        padded.token_columns["returns"],',
+                'padded.token_columns["returns"],\n        padded.token_columns["values"],',
+            ),
+            ("cliprange_value=config.cliprange_value", "cliprange_value=None"),
+            ("num_responses=counts.num_responses,", "num_responses=None,"),
+            # minibatches and their statistics
+            ('_MAXIMA = ("ratio_max_deviation",)', "_MAXIMA = ()"),
+            ("clip_grad_norm_(parameters, self.max_grad_norm)", "clip_grad_norm_(parameters, math.inf)"),
+            ('(math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"]))', "True"),
+            ("        self.open_stats = {}\n", ""),
+            ("return sum(values) / len(values)", "return values[-1]"),
+            ('policy.minibatches[0]["ratio_max_deviation"]', 'policy.minibatches[-1]["ratio_max_deviation"]'),
+            ('found["num_optimizer_steps"] = len(policy.minibatches)', 'found["num_optimizer_steps"] = policy.epochs'),
+            ('found["policy_epochs"] = policy.epochs', 'found["policy_epochs"] = len(policy.minibatches)'),
+            (
+                'explained_variance(columns["values"], columns["returns"]',
+                'explained_variance(columns["returns"], columns["values"]',
+            ),
+            ("num_tokens=len(batch.responses.values), **found", "num_tokens=len(batch), **found"),
+            ("if value is not None}", "}"),
+            # what an update needs
+            ("if policy is None and critic is None:", "if False:"),
+            ("if model is not None and optimizer is None:", "if False:"),
+            ('== "exact" and reference is None:', '== "exact" and False:'),
+            ('needed.append("ref_logprobs")', "pass"),
+            ('needed += ["values", "returns"]', 'needed += ["returns"]'),
+            ('needed += ["logprobs", "advantages"]', 'needed += ["advantages"]'),
+            ("if missing := [name for name in needed if name not in batch.token_columns]:", "if missing := []:"),
+        ],
+    ),
+    (
+        "ppo_core/update.py",
+        "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient",
+        [
+            ("[group.rank() :: group.size()]", "[:: group.size()]"),
+            ("[group.rank() :: group.size()]", "[group.rank() * len(lengths) // group.size() :]"),
+            ("        distributed.all_reduce(parameter.grad, group=group)\n", ""),
+            ("        if not any(has_gradient):\n            continue\n", ""),
+            ("_added([stats for stats, _ in gathered])", "_added([stats])"),
+            ("torch.maximum(whole[name], value) if name in _MAXIMA else whole[name] + value", "whole[name] + value"),
+            ("self.open_stats = _sum_over", "_ = _sum_over"),
+            (
+                "if group is None:\n        return torch.arange(len(lengths))",
+                "if True:\n        return torch.arange(len(lengths))",
+            ),
+        ],
+    ),
+    (
+        "ppo_core/config.py",
+        "tests/ppo_core/test_ppo_config.py",
+        [
+            # SamplingConfig
+            ("if not 0 < self.temperature < math.inf:", "if not 0 <= self.temperature < math.inf:"),
+            ("if not 0 < self.temperature < math.inf:", "if not 0 < self.temperature <= math.inf:"),
+            ("if not 0 < self.top_p <= 1:", "if not 0 <= self.top_p <= 1:"),
+            ("if not 0 < self.top_p <= 1:", "if not 0 < self.top_p:"),
+            ("if self.top_k < 0:", "if self.top_k < -1:"),
+            ("any(token_id < 0", "all(token_id < 0"),
+            ('_require_at_least_one("max_new_tokens"', 'print("max_new_tokens"'),
+            # PPOConfig
+            ("(0 < below < 1 and 0 < above < math.inf)", "(0 < below <= 1 and 0 < above < math.inf)"),
+            ("(0 < below < 1 and 0 < above < math.inf)", "(0 <= below < 1 and 0 < above < math.inf)"),
+            ("(0 < below < 1 and 0 < above < math.inf)", "(0 < below < 1 and 0 < above <= math.inf)"),
+            ("(0 < below < 1 and 0 < above < math.inf)", "(0 < below < 1 and 0 <= above < math.inf)"),
+            ("(0 < below < 1 and 0 < above < math.inf)", "(0 < below < 1 and 0 < above < 1)"),
+            ("not self.cliprange_value > 0:", "not self.cliprange_value >= 0:"),
+            ("not self.dual_clip > 1:", "not self.dual_clip >= 1:"),
+            ("(cliprange, cliprange)", "(cliprange, 2 * cliprange)"),
+            (" or self.dual_clip is not None):", "):"),
+            ('(self.cliprange != _default("cliprange") or ', "("),
+            ("if not 0 <= getattr(self, name) < math.inf:", "if not 0 < getattr(self, name) < math.inf:"),
+            ("if not 0 <= getattr(self, name) < math.inf:", "if not 0 <= getattr(self, name) <= math.inf:"),
+            ("if not 0 <= getattr(self, name) < math.inf:", "if not -1 <= getattr(self, name) < math.inf:"),
+            ('for name in ("kl_loss_coef", "entropy_coef"):', 'for name in ("kl_loss_coef",):'),
+            (
+                '(self.kl_loss_estimator, self.kl_loss_direction) != ("k3", "reverse")',
+                'self.kl_loss_estimator != "k3"',
+            ),
+            (
+                '(self.kl_loss_estimator, self.kl_loss_direction) != ("k3", "reverse")',
+                'self.kl_loss_direction != "reverse"',
+            ),
+            ("not self.target_kl > 0:", "not self.target_kl >= 0:"),
+            ('_require_at_least_one("epochs"', 'print("epochs"'),
+            ('_require_at_least_one("critic_epochs"', 'print("critic_epochs"'),
+            ('_require_at_least_one("num_minibatches"', 'print("num_minibatches"'),
+            ("if not getattr(self, name) > 0:", "if getattr(self, name) <= 0:"),
+            ("if not getattr(self, name) > 0:", "if not getattr(self, name) >= 0:"),
+            ("if getattr(self, name) not in values:", "if False:"),
+            ("if not value >= 1:", "if not value >= 0:"),
+        ],
+    ),
+    (
+        "ppo_core/shapes.py",
+        "tests/ppo_core/test_public_api.py tests/ppo_core/test_losses.py",
+        [
+            ("if other.shape != first.shape:", "if other.dim() != first.dim():"),
+            ("if other.shape != first.shape:", "if other.numel() > first.numel():"),
+        ],
+    ),
+    (
+        "ppo_core/__init__.py",
+        "tests/ppo_core/test_public_api.py",
+        [
+            ("if name not in __all__:", "if not name:"),
+            ('    "kl_loss",\n', ""),
+        ],
+    ),
+]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changes to tasks/, noticed by tests/tasks/: entries as above.
+# ---------------------------------------------------------------------------------------------------------------------
+TASKS: Table = []
+
+
+@dataclass(frozen=True)
+class Mutant:
+    path: str
+    tests: tuple[str, ...]
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_one_line(self.old)}  ->  {_one_line(self.new)}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    wanted = arguments[0] if arguments else ""
+    mutants = [
+        Mutant(path, tuple(tests.split()), old, new)
+        for path, tests, changes in [*PPO_CORE, *TASKS]
+        for old, new in changes
+    ]
+    mutants = [mutant for mutant in mutants if wanted in f"{mutant} {mutant.old} {mutant.new}"]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(os.cpu_count()) as workers:
+        original = Path(folder) / "original"
+        copy_tree(ROOT, original)
+        require_own_packages(original)
+        all_tests = sorted({test for mutant in mutants for test in mutant.tests})
+        if (verdict := run_tests(original, all_tests)) != "SURVIVED":
+            print(f"Without any change the tests do not pass: {verdict}")
+            return 1
+        verdicts = []
+        for mutant, verdict in zip(
+            mutants, workers.map(lambda mutant: try_out(mutant, original), mutants), strict=True
+        ):
+            print(f"{mutant}\n    {verdict}", flush=True)
+            verdicts.append(verdict)
+    killed = sum(verdict.startswith("killed") for verdict in verdicts)
+    survivors = [mutant for mutant, verdict in zip(mutants, verdicts, strict=True) if not verdict.startswith("killed")]
+    print(f"\n{len(mutants)} mutants: {killed} killed, {len(survivors)} not, in {time.monotonic() - start:.0f} s")
+    for mutant in survivors:
+        print(f"not killed: {mutant}")
+    return 1 if survivors else 0
+
+
+def try_out(mutant: Mutant, original: Path) -> str:
+    """What the tests say of a copy with this one change."""
+    source = (original / mutant.path).read_text()
+    if (count := source.count(mutant.old)) != 1:
+        return f"NOT RUN: the old text occurs {count} times"
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy_tree(original, Path(folder))
+        (Path(folder) / mutant.path).write_text(source.replace(mutant.old, mutant.new))
+        return run_tests(Path(folder), mutant.tests)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    for part in PARTS:
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        else:
+            shutil.copy2(source / part, target / part)
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> str:
+    """``killed by`` the first test that fails, ``SURVIVED`` where none does."""
+    options = ["-x", "-q", "-rfE", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    try:
+        run = python(tree, "-m", "pytest", *options, *tests)
+    except subprocess.TimeoutExpired:
+        return f"killed by the time limit of {TIME_LIMIT_S} s"
+    if run.returncode == 0:
+        return "SURVIVED"
+    failed = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", run.stdout, re.MULTILINE)
+    # 1 says that a test failed; anything else that they did not run: a change that cannot be imported, a wrong name.
+    if run.returncode != 1 or failed is None:
+        return f"NOT RUN: pytest ended with {run.returncode}: {' '.join((run.stdout + run.stderr).split()[-40:])}"
+    return f"killed by {failed[1]}"
+
+
+def require_own_packages(tree: Path) -> None:
+    """The packages of the copy are what its tests import, not those of an installed checkout."""
+    run = python(tree, "-c", "import flows, ppo_core, tasks; print(flows.__path__, ppo_core.__path__, tasks.__path__)")
+    assert run.stdout.count(f"['{tree}") == 3, run.stdout + run.stderr
+
+
+def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Without bytecode: a file changed within a second and to the same length would be taken for the one compiled before.
+    environment = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tree,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or "(nothing)"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
