@@ -270,7 +270,7 @@ class _Learner:
         stats["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
             raise NonFiniteError(
-                f"loss {stats['loss']}, gradient norm {stats['grad_norm']} of the {where}; no step was taken. "
+                f"loss {stats['loss']}, gradient norm {stats['grad_norm']} of the {where}; its step was not taken. "
                 "Look at the advantages and returns of these rows, or lower the learning rate"
             )
         self.open_stats = {}

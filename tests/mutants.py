@@ -670,7 +670,99 @@ PPO_CORE: Table = [
 # ---------------------------------------------------------------------------------------------------------------------
 # Changes to tasks/, noticed by tests/tasks/: entries as above.
 # ---------------------------------------------------------------------------------------------------------------------
-TASKS: Table = []
+TASKS: Table = [
+    (
+        "tasks/compute_advantages.py",
+        "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
+        [
+            ("kl_coef = config.kl_coef if config.kl_target is None or before", "kl_coef = config.kl_coef if before"),
+            ("before.kl_coef is None else before.kl_coef", "before.kl_coef is None else config.kl_coef"),
+            ("scores=before.scores.with_scores(scores)", "scores=before.scores"),
+            ("moments=state.scores if config.normalize_scores else None", "moments=None"),
+            ("treated_by(config, scores, ~batch.stopped, after)", "treated_by(config, scores, batch.stopped, after)"),
+            ("treated_by(config, scores, ~batch.stopped, after)", "treated_by(config, scores, ~batch.stopped, before)"),
+            ("cut_off_penalty=config.length_cut_penalty", "cut_off_penalty=0.0"),
+            ("torch.where(stopped, 0.0, final_values)", "torch.where(stopped, final_values, 0.0)"),
+            ("horizon=config.horizon,", "horizon=None,"),
+            ("gamma=config.gamma,", "gamma=1.0,"),
+            ("group_advantages(rewards.sum(1), groups", "group_advantages(rewards[:, -1], groups"),
+            ('(config.whiten is None and config.algorithm == "ppo")', "config.whiten is None"),
+            (
+                'padded_column(table, "logprobs"), padded_column(table, "ref_logprobs")',
+                'padded_column(table, "ref_logprobs"), padded_column(table, "logprobs")',
+            ),
+        ],
+    ),
+    (
+        "tasks/update_policy.py",
+        "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
+        [
+            ("InPrecision(policy_model, dtype) if config.train_policy else None", "InPrecision(policy_model, dtype)"),
+            ("temperature=config.temperature,", "temperature=1.0,"),
+            ("before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),", ""),
+            ("shutil.copyfile(experience.directory / STATE_FILE", "shutil.copyfile(policy.directory / STATE_FILE"),
+            ("for index, parameter in enumerate(parameters if saved else [])", "for index, parameter in enumerate([])"),
+            ("if minibatch.epoch == minibatch.minibatch == 0:", "if False:"),
+        ],
+    ),
+    (
+        "tasks/health.py",
+        "tests/tasks/test_algorithms.py",
+        [
+            ("if not value <= limit:", "if value < limit:"),
+            ("if not value >= limit:", "if value > limit:"),
+            ('if self._context.health.action == "stop":', "if True:"),
+            ("self.warnings.add(limit_name)", "pass"),
+        ],
+    ),
+    (
+        "tasks/audit_rollouts.py",
+        "tests/tasks/test_algorithms.py",
+        [
+            ("score_gain - gain(", "score_gain + gain("),
+            ('(now["mean"] - start["mean"]) / start["std"]', '(now["mean"] - start["mean"]) / now["std"]'),
+            ("start = now if baseline is None", "start = now if baseline is not None"),
+            ("tuple(tokens[i : i + n])", "tuple(tokens[i : i + 1])"),
+            ("len(set(grams)) / len(grams)", "len(set(grams)) / len(tokens)"),
+        ],
+    ),
+    (
+        "tasks/score_rollouts.py",
+        "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
+        [
+            ("batch_exact_kl(load(policy), reference_model,", "batch_exact_kl(reference_model, load(policy),"),
+            ('"final_value": final_values.tolist()', '"final_value": [0.0] * table.num_rows'),
+        ],
+    ),
+    (
+        "tasks/store.py",
+        "tests/tasks/test_store.py tests/tasks/test_replay.py tests/flows/test_durability.py",
+        [
+            ("if name not in manifest.recoverable:", "if False:"),
+            ('elif read and known_digest(directory / name) != entry["sha256"]:', "elif False:"),
+            ("if not keeps_recoverable:", "if False:"),
+        ],
+    ),
+    (
+        "tasks/stage.py",
+        "tests/flows/test_durability.py",
+        [
+            ("    for ref in input_refs(call.inputs):\n        require_undamaged(ref)\n    declared", "    declared"),
+            ('if again.get(name) != entry["sha256"]:', "if False:"),
+        ],
+    ),
+    (
+        "tasks/retry.py",
+        "tests/tasks/test_engine.py",
+        [
+            (
+                "if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):",
+                "if isinstance(error, UnhealthyError):",
+            ),
+            ('if number in PERMANENT_ERRNO:\n        return "refused"', 'if False:\n        return "refused"'),
+        ],
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(column, name):
     spoiled = world.batch.token_columns[column].clone()
     spoiled[3] = torch.nan
     before = world.weights
-    with pytest.raises(NonFiniteError, match=f"of the {name}, epoch 0, minibatch 0; no step was taken"):
+    with pytest.raises(NonFiniteError, match=f"of the {name}, epoch 0, minibatch 0; its step was not taken"):
         world.update(batch=world.batch.with_columns(**{column: spoiled}), **ONE_STEP)
     changed = 0 if name == "policy" else 1
     assert torch.equal(world.weights[changed], before[changed])
