@@ -118,6 +118,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+AttemptId = Annotated[
+    str | None, typer.Option(metavar="ID", help="An earlier attempt, as rounds status --attempts lists it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
@@ -234,7 +237,14 @@ def list_(ctx: typer.Context, as_json: Json = False) -> None:
 
 
 @app.command()
-def status(ctx: typer.Context, run: RunName = None, as_json: Json = False) -> None:
+def status(
+    ctx: typer.Context,
+    run: RunName = None,
+    attempts: Annotated[
+        bool, typer.Option("--attempts", help="List what earlier configurations made in the same places.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """A run's rounds and stages: state, rows, time and headline metrics."""
     from flows.plan import make_plan
     from flows.results import reports_of, result_columns, run_state, stage_statuses, summary_of
@@ -243,6 +253,9 @@ def status(ctx: typer.Context, run: RunName = None, as_json: Json = False) -> No
     found = find_run(ctx.obj, run)
     config = found.config
     plan = make_plan(found, config)
+    if attempts:
+        show_attempts(found, plan, as_json=as_json)
+        return
     statuses, state = stage_statuses(plan), run_state(found, plan)
     results = [summary_of(report) for report in reports_of(plan)]
     if as_json:
@@ -263,6 +276,26 @@ def status(ctx: typer.Context, run: RunName = None, as_json: Json = False) -> No
     if results:
         print()
         show(results_table(result_columns(config), results))
+
+
+def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
+    """What the places have that hold more than one output."""
+    from dataclasses import asdict
+
+    from flows.attempts import attempts_of
+
+    found = attempts_of(run, plan)
+    if as_json:
+        print_json({"run": run.name, "attempts": [asdict(attempt) for attempt in found]})
+    elif found:
+        from flows.views import attempts_table
+
+        show(attempts_table(found))
+        print(
+            f"rounds rollouts {run.name} --attempt ID shows the rollouts of one; rounds clean removes what is not current"
+        )
+    else:
+        print(f"{run.name}: every place has one attempt")
 
 
 @app.command()
@@ -335,6 +368,7 @@ def rollouts(
     format_: Annotated[
         Format, typer.Option("--format", help="jsonl has every column, csv those that are no lists.")
     ] = (Format.table),
+    attempt: AttemptId = None,
     as_json: Json = False,
 ) -> None:
     """Look at the rollouts of one iteration and their rewards."""
@@ -342,7 +376,7 @@ def rollouts(
     from flows.text import json_text, printable_lines
     from flows.workspace import find_run
 
-    found = rollouts_of(find_run(ctx.obj, run), round, iteration)
+    found = rollouts_of(find_run(ctx.obj, run), round, iteration, attempt)
     is_table = format_ is Format.table and not as_json
     everything = found.frame()
     frame = selected(everything, where=where, sort=sort, top=top or (10 if is_table else None))
@@ -371,13 +405,14 @@ def show_(
     run: Annotated[
         str | None, typer.Option(metavar="RUN", help="A run's name or directory; default: the latest.")
     ] = None,
+    attempt: AttemptId = None,
     as_json: Json = False,
 ) -> None:
     """One rollout, token by token: logprob, reference logprob, KL, reward, value, advantage, return."""
     from flows.rollout_rows import one_rollout
     from flows.workspace import find_run
 
-    found = one_rollout(find_run(ctx.obj, run), rollout_id)
+    found = one_rollout(find_run(ctx.obj, run), rollout_id, attempt)
     if as_json:
         print_json({**found.row, "tokens": found.tokens})
     else:
@@ -586,10 +621,14 @@ def serve(ctx: typer.Context) -> None:
     settings.serve_from(ctx.obj)
     from flows import servers
     from flows.schedules import list_schedules, served_alone
-    from tasks.errors import RunError
+    from tasks.errors import RunError, TransientError
 
     if not list_schedules(ctx.obj):
         raise RunError(f"{ctx.obj} has no schedules; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
+    if (named := settings.prefect_api_url()) is not None and not servers.is_healthy(named):
+        raise TransientError(
+            f"PREFECT_API_URL={named} does not answer; start that server, or unset it to use the home's"
+        )
     with served_alone(ctx.obj):
         url = servers.ensure_prefect(ctx.obj)
         # Prefect reads where its server is when it is imported.

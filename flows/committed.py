@@ -74,7 +74,3 @@ def committed_round(root: Path, report: Path) -> CommittedRound:
 def history_of(committed: CommittedRound) -> list[dict[str, Any]]:
     """The rows of this round in the report's history."""
     return [row for row in read_json(committed.report / "metrics.json") if row["round"] == committed.number]
-
-
-def committed_at(manifest: Manifest) -> float:
-    return float(manifest.origin["committed_at"])

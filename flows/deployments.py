@@ -41,6 +41,7 @@ from flows.config import RunConfig, checked
 from flows.display import LineDisplay
 from flows.launch import only_our_words, prepared
 from flows.plan import Plan
+from flows.publish import in_a_sentence
 from flows.schedules import Schedule, find_schedule, list_schedules
 from flows.workspace import Run, create_or_open
 from tasks import settings
@@ -298,23 +299,25 @@ async def serve_until_told(home: Path, tell: Tell) -> signal.Signals:
     for change in await served.update():
         tell(change)
     told: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    polling = asyncio.create_task(runner.start())
-    while not runner.started and not polling.done():
-        await asyncio.sleep(0.05)
-    # Only now: the runner has taken SIGTERM for itself, and would not end a run in order.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.put_nowait, number)
-    while not polling.done():
-        try:
-            number = await asyncio.wait_for(told.get(), POLL_S)
-        except TimeoutError:
-            for change in await served.update():
-                tell(change)
-            continue
+    problem = ""
+    async with runner:
+        while True:
+            with suppress(TimeoutError):
+                number = await asyncio.wait_for(told.get(), POLL_S)
+                break
+            try:
+                for change in await served.update():
+                    tell(change)
+                # Not Runner.start, which gives up on a server that is down for a minute, and ends what runs.
+                await runner._get_and_submit_flow_runs()
+                problem = ""
+            except Exception as error:
+                if in_a_sentence(error) != problem:
+                    problem = in_a_sentence(error)
+                    tell(f"{problem}; trying again every {POLL_S:g} s")
         # Prefect's observers end with an error of their own.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         await runner.astop()
-        await polling
-        return number
-    await polling
-    raise TransientError("the Prefect server does not answer any more; start rounds serve again")
+    return number

@@ -113,10 +113,16 @@ def why(store: Store, recipe: Recipe, inputs: Sequence[Planned]) -> str:
         return f"input {missing[0].stage} changes" if variants else "not run yet"
     if not variants:
         return "not run yet"
-    latest = max(variants, key=lambda manifest: manifest.origin.get("committed_at", 0))
-    ours, theirs = recipe.as_dict(), latest.recipe
-    if latest.fingerprint == recipe.fingerprint:
-        return "output is damaged"
+    latest = max(variants, key=lambda manifest: manifest.committed_at)
+    return (
+        "output is damaged"
+        if latest.fingerprint == recipe.fingerprint
+        else what_differs(recipe.as_dict(), latest.recipe)
+    )
+
+
+def what_differs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What sets our recipe apart from theirs, in words; of several causes the one from which the others follow."""
     if ours["generation"] != theirs["generation"]:
         return "forced"
     if ours["version"] != theirs["version"]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.committed import CommittedRound, committed_at, committed_round, committed_rounds, history_of
+from flows.committed import CommittedRound, committed_round, committed_rounds, history_of
 from flows.config import RunConfig, dump
 from flows.round_page import show_round
 from flows.workspace import Run
@@ -84,8 +84,8 @@ def tracked_round(run: Run, committed: CommittedRound) -> "TrackedRound":
     return TrackedRound(
         number=committed.number,
         variant=committed.manifest.fingerprint,
-        started_at=min(committed_at(manifest) - manifest.seconds for manifest in stages),
-        ended_at=committed_at(committed.manifest),
+        started_at=min(manifest.committed_at - manifest.seconds for manifest in stages),
+        ended_at=committed.manifest.committed_at,
         points=points_of(committed),
         summary={name: float(value) for name, value in summary.items() if name not in ("round", "iterations")},
         data=data_sets(committed),
@@ -106,14 +106,14 @@ def points_of(committed: CommittedRound) -> "list[Point]":
     rows = {row["iteration"]: row for row in history_of(committed)}
     for iteration, manifests in committed.iterations.items():
         for name in dict.fromkeys(name for manifest in manifests for name in manifest.metrics):
-            at = max(committed_at(manifest) for manifest in manifests if name in manifest.metrics)
+            at = max(manifest.committed_at for manifest in manifests if name in manifest.metrics)
             points.append(Point(name, rows[iteration][name], iteration, at))
         for stage in dict.fromkeys(manifest.stage for manifest in manifests):
             shards = [manifest for manifest in manifests if manifest.stage == stage]
             seconds = sum(manifest.seconds for manifest in shards)
-            points.append(Point(f"seconds/{stage}", seconds, iteration, max(map(committed_at, shards))))
+            points.append(Point(f"seconds/{stage}", seconds, iteration, max(shard.committed_at for shard in shards)))
     for manifest, step in [*((m, 0) for m in committed.before), (committed.evaluation, max(committed.iterations))]:
-        at = committed_at(manifest)
+        at = manifest.committed_at
         points += [Point(name, value, step, at) for name, value in manifest.metrics.items()]
         if manifest.place.round == committed.number:
             points.append(Point(f"seconds/{manifest.stage}", manifest.seconds, step, at))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flows.config import RunConfig
@@ -149,15 +150,16 @@ def find_outputs(run: Run) -> list[Found]:
 
 def latest_variants(run: Run, stage: str = "*") -> list[Found]:
     """The output that was committed last at each place."""
-    latest: dict[tuple[str, Place], tuple[float, Found]] = {}
+    latest: dict[tuple[str, Place], tuple[Path, Manifest]] = {}
     for path in sorted((run.root / "stages").glob(f"**/{MANIFEST}" if stage == "*" else f"**/{stage}/**/{MANIFEST}")):
         manifest = Manifest.read(path.parent)
-        key = (manifest.stage, manifest.place)
-        ref = Ref(str(path.parent), manifest.digest)
-        at = float(manifest.origin.get("committed_at", 0.0))
-        if key not in latest or at > latest[key][0]:
-            latest[key] = (at, Found(stage=manifest.stage, place=manifest.place, ref=ref, is_current=False))
-    return [found for _, found in latest.values()]
+        before = latest.get((manifest.stage, manifest.place))
+        if before is None or manifest.committed_at > before[1].committed_at:
+            latest[manifest.stage, manifest.place] = (path.parent, manifest)
+    return [
+        Found(stage=stage, place=place, ref=Ref(str(directory), manifest.digest), is_current=False)
+        for (stage, place), (directory, manifest) in latest.items()
+    ]
 
 
 def summary_of(report: Ref) -> dict[str, Any]:
@@ -245,5 +247,5 @@ def last_seconds(run: Run, planned: Planned) -> float | None:
     # One level: the place's own variants, not those of stages below it.
     paths = (run.root / "stages" / planned.key).glob(f"*/{MANIFEST}")
     variants = [Manifest.read(path.parent) for path in paths]
-    latest = max(variants, key=lambda manifest: manifest.origin.get("committed_at", 0), default=None)
+    latest = max(variants, key=lambda manifest: manifest.committed_at, default=None)
     return None if latest is None else latest.seconds

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.attempts import find_attempt
 from flows.results import Found, find_outputs
 from flows.workspace import Run
 from tasks.errors import ConfigError, RunError
@@ -42,6 +43,8 @@ class Rollouts:
     """What is known of the same rollouts beside their training."""
     is_current: bool
     """False where no output of the run's present configuration is there yet, and that of an earlier one is shown."""
+    tokenizer: Path | None
+    """Where the tokenizer of the policy lies that made them; None if it is gone."""
 
     @property
     def components(self) -> list[str]:
@@ -68,8 +71,10 @@ class Rollouts:
         return [known.get(rollout_id) for rollout_id in self.table.column("rollout_id").to_pylist()]
 
 
-def rollouts_of(run: Run, round: int | None, iteration: int | None) -> Rollouts:
-    """The rollouts of that iteration; by default of the latest that has some."""
+def rollouts_of(run: Run, round: int | None, iteration: int | None, attempt: str | None = None) -> Rollouts:
+    """The rollouts of that iteration, by default of the latest that has some; or those of one attempt."""
+    if attempt is not None:
+        return rollouts_of_attempt(run, attempt, round, iteration)
     outputs = find_outputs(run)
     everything = [found for found in outputs if found.stage in DATASETS]
     wanted = [f for f in everything if round in (None, f.place.round) and iteration in (None, f.place.iteration)]
@@ -95,6 +100,31 @@ def rollouts_of(run: Run, round: int | None, iteration: int | None) -> Rollouts:
         table=joined([found.ref for found in chosen]),
         audit=audits[0] if audits else None,
         is_current=is_current,
+        tokenizer=tokenizer_of(run, chosen[0].ref),
+    )
+
+
+def rollouts_of_attempt(run: Run, attempt: str, round: int | None, iteration: int | None) -> Rollouts:
+    """The rollouts of the output whose fingerprint begins so, and what an audit found of them."""
+    ref, manifest = find_attempt(run, attempt, DATASETS)
+    place = manifest.place
+    if round not in (None, place.round) or iteration not in (None, place.iteration):
+        raise ConfigError(f"--attempt {attempt}: is of round {place.round}, iteration {place.iteration}; ask for those")
+    table = read_dataset(ref.directory / "rollouts")
+    scored = manifest.recipe["inputs"]["scored"] if manifest.stage == "compute_advantages" else [manifest.digest]
+    audits = [
+        read_dataset(directory / "audit")
+        for directory, own in run.store.manifests()
+        if own.stage == "audit_rollouts" and set(scored) <= set(own.recipe["inputs"]["scored"])
+    ]
+    return Rollouts(
+        round=place.round,
+        iteration=place.iteration,
+        stage=manifest.stage,
+        table=table,
+        audit=audits[0] if audits else None,
+        is_current=True,
+        tokenizer=tokenizer_of(run, ref),
     )
 
 
@@ -165,15 +195,15 @@ class OneRollout:
     tokens: list[dict[str, Any]]
 
 
-def one_rollout(run: Run, rollout_id: str) -> OneRollout:
-    """The rollout of that id, whose first parts say where it is."""
+def one_rollout(run: Run, rollout_id: str, attempt: str | None = None) -> OneRollout:
+    """The rollout of that id, whose first parts say where it is; as it is now, or in one attempt."""
     match = ROLLOUT_ID.fullmatch(rollout_id)
     if match is None:
         raise RunError(
             f"{rollout_id}: not a rollout id like r1.i3.s0.PROMPT.SAMPLE; rounds rollouts {run.name} lists them"
         )
     round, iteration = int(match[1]), int(match[2])
-    rollouts = rollouts_of(run, round, iteration)
+    rollouts = rollouts_of(run, round, iteration, attempt)
     ids: list[str] = rollouts.table.column("rollout_id").to_pylist()
     if rollout_id not in ids:
         raise RunError(
@@ -183,7 +213,7 @@ def one_rollout(run: Run, rollout_id: str) -> OneRollout:
     frame = rollouts.frame()
     index = ids.index(rollout_id)
     row: dict[str, Any] = full_rows(rollouts, frame.loc[[index]])[0]
-    texts = token_texts(tokenizer_directory(run, round, iteration), row["response_token_ids"])
+    texts = token_texts(rollouts.tokenizer, row["response_token_ids"])
     names = {name: label for name, label in TOKEN_COLUMNS.items() if name in row}
     tokens = [
         {"token": text, "token_id": token_id, **{label: row[name][t] for name, label in names.items()}}
@@ -193,14 +223,13 @@ def one_rollout(run: Run, rollout_id: str) -> OneRollout:
     return OneRollout(row=plain, tokens=tokens)
 
 
-def tokenizer_directory(run: Run, round: int, iteration: int) -> Path | None:
-    """Where the tokenizer of the policy lies that made an iteration's rollouts; None if it is gone."""
-    for found in find_outputs(run):
-        if found.stage == "generate_rollouts" and (found.place.round, found.place.iteration) == (round, iteration):
-            policy = run.root / Manifest.read(found.ref.directory).input_paths["policy"]
-            for directory in (policy / "policy", policy):
-                if (directory / "tokenizer_config.json").exists() or (directory / "tokenizer.json").exists():
-                    return directory
+def tokenizer_of(run: Run, ref: Ref) -> Path | None:
+    """Where the tokenizer of the policy lies that a data set of rollouts was made with; None if it is gone."""
+    made_from = Manifest.read(ref.directory).input_paths
+    policy = run.root / (made_from["checkpoint"] if "checkpoint" in made_from else made_from["policy"])
+    for directory in (policy / "policy", policy):
+        if (directory / "tokenizer_config.json").exists() or (directory / "tokenizer.json").exists():
+            return directory
     return None
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flows.attempts import Attempt
 from flows.display import ITERATION_LINE
 from flows.results import Column, Overview, StageStatus, Step, result_rows
 from flows.rollout_rows import OneRollout, Rollouts
@@ -170,6 +171,24 @@ def reasons(statuses: Sequence[StageStatus]) -> list[str]:
 def stage_place(status: StageStatus) -> str:
     iteration = f" iteration {status.iteration}" if status.iteration else ""
     return f"round {status.round}{iteration} {status.stage.replace('_', ' ')}"
+
+
+def attempts_table(attempts: Sequence[Attempt]) -> "Table":
+    """Place by place, the oldest first; the current one is marked."""
+    table = plain_table("stage", "place", "attempt", "committed", "rows", "time", "differs", right=("rows", "time"))
+    for attempt in attempts:
+        add_row(
+            table,
+            attempt.stage,
+            attempt.place,
+            attempt.id,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.committed_at)),
+            f"{attempt.rows:,}",
+            duration(attempt.seconds),
+            "current" if attempt.is_current else printable(attempt.differs, 80),
+            style="" if attempt.is_current else "dim",
+        )
+    return table
 
 
 def steps_table(steps: Sequence[Step]) -> "Table":

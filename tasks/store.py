@@ -165,6 +165,11 @@ class Manifest:
     def stage(self) -> str:
         return str(self.recipe["stage"])
 
+    @property
+    def committed_at(self) -> float:
+        """Seconds since 1970."""
+        return float(self.origin.get("committed_at", 0.0))
+
 
 class Store:
     """The committed outputs of one run, below ``root``."""

@@ -297,6 +297,18 @@ def test_list_and_status(rounds, tmp_path):
     assert {stage["state"] for stage in found["stages"]} == {"committed"}
 
 
+def test_status_lists_attempts_and_rollouts_shows_one(rounds, home, tmp_path):
+    assert rounds("status", "fake", "--attempts").stdout == "fake: every place has one attempt\n"
+    finished_run(tmp_path, "twice", document(tmp_path))
+    finished_run(tmp_path, "twice", document(tmp_path, advantages={"kl_coef": 0.5}))
+    (earlier, current) = json.loads(rounds("status", "--attempts", "--json", at=tmp_path).stdout)["attempts"][:2]
+    assert (earlier["differs"], current["is_current"]) == ("kl_coef: 0.05 → 0.5", True)
+    assert f" {earlier['id']} " in rounds("status", "--attempts", at=tmp_path).stdout
+    assert "r1.i1.s0.aa.0" in rounds("rollouts", "--attempt", earlier["id"], at=tmp_path).stdout
+    assert "return" in rounds("show", "r1.i1.s0.aa.0", "--attempt", earlier["id"], at=tmp_path).stdout
+    assert "no such output" in error_of(rounds("rollouts", "--attempt", "zz", at=tmp_path, code=2))
+
+
 def test_a_dry_run_touches_nothing(rounds, home):
     root = home / "runs" / "fake"
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 
+import pyarrow as pa
 import pytest
 from fake_runs import HOSTILE, document, finished_run
 from rich.console import Console
 
+from flows.attempts import attempts_of
 from flows.plan import forced_by, make_plan
 from flows.results import (
     find_outputs,
@@ -21,8 +24,18 @@ from flows.results import (
 )
 from flows.rollout_rows import full_rows, one_rollout, rollouts_of, selected
 from flows.text import duration, json_text, number, printable, printable_lines
-from flows.views import results_table, rollout_view, rollouts_table, round_table, runs_table, status_view, steps_table
+from flows.views import (
+    attempts_table,
+    results_table,
+    rollout_view,
+    rollouts_table,
+    round_table,
+    runs_table,
+    status_view,
+    steps_table,
+)
 from tasks.errors import ConfigError, RunError
+from tasks.store import read_dataset, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +330,51 @@ def test_outputs_of_another_configuration_do_not_hide_those_of_this_one(tmp_path
     finished_run(tmp_path, "changed", changed, stop_before=("generate_rollouts", 1, 2))
     rollouts = rollouts_of(ours, None, None)
     assert (rollouts.round, rollouts.iteration, rollouts.is_current) == (1, 1, True)
+
+
+def test_an_earlier_attempt_is_listed_with_what_sets_it_apart_and_can_be_looked_at(tmp_path):
+    before = finished_run(tmp_path, "twice", document(tmp_path))
+    assert attempts_of(before, make_plan(before, before.config)) == []
+    run = finished_run(tmp_path, "twice", document(tmp_path, advantages={"kl_coef": 0.5}))
+    attempts = attempts_of(run, make_plan(run, run.config))
+    # Scoring does not depend on the coefficient but where it follows an update.
+    places = [(attempt.stage, attempt.place) for attempt in attempts]
+    assert ("score_rollouts", "r1.i1.s0") not in places
+    assert places[:2] == [("compute_advantages", "r1.i1")] * 2
+    assert [attempt.is_current for attempt in attempts[:2]] == [False, True]
+    assert [attempt.differs for attempt in attempts[:2]] == ["kl_coef: 0.05 → 0.5", ""]
+    table = shown(attempts_table(attempts))
+    assert re.search(r"^compute_advantages +r1\.i1 +\w{8} .* kl_coef: 0\.05 → 0\.5 *$", table, re.M)
+
+    (old,) = (run.root / "stages/round-001/iteration-001/compute_advantages").glob(f"{attempts[0].id}*")
+    table = read_dataset(old / "rollouts")
+    shutil.rmtree(old / "rollouts")
+    write_dataset(old / "rollouts", table.set_column(0, "rollout_id", pa.array(["r1.i1.s0.old.0", "r1.i1.s0.old.1"])))
+    then = rollouts_of(run, None, None, attempts[0].id)
+    assert (then.round, then.iteration, then.stage) == (1, 1, "compute_advantages")
+    assert one_rollout(run, "r1.i1.s0.old.1", attempts[0].id).row["score"] == 3.0
+    assert rollouts_of(run, 1, 1).frame()["rollout_id"].tolist() == ["r1.i1.s0.aa.0", "r1.i1.s0.bb.0"]
+    # What an audit found of the same scored rollouts goes with them.
+    scoring = run.root / "stages/round-002/iteration-001/score_rollouts/shard-000"
+    ids = [path.name for path in sorted(scoring.glob("*"), key=lambda path: path.stat().st_mtime_ns)]
+    assert len(ids) == 2
+    assert rollouts_of(run, None, None, ids[0][:8]).frame()["held_out_true_quality"].tolist() == [6.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "round", "error", "told"),
+    [
+        ("zz", None, RunError, "--attempt zz: run fake has no such output; rounds status fake --attempts lists"),
+        ("", None, RunError, "no such output"),
+        ("data", None, ConfigError, "an output of prepare_data, which holds no rollouts"),
+        ("scores", 1, ConfigError, "is of round 2, iteration 1; ask for those"),
+    ],
+)
+def test_an_attempt_that_is_none_is_told_with_the_next_move(run, attempt, round, error, told):
+    stages = run.root / "stages"
+    known = {
+        "data": next((stages / "round-001/prepare_data").iterdir()).name,
+        "scores": next((stages / "round-002/iteration-001/score_rollouts/shard-000").iterdir()).name,
+    }
+    with pytest.raises(error, match=re.escape(told)):
+        rollouts_of(run, round, None, known.get(attempt, attempt))
