@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from tasks import settings
 from tasks.devices import alone_on, device_key
-from tasks.retry import StageError, classify, describe
+from tasks.retry import Kind, StageError, classify, describe
 from tasks.stage import ExecutionConfig, StageCall, execute, load_stage
 from tasks.store import Place, Ref
 
@@ -30,6 +30,7 @@ CLOSE_S = 5.0
 POLL_S = 0.5
 REPORT_S = 0.1
 END = ""
+VMSTAT = Path("/proc/vmstat")
 
 
 class Engine:
@@ -41,6 +42,7 @@ class Engine:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._out_of_memory_kills = 0
 
     def run(self, call: StageCall, *, report: Report, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> Ref:
         """Execute a call in the child; raise ``StageError`` with the child's own words when it fails."""
@@ -109,6 +111,7 @@ class Engine:
                     env=settings.engine_environment(),
                 )
             os.close(write_end)
+            self._out_of_memory_kills = out_of_memory_kills()
             self._answers = queue.SimpleQueue()
             reader = os.fdopen(read_end, "r")
             threading.Thread(target=read_lines, args=(reader, self._answers), daemon=True).start()
@@ -121,9 +124,10 @@ class Engine:
         if self._cancelled.is_set():
             return StageError("cancelled", "the run was cancelled", stage=call.label)
         how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return StageError(
-            "transient", f"the engine {how}; its log is {self._log}", stage=call.label, log=str(self._log)
-        )
+        kind: Kind = "transient"
+        if code == -signal.SIGKILL and out_of_memory_kills() > self._out_of_memory_kills:
+            kind, how = "memory", f"{how}, since the machine's memory ran out"
+        return StageError(kind, f"the engine {how}; its log is {self._log}", stage=call.label, log=str(self._log))
 
     def _kill(self) -> None:
         process = self._process
@@ -135,6 +139,15 @@ class Engine:
             # A call that the child never read is still in the buffer and has nowhere to go.
             with suppress(OSError):
                 process.stdin.close()
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for their memory since it started; 0 where it does not say."""
+    with suppress(OSError):
+        for line in VMSTAT.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def read_lines(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:

@@ -46,7 +46,7 @@ def classify(error: BaseException) -> Kind:
     if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):
         return "refused"
     number = errno_of(error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or number == errno.ENOMEM:
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or "out of memory" in str(error).lower():
         return "memory"
     if number in PERMANENT_ERRNO:
         return "refused"
@@ -62,8 +62,8 @@ def errno_of(error: BaseException) -> int | None:
     """The operating system's number of an error, also where a library has put it into words only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))
-    return int(found[1] or found[2]) if found else None
+    found = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]|Error code (\d+)", str(error))
+    return int(next(group for group in found.groups() if group)) if found else None
 
 
 def is_a_service_s(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ class Home:
         return subprocess.Popen(
             self.command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **self.process(options)
         )
+
+    def prefect(self, path, body):
+        """Ask the home's Prefect server as its pages do."""
+        url = json.loads((self.path / "prefect" / "server.json").read_text())["url"]
+        request = urllib.request.Request(
+            f"{url}/{path}", data=json.dumps(body).encode(), headers={"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
 
     def command(self, *args):
         return [str(Path(sys.executable).with_name("rounds")), "--home", str(self.path), *map(str, args)]

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -108,24 +107,14 @@ def test_ctrl_c_ends_a_run_quickly_and_leaves_no_process(home, tiny):
     assert home.digests("stopped") == home.digests(tiny)
 
 
-def prefect(home, path, body):
-    """Ask the home's Prefect server as its pages do."""
-    url = json.loads((home.path / "prefect" / "server.json").read_text())["url"]
-    request = urllib.request.Request(
-        f"{url}/{path}", data=json.dumps(body).encode(), headers={"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)
-
-
 def test_a_run_cancelled_in_the_prefect_ui_stops(home, tiny):
     process = home.start("run", TINY, "--name", "unwanted", "--set", "iterations=40", start_new_session=True)
     wait_for(lambda: any("iteration-001/score" in name for name in home.stages("unwanted")))
-    (flow_run,) = prefect(home, "flow_runs/filter", {"flow_runs": {"name": {"any_": ["unwanted"]}}})
-    prefect(home, f"flow_runs/{flow_run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+    (flow_run,) = home.prefect("flow_runs/filter", {"flow_runs": {"name": {"any_": ["unwanted"]}}})
+    home.prefect(f"flow_runs/{flow_run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    (flow_run,) = prefect(home, "flow_runs/filter", {"flow_runs": {"name": {"any_": ["unwanted"]}}})
+    (flow_run,) = home.prefect("flow_runs/filter", {"flow_runs": {"name": {"any_": ["unwanted"]}}})
     assert flow_run["state_type"] == "CANCELLED"
 
 
@@ -177,13 +166,13 @@ def test_a_damaged_output_is_made_again_and_nothing_else(home, changed):
 
 def test_prefect_knows_the_run_its_rounds_and_its_stages(home, tiny):
     def are_known(kind, *names):
-        found = prefect(home, f"{kind}/filter", {kind: {"name": {"any_": names}}})
+        found = home.prefect(f"{kind}/filter", {kind: {"name": {"any_": names}}})
         return {entry["name"] for entry in found} == set(names)
 
     assert are_known("flow_runs", "tiny", "tiny-round-1", "tiny-round-2")
     # The server's recorder is behind by a second or so.
     wait_for(lambda: are_known("task_runs", "generate_rollouts-r1.i2.s1", "update_policy-r2.i1"), seconds=30)
-    keys = {artifact["key"] for artifact in prefect(home, "artifacts/filter", {"limit": 200})}
+    keys = {artifact["key"] for artifact in home.prefect("artifacts/filter", {"limit": 200})}
     assert {"tiny-round-1", "tiny-round-2"} <= keys
 
 

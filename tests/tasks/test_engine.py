@@ -91,6 +91,30 @@ def test_a_killed_child_is_a_transient_error_and_the_next_call_gets_a_new_one(en
     assert engine._process.pid != child
 
 
+def test_a_child_that_the_kernel_killed_for_its_memory_is_told_from_one_that_somebody_killed(
+    engine, tmp_path, monkeypatch
+):
+    counter = tmp_path / "vmstat"
+    counter.write_text("pgfault 9\noom_kill 3\n")
+    monkeypatch.setattr("tasks.engine.VMSTAT", counter)
+    run(engine, a_call(tmp_path))
+    child = engine._process.pid
+    os.kill(child, signal.SIGSTOP)
+    counter.write_text("pgfault 99\noom_kill 4\n")
+    threading.Timer(0.3, os.killpg, (child, signal.SIGKILL)).start()
+    with pytest.raises(StageError, match="was killed by signal SIGKILL, since the machine's memory ran out") as caught:
+        run(engine, a_call(tmp_path, count=9))
+    assert caught.value.kind == "memory"
+    # That one is counted now: the next child was not killed for its memory.
+    run(engine, a_call(tmp_path, count=9))
+    child = engine._process.pid
+    os.kill(child, signal.SIGSTOP)
+    threading.Timer(0.3, os.killpg, (child, signal.SIGKILL)).start()
+    with pytest.raises(StageError) as caught:
+        run(engine, a_call(tmp_path, count=10))
+    assert caught.value.kind == "transient"
+
+
 def test_a_hung_child_is_killed_after_the_time_out(engine, tmp_path):
     run(engine, a_call(tmp_path))
     os.kill(engine._process.pid, signal.SIGSTOP)
@@ -156,6 +180,10 @@ def test_a_call_survives_the_way_to_the_child(tmp_path):
         (TimeoutError("slow"), "transient"),
         (MemoryError(), "memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried. Error code 12 (Cannot allocate)"),
+            "memory",
+        ),
         (RuntimeError("CUDA error: device lost"), "transient"),
         (ArithmeticError("loss nan"), "defect"),
     ],
