@@ -301,6 +301,8 @@ async def serve_until_told(home: Path, tell: Tell) -> signal.Signals:
     told: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.put_nowait, number)
+    # Not Runner.start, which gives up on a server that is down for a minute, and ends what runs.
+    start_what_is_due = runner._get_and_submit_flow_runs
     problem = ""
     async with runner:
         while True:
@@ -310,8 +312,7 @@ async def serve_until_told(home: Path, tell: Tell) -> signal.Signals:
             try:
                 for change in await served.update():
                     tell(change)
-                # Not Runner.start, which gives up on a server that is down for a minute, and ends what runs.
-                await runner._get_and_submit_flow_runs()
+                await start_what_is_due()
                 problem = ""
             except Exception as error:
                 if in_a_sentence(error) != problem:

@@ -283,6 +283,15 @@ def test_to_remove_or_serve_what_is_not_there_is_a_mistake(rounds):
     assert "has no schedules" in rounds("serve", code=2).stderr
 
 
+def test_to_serve_on_a_server_that_is_down_is_told_with_the_next_move(rounds, config_file, monkeypatch):
+    rounds("schedule", config_file, "--cron", NEVER)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    told = rounds("serve", code=1).stderr
+    assert told == (
+        "error: PREFECT_API_URL=http://127.0.0.1:9/api does not answer; start that server, or unset it to use the home's\n"
+    )
+
+
 def test_a_home_is_served_by_one_process(world):
     assert not is_served(world.home)
     with served_alone(world.home):
@@ -396,7 +405,7 @@ def server(home, tiny, tmp_path_factory):
         assert "Traceback" not in server.log.read_text()
     for schedule in list_schedules(home.path):
         home.rounds("schedule", "--remove", schedule.name)
-    for name in ("nightly", "minutely", "powerless"):
+    for name in ("nightly", "minutely", "powerless", "headless"):
         shutil.rmtree(home.path / "runs" / name, ignore_errors=True)
 
 
@@ -463,6 +472,20 @@ def test_grown_by_a_file_that_arrived_started_twice_cancelled_and_continued(serv
 
 def test_the_server_of_a_served_home_is_not_stopped(server):
     assert "is served" in server.home.rounds("down", code=2).stderr
+
+
+def test_a_server_that_dies_under_a_served_run_is_replaced_and_the_run_goes_on(server):
+    flow_run = server.run_now("nightly", run="headless")
+    wait_for(lambda: any("prepare_data" in name for name in server.home.stages("headless")))
+    before = json.loads((server.home.path / "prefect" / "server.json").read_text())
+    os.killpg(before["pid"], signal.SIGKILL)
+    wait_for(lambda: any("round-002/report_round" in name for name in server.home.stages("headless")))
+    assert server.ended(flow_run)["type"] == "COMPLETED"
+    assert server.process.poll() is None
+    # It executes what is asked for on the pages of the new server.
+    again = server.run_now("nightly", run="headless")
+    assert server.ended(again)["type"] == "COMPLETED"
+    assert server.name(again) == "headless · nothing new"
 
 
 @pytest.mark.slow
