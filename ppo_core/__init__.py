@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppo_core.advantages import gae, group_advantages
-    from ppo_core.batch import PaddedBatch, Ragged, RolloutBatch, micro_batches, minibatches
+    from ppo_core.batch import AS_FEW_AS_POSSIBLE, PaddedBatch, Ragged, RolloutBatch, micro_batches, minibatches
     from ppo_core.config import GroupEstimator, PPOConfig, SamplingConfig
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
-    from ppo_core.forward import response_and_final_values, response_logits, response_logprobs, response_values
+    from ppo_core.forward import (
+        InPrecision,
+        group_cost,
+        response_and_final_values,
+        response_logprobs,
+        response_values,
+        token_logits,
+        token_logprobs,
+    )
     from ppo_core.kl import KLEstimator, exact_kl, kl_estimate, next_kl_coef
     from ppo_core.logprobs import entropy, gather_logprobs, linear_logprobs
     from ppo_core.losses import aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
@@ -23,9 +31,11 @@ if TYPE_CHECKING:
     from ppo_core.update import MinibatchStats, Optimizers, UpdateStats, ppo_update
 
 __all__ = [
+    "AS_FEW_AS_POSSIBLE",
     "ConfigError",
     "EmptyMaskError",
     "GroupEstimator",
+    "InPrecision",
     "KLEstimator",
     "MinibatchStats",
     "NonFiniteError",
@@ -48,6 +58,7 @@ __all__ = [
     "gae",
     "gather_logprobs",
     "group_advantages",
+    "group_cost",
     "kl_estimate",
     "kl_loss",
     "linear_logprobs",
@@ -62,11 +73,12 @@ __all__ = [
     "preference_loss",
     "ranking_loss",
     "response_and_final_values",
-    "response_logits",
     "response_logprobs",
     "response_values",
     "row_uniforms",
     "sample",
+    "token_logits",
+    "token_logprobs",
     "token_rewards",
     "treated_scores",
     "value_loss",

@@ -1,7 +1,7 @@
 """Rows of different length: ragged where they are kept, padded only where a model reads them.
 
-Prompts are padded on the left and responses on the right, so that in every row the response begins in the same column
-and the logits that predict it are one slice.
+A row is its prompt and its response without a gap, padded on the right: a causal model needs no mask for that, since no
+token sees what stands after it, and a batch is no wider than its longest row.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.randomness import row_uniforms
 
 Side = Literal["left", "right"]
+
+AS_FEW_AS_POSSIBLE = 2**40
+"""A ``group_cost`` that outweighs all padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,14 +186,18 @@ class RolloutBatch:
         """These rows (all by default) as a model reads them, padded no wider than they need."""
         if rows is not None:
             return self.select(rows).padded(device=device)
-        prompt_mask, response_mask = self.prompts.mask(side="left"), self.responses.mask()
-        attention_mask = torch.cat([prompt_mask, response_mask], dim=1).to(torch.int64)
+        lengths, prompt_lengths = self.lengths[:, None], self.prompts.lengths[:, None]
+        columns = torch.arange(int(lengths.max()) if len(self) else 0)
+        is_response = (columns >= prompt_lengths) & (columns < lengths)
+        input_ids = torch.zeros(is_response.shape, dtype=torch.int64)
+        input_ids[columns < prompt_lengths] = self.prompts.values
+        input_ids[is_response] = self.responses.values
         padded = PaddedBatch(
-            input_ids=torch.cat([self.prompts.padded(fill=0, side="left"), self.responses.padded(fill=0)], dim=1),
-            attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
-            response_mask=response_mask,
-            prompt_width=prompt_mask.shape[1],
+            input_ids=input_ids,
+            predicts_response=(columns >= prompt_lengths - 1) & (columns < lengths - 1),
+            last=lengths[:, 0] - 1,
+            response_ids=self.responses.values,
+            response_mask=self.responses.mask(),
             token_columns={name: self.column(name).padded(fill=0) for name in self.token_columns},
         )
         return padded if device is None else padded.to(device)
@@ -198,30 +205,25 @@ class RolloutBatch:
 
 @dataclass(kw_only=True, eq=False)
 class PaddedBatch:
-    """Prompts padded on the left to P columns, responses on the right to T."""
+    """Rows as a model reads them, L columns wide, and what is said of their responses, T columns wide."""
 
     input_ids: Tensor
-    """(B, P + T) int64; 0 at padding."""
+    """(B, L) int64: prompt, response, then 0."""
 
-    attention_mask: Tensor
-    """(B, P + T) int64; 1 on real tokens."""
+    predicts_response: Tensor
+    """(B, L) bool: the positions whose next token is one of the response; N of them."""
 
-    position_ids: Tensor
-    """(B, P + T) int64: the number of real tokens before; 0 at padding."""
+    last: Tensor
+    """(B,) int64: the position of each row's last token."""
+
+    response_ids: Tensor
+    """(N,) int64: the response tokens, row by row."""
 
     response_mask: Tensor
     """(B, T) bool."""
 
-    prompt_width: int
-    """P."""
-
     token_columns: dict[str, Tensor]
     """Each (B, T), 0 outside ``response_mask``."""
-
-    @property
-    def response_ids(self) -> Tensor:
-        """(B, T)."""
-        return self.input_ids[:, self.prompt_width :]
 
     def to(self, device: torch.device | str) -> PaddedBatch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -230,26 +232,33 @@ class PaddedBatch:
         return PaddedBatch(**moved)
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """(B, L) number of real tokens before each token, 0 at padding: a row's positions do not depend on its padding."""
-    return (attention_mask.cumsum(dim=1) - 1) * attention_mask
-
-
-def micro_batches(lengths: Tensor, token_budget: int) -> list[Tensor]:
+def micro_batches(lengths: Tensor, token_budget: int, *, group_cost: int = 0) -> list[Tensor]:
     """Row indices in groups of similar length whose rows times longest row stays within ``token_budget``.
 
-    Longest rows first, so that memory runs out in the first group or never. A row beyond the budget is a group alone.
+    Of all such groupings by length the cheapest, where a group costs its rows times its longest row and ``group_cost``
+    tokens for itself. Longest rows first, so that memory runs out in the first group or never. A row beyond the budget is
+    a group alone.
     """
     if token_budget < 1:
         raise ConfigError(f"token_budget={token_budget} must be at least 1; 8192 suits a small model")
     order = torch.argsort(lengths, descending=True, stable=True)
-    groups: list[Tensor] = []
-    start = 0
-    while start < len(order):
-        num_rows = max(1, token_budget // max(1, int(lengths[order[start]])))
-        groups.append(order[start : start + num_rows])
-        start += num_rows
-    return groups
+    longest = lengths[order].double()
+    # cost[i] of the first i rows; the last group among them begins at first[i].
+    cost = torch.zeros(len(order) + 1, dtype=torch.float64)
+    first = [0] * (len(order) + 1)
+    for i in range(1, len(order) + 1):
+        area = torch.arange(i, 0, -1) * longest[:i]
+        allowed = area <= token_budget
+        allowed[i - 1] = True
+        total = torch.where(allowed, cost[:i] + area + group_cost, torch.inf)
+        first[i] = int(total.argmin())
+        cost[i] = total[first[i]]
+    ends = []
+    end = len(order)
+    while end > 0:
+        ends.append(end)
+        end = first[end]
+    return [order[first[end] : end] for end in reversed(ends)]
 
 
 def minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[Tensor]:

@@ -1,37 +1,95 @@
 """What the models say about padded rollouts: the only functions, with the sampler, that call a model.
 
 A policy is any causal language model that is called like those of Hugging Face. A critic is any module called with
-``input_ids``, ``attention_mask`` and ``position_ids`` that returns one value per position, (B, L). Neither is put into
-train or eval mode here: dropout must be off, or the ratio of the first minibatch is not 1.
+``input_ids`` that returns one value per position, (B, L). Rows are padded on the right, where no real token sees it, so
+neither gets a mask. Neither is put into train or eval mode here: dropout must be off, or the ratio of the first minibatch
+is not 1.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ppo_core.batch import PaddedBatch
 from ppo_core.errors import ShapeError
-from ppo_core.logprobs import at_least_float32, gather_logprobs
+from ppo_core.logprobs import at_least_float32, entropy, gather_logprobs, linear_logprobs
 from ppo_core.shapes import Float
+
+_PROBE_TOKENS = 4
+
+
+class InPrecision(nn.Module):
+    """A model whose every call runs in ``dtype`` over its own weights. The context closes with the call, since autocast
+    keeps its low-precision copies of the weights until then, and an optimizer step in between would leave them stale."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with precision(device_of(self.model), self.dtype):
+            return self.model(*args, **kwargs)
+
+
+@contextmanager
+def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Forward passes in ``dtype`` over float32 weights, the same for sampling, scoring and training: ratio 1 needs that."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def response_logits(model: Any, padded: PaddedBatch) -> Float[Tensor, "B T V"]:
-    """Logits that predict each response token: those of the position before it, in the model's own precision."""
-    num_columns = padded.response_mask.shape[1]
-    result = model(
-        input_ids=padded.input_ids,
-        attention_mask=padded.attention_mask,
-        position_ids=padded.position_ids,
-        use_cache=False,
-        logits_to_keep=num_columns + 1,
-    )
-    # Counted from the end, so that a model that ignores logits_to_keep is only slower.
-    return result.logits[:, -num_columns - 1 : -1]
+def group_cost(device: torch.device) -> int:
+    """What a forward and backward pass costs besides its tokens, in tokens, for ``micro_batches``: some milliseconds of
+    calls, in which a GPU would do thousands of tokens."""
+    return 32 if device.type == "cpu" else 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """A language model in two parts: ``logits = body(...).last_hidden_state @ weight.T + bias``."""
+
+    body: Callable[..., Any]
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype | None
+    """In which the product is computed; None for that of the hidden states."""
+
+
+_has_linear_head: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+def linear_head(model: Any) -> LinearHead | None:
+    """The two parts of a model like those of Hugging Face; None for one that does more to its logits, or has no such parts.
+
+    Whether the parts give the model's logits is tried once, on a few tokens.
+    """
+    inner: Any = model.model if isinstance(model, InPrecision) else model
+    dtype = model.dtype if isinstance(model, InPrecision) else None
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    body = getattr(inner, "base_model", inner)
+    if not isinstance(head, nn.Linear) or body is inner:
+        return None
+    if inner not in _has_linear_head:
+        with torch.no_grad():
+            ids = torch.arange(_PROBE_TOKENS, device=device_of(inner))[None] % head.out_features
+            logits = inner(input_ids=ids, use_cache=False).logits
+            parts = head(body(input_ids=ids, use_cache=False).last_hidden_state)
+            _has_linear_head[inner] = parts.shape == logits.shape and torch.allclose(parts, logits)
+    if not _has_linear_head[inner]:
+        return None
+    if dtype is None:
+        return LinearHead(body, head.weight, head.bias, None)
+    return LinearHead(InPrecision(body, dtype), head.weight, head.bias, dtype)
 
 
 def token_logits(model: Any, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "N V"]:
@@ -39,13 +97,44 @@ def token_logits(model: Any, padded: PaddedBatch, *, temperature: float) -> Floa
 
     Real tokens are picked before any maths: padding costs nothing and cannot put NaN into the gradient.
     """
-    return at_least_float32(response_logits(model, padded)[padded.response_mask]) / temperature
+    logits = model(input_ids=padded.input_ids, use_cache=False).logits
+    return at_least_float32(logits[padded.predicts_response]) / temperature
+
+
+@overload
+def token_logprobs(
+    model: Any, padded: PaddedBatch, *, temperature: float, with_entropy: Literal[False] = False
+) -> Tensor: ...
+
+
+@overload
+def token_logprobs(
+    model: Any, padded: PaddedBatch, *, temperature: float, with_entropy: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+
+
+def token_logprobs(
+    model: Any, padded: PaddedBatch, *, temperature: float, with_entropy: bool = False
+) -> Float[Tensor, " N"] | tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Log-probability of each of the N response tokens, and the entropy of what it is drawn from if asked for.
+
+    From hidden states where the model's head is linear: logits of all tokens then never exist.
+    """
+    head = linear_head(model)
+    if head is None:
+        logits = token_logits(model, padded, temperature=temperature)
+        logprobs = gather_logprobs(logits, padded.response_ids)
+        return (logprobs, entropy(logits)) if with_entropy else logprobs
+    hidden = head.body(input_ids=padded.input_ids, use_cache=False).last_hidden_state[padded.predicts_response]
+    settings: dict[str, Any] = {"bias": head.bias, "temperature": temperature, "dtype": head.dtype}
+    if with_entropy:
+        return linear_logprobs(hidden, head.weight, padded.response_ids, with_entropy=True, **settings)
+    return linear_logprobs(hidden, head.weight, padded.response_ids, **settings)
 
 
 def response_logprobs(model: Any, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "B T"]:
     """Log-probability of each response token, 0 outside the mask."""
-    logits = token_logits(model, padded, temperature=temperature)
-    return spread(gather_logprobs(logits, padded.response_ids[padded.response_mask]), padded.response_mask)
+    return spread(token_logprobs(model, padded, temperature=temperature), padded.response_mask)
 
 
 def response_values(critic: Any, padded: PaddedBatch) -> Float[Tensor, "B T"]:
@@ -55,16 +144,15 @@ def response_values(critic: Any, padded: PaddedBatch) -> Float[Tensor, "B T"]:
 
 def response_and_final_values(critic: Any, padded: PaddedBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, " B"]]:
     """``response_values`` and the critic after each response's last token: what a response that was cut off may yet get."""
-    values = critic(input_ids=padded.input_ids, attention_mask=padded.attention_mask, position_ids=padded.position_ids)
+    values = critic(input_ids=padded.input_ids)
     if values.shape != padded.input_ids.shape:
         raise ShapeError(
             f"the critic returned {tuple(values.shape)} for input_ids of {tuple(padded.input_ids.shape)}; "
             "it must return one value per position"
         )
     values = at_least_float32(values)
-    last = padded.prompt_width - 1 + padded.response_mask.sum(dim=1, keepdim=True)
-    before_each_token = values[:, padded.prompt_width - 1 : -1]
-    return torch.where(padded.response_mask, before_each_token, 0.0), values.gather(1, last).squeeze(1)
+    before_each_token = spread(values[padded.predicts_response], padded.response_mask)
+    return before_each_token, values.gather(1, padded.last[:, None]).squeeze(1)
 
 
 def spread(x: Float[Tensor, " N"], mask: Tensor) -> Float[Tensor, "B T"]:

@@ -1,11 +1,16 @@
-"""Log-probabilities of tokens and the entropy of next-token distributions, from logits."""
+"""Log-probabilities of tokens and the entropy of next-token distributions, from logits or from hidden states."""
+
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Float, Int
+
+_CHUNK_ELEMENTS = 2**24
+# Stands for the logarithm of a probability of 0: its product with 0 is 0, where that of minus infinity is not a number.
+_LOG_OF_ZERO = -1e4
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -35,33 +40,149 @@ def entropy(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
     return z.logsumexp(dim=-1) - expected
 
 
+@overload
+def linear_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    token_ids: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    dtype: torch.dtype | None = None,
+    with_entropy: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def linear_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    token_ids: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    dtype: torch.dtype | None = None,
+    with_entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
 def linear_logprobs(
     hidden: Float[Tensor, "*B D"],
     lm_head_weight: Float[Tensor, "V D"],
     token_ids: Int[Tensor, "*B"],
     *,
+    bias: Float[Tensor, " V"] | None = None,
     temperature: float = 1.0,
-    chunk: int = 1024,
+    chunk: int | None = None,
+    dtype: torch.dtype | None = None,
     with_entropy: bool = False,
 ) -> Float[Tensor, "*B"] | tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
-    """``gather_logprobs`` of ``logits = hidden @ lm_head_weight.T``, and ``entropy`` of them if asked for.
+    """``gather_logprobs`` of ``logits = hidden @ lm_head_weight.T + bias``, and the ``entropy`` of ``logits /
+    temperature`` if asked for.
 
-    Works through ``chunk`` tokens at a time: logits of all tokens never exist, neither forward nor backward, where each
-    chunk is computed again. float32 or wider.
+    Works through ``chunk`` tokens at a time, by default so many that their logits take 64 MiB: logits of all tokens never
+    exist, neither forward nor backward, where each chunk is computed again. The product is computed in ``dtype``, by
+    default that of ``hidden``; what follows in float32 or wider. Can be differentiated once.
     """
+    if chunk is None:
+        chunk = max(1, _CHUNK_ELEMENTS // len(lm_head_weight))
     if chunk < 1:
-        raise ConfigError(f"chunk={chunk} must be at least 1; 1024 suits most vocabularies")
+        raise ConfigError(f"chunk={chunk} must be at least 1; leave it out for one that suits the vocabulary")
     if token_ids.shape != hidden.shape[:-1]:
         raise ShapeError(
             f"token_ids is {tuple(token_ids.shape)} but hidden is {tuple(hidden.shape)}; give one id per row"
         )
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logprobs, entropies = _LinearLogprobs.apply(
+        flat, lm_head_weight, bias, token_ids.reshape(-1), temperature, chunk, dtype or hidden.dtype, with_entropy
+    )
+    logprobs = logprobs.view(token_ids.shape)
+    return (logprobs, entropies.view(token_ids.shape)) if with_entropy else logprobs
 
-    def of_chunk(h: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        logits = at_least_float32(h @ lm_head_weight.T) / temperature
-        logprobs = gather_logprobs(logits, ids)
-        return (logprobs, entropy(logits)) if with_entropy else (logprobs,)
 
-    rows = zip(hidden.reshape(-1, hidden.shape[-1]).split(chunk), token_ids.reshape(-1).split(chunk), strict=True)
-    parts = [checkpoint(of_chunk, h, ids, use_reentrant=False, preserve_rng_state=False) for h, ids in rows]
-    columns = [torch.cat(column).view(token_ids.shape) for column in zip(*parts, strict=True)]
-    return (columns[0], columns[1]) if with_entropy else columns[0]
+class _LinearLogprobs(torch.autograd.Function):
+    """Keeps two numbers a token for the backward pass: with ``z`` computed again, ``p = exp(z - logsumexp)``, and
+
+    d logprob / d z_v = [v = token] - p_v,    d entropy / d z_v = -p_v (z_v - E_p[z]) = -p_v (z_v - logsumexp + entropy).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        token_ids: Tensor,
+        temperature: float,
+        chunk: int,
+        dtype: torch.dtype,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(dtype, torch.float32)
+        logprobs, entropies, logsumexps = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
+        cast = weight.to(dtype)
+        for part in _chunks(len(hidden), chunk):
+            z = _scaled_logits(hidden[part], cast, bias, temperature)
+            logsumexp = z.logsumexp(dim=-1)
+            logsumexps[part] = logsumexp
+            logprobs[part] = z.gather(-1, token_ids[part, None])[:, 0] - logsumexp
+            if with_entropy:
+                log_p = z.sub_(logsumexp[:, None])
+                entropies[part] = -log_p.exp().mul_(log_p.clamp_(min=_LOG_OF_ZERO)).sum(dim=-1)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, weight, bias, token_ids, logsumexps, entropies)
+        ctx.settings = (temperature, chunk, dtype)
+        return logprobs, entropies
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Any, ...]:
+        hidden, weight, bias, token_ids, logsumexps, entropies = ctx.saved_tensors
+        temperature, chunk, dtype = ctx.settings
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros_like(weight) if needs_weight else None
+        d_bias = torch.zeros_like(bias) if needs_bias else None
+        if d_logprobs is None:
+            d_logprobs = torch.zeros_like(logsumexps)
+        cast = weight.to(dtype)
+        for part in _chunks(len(hidden), chunk):
+            log_p = _scaled_logits(hidden[part], cast, bias, temperature).sub_(logsumexps[part, None])
+            if d_entropies is None:
+                d_z = log_p.exp_().mul_(-d_logprobs[part, None])
+            else:
+                p = log_p.exp()
+                factor = log_p.clamp_(min=_LOG_OF_ZERO).add_(entropies[part, None])
+                factor.mul_(d_entropies[part, None]).add_(d_logprobs[part, None])
+                d_z = p.mul_(factor).neg_()
+            d_z.scatter_add_(-1, token_ids[part, None], d_logprobs[part, None])
+            d_z = (d_z / temperature if temperature != 1 else d_z).to(dtype)
+            if d_hidden is not None:
+                d_hidden[part] = d_z @ cast
+            if d_weight is not None:
+                _add_product(d_weight, d_z.T, hidden[part].to(dtype))
+            if d_bias is not None:
+                d_bias += d_z.sum(dim=0)
+        return d_hidden, d_weight, d_bias, *(None,) * 5
+
+
+def _chunks(length: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+
+
+def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """``(hidden @ weight.T + bias) / temperature`` in a tensor of its own, float32 or wider."""
+    logits = at_least_float32(hidden.to(weight.dtype) @ weight.T)
+    if bias is not None:
+        logits += bias
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b`` without a third tensor where the types allow it."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from ppo_core.batch import PaddedBatch, RolloutBatch, micro_batches, minibatches
 from ppo_core.config import PPOConfig
 from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
-from ppo_core.forward import device_of, response_values, spread, token_logits
+from ppo_core.forward import device_of, group_cost, response_values, spread, token_logits, token_logprobs
 from ppo_core.kl import exact_kl
 from ppo_core.logprobs import entropy, gather_logprobs
 from ppo_core.losses import Stats, aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
@@ -113,6 +113,7 @@ def ppo_update(
     ``NonFiniteError`` before the step it would have spoiled.
     """
     _require_inputs(batch, config, policy, critic, optimizers, reference)
+    learning_models = [model for model in (policy, critic) if model is not None]
     learners: dict[str, _Learner] = {}
     if policy is not None:
         learners["policy"] = _Learner(
@@ -128,6 +129,7 @@ def ppo_update(
             config.critic_max_grad_norm,
             lambda padded, counts: _backward_critic(critic, padded, config, counts),
         )
+    cost = group_cost(device_of(learning_models[0]))
     epoch = 0
     while learning := {name: learner for name, learner in learners.items() if epoch < learner.epochs}:
         for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
@@ -140,7 +142,7 @@ def ppo_update(
                 learner.optimizer.zero_grad()
 
             share = minibatch.select(_share_of(minibatch.lengths, group))
-            for micro_rows in micro_batches(share.lengths, micro_batch_tokens):
+            for micro_rows in micro_batches(share.lengths, micro_batch_tokens, group_cost=cost):
                 padded = share.padded(micro_rows)
                 for learner in learning.values():
                     learner.add(learner.backward(padded, counts))
@@ -176,10 +178,14 @@ def _backward_policy(
     padded = padded.to(device_of(policy))
     mask, columns = padded.response_mask, padded.token_columns
     num_tokens, num_responses = counts.num_tokens, counts.num_responses
-    logits = token_logits(policy, padded, temperature=temperature)
-    new_logprobs = spread(gather_logprobs(logits, padded.response_ids[mask]), mask)
-    with torch.set_grad_enabled(config.entropy_coef > 0):
-        entropies = spread(entropy(logits), mask)
+    kl_estimator = config.kl_loss_estimator if config.kl_loss_coef > 0 else None
+    if kl_estimator == "exact":
+        # The whole distributions are compared, so their logits have to exist.
+        logits = token_logits(policy, padded, temperature=temperature)
+        tokens = gather_logprobs(logits, padded.response_ids), entropy(logits)
+    else:
+        tokens = token_logprobs(policy, padded, temperature=temperature, with_entropy=True)
+    new_logprobs, entropies = (spread(x, mask) for x in tokens)
 
     given = (new_logprobs, columns["logprobs"], columns["advantages"], mask)
     if config.loss == "ppo":
@@ -198,8 +204,8 @@ def _backward_policy(
         loss = loss - config.entropy_coef * aggregate_loss(
             entropies, mask, num_tokens=num_tokens, num_responses=num_responses
         )
-    if config.kl_loss_coef > 0:
-        if config.kl_loss_estimator == "exact":
+    if kl_estimator is not None:
+        if kl_estimator == "exact":
             with torch.no_grad():
                 ref_logits = token_logits(reference, padded, temperature=temperature)
             ordered = (logits, ref_logits) if config.kl_loss_direction == "reverse" else (ref_logits, logits)
@@ -212,7 +218,7 @@ def _backward_policy(
                 columns["logprobs"],
                 columns["ref_logprobs"],
                 mask,
-                estimator=config.kl_loss_estimator,
+                estimator=kl_estimator,
                 direction=config.kl_loss_direction,
                 num_tokens=num_tokens,
                 num_responses=num_responses,

@@ -74,13 +74,6 @@ def prefer_determinism() -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-@contextmanager
-def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Forward passes in ``dtype`` over float32 weights, the same for sampling, scoring and training: ratio 1 needs that."""
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        yield
-
-
 def load_policy(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model with float32 weights, in evaluation mode: dropout would make the first ratio differ from 1."""
     model, absent = load_pretrained(AutoModelForCausalLM, directory, trust_remote_code=trust_remote_code)
@@ -155,11 +148,9 @@ class ScalarModel(nn.Module):
         self.mean = float(getattr(model.config, "score_mean", 0.0))
         self.std = float(getattr(model.config, "score_std", 1.0))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """(B, L) scalars for (B, L) tokens."""
-        hidden = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, L) scalars for (B, L) tokens, padded on the right."""
+        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         raw = getattr(self.model, HEAD)(hidden).squeeze(-1).float()
         return (raw - self.mean) / self.std
 
@@ -208,20 +199,6 @@ def load_critic(ref: Ref, run_seed: int, *, trust_remote_code: bool = False) -> 
     """
     directory = part_directory(ref, CRITIC, REWARD_MODEL, POLICY)
     return load_scalar_model(directory, seed=derive_seed(run_seed, "critic"), trust_remote_code=trust_remote_code)
-
-
-class InPrecision(nn.Module):
-    """A model whose every call runs in ``dtype``. The context closes with the call, since autocast keeps its low-precision
-    copies of the weights until then, and an optimizer step in between would leave them stale."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model = model
-        self.dtype = dtype
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with precision(next(self.model.parameters()).device, self.dtype):
-            return self.model(*args, **kwargs)
 
 
 class ResidentModels:

@@ -4,32 +4,34 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from ppo_core import (
+    AS_FEW_AS_POSSIBLE,
+    InPrecision,
     PaddedBatch,
     Ragged,
     RolloutBatch,
     SamplingConfig,
     exact_kl,
+    group_cost,
     micro_batches,
     response_and_final_values,
-    response_logprobs,
     sample,
+    token_logits,
+    token_logprobs,
 )
-from ppo_core.forward import token_logits
 from tasks.errors import ModelError
 from tasks.models import (
     POLICY,
-    InPrecision,
     ScalarModel,
     context_length,
     load_policy,
     part_directory,
     pick_device,
     pick_dtype,
-    precision,
 )
 from tasks.schemas import ROLLOUTS, Table, ragged_column, with_columns
 from tasks.stage import StageContext
@@ -68,12 +70,12 @@ class Sampler:
         """
         sampling = with_eos(sampling, self.tokenizer)
         num_rows = prompts.num_rows * samples_per_prompt
-        rows = prompts.take([i // samples_per_prompt for i in range(num_rows)])
+        rows = prompts.take(np.arange(num_rows) // samples_per_prompt)
         sample_index = [i % samples_per_prompt for i in range(num_rows)]
         prompt_ids = rows.column("prompt_id").to_pylist()
         seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
-        prompt_tokens = ragged_column(rows, "prompt_token_ids", torch.int64)
-        check_context(self.policy, prompt_tokens, sampling, prompt_ids)
+        prompt_tokens = ragged_column(prompts, "prompt_token_ids", torch.int64)
+        check_context(self.policy, prompt_tokens, sampling, prompts.column("prompt_id").to_pylist())
         should_stop = stop_checker(self.tokenizer, stop_strings)
         batches: list[RolloutBatch] = []
         order: list[torch.Tensor] = []
@@ -84,23 +86,28 @@ class Sampler:
             tokens += new
             on_rows(done, tokens)
 
-        for part in micro_batches(
-            prompt_tokens.lengths + sampling.max_new_tokens, self._context.execution.micro_batch_tokens
+        for chosen, samples in sampling_groups(
+            prompt_tokens.lengths + sampling.max_new_tokens,
+            samples_per_prompt,
+            self._context.execution.micro_batch_tokens,
         ):
+            of_group = (chosen[:, None] * samples_per_prompt + torch.tensor(samples)).flatten()
             batch = sample(
                 InPrecision(self.policy, self.dtype),
-                prompt_tokens.select(part),
+                prompt_tokens.select(chosen),
                 sampling=sampling,
-                seeds=[seeds[i] for i in part.tolist()],
+                seeds=[seeds[i] for i in of_group.tolist()],
+                samples_per_prompt=len(samples),
                 should_stop=should_stop,
                 on_tokens=on_tokens,
             )
             batches.append(batch)
-            order.append(part)
-            done += len(part)
+            order.append(of_group)
+            done += len(batch)
             on_rows(done, tokens)
         batch = RolloutBatch.concatenate(batches).select(torch.argsort(torch.cat(order)))
-        batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
+        if self.dtype != torch.float32:
+            batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
         responses = [
             decode_response(self.tokenizer, batch.responses.row(i).tolist()) for i in range(len(batch.responses))
         ]
@@ -119,8 +126,8 @@ class Sampler:
     def logprobs(self, model: PreTrainedModel, batch: RolloutBatch, *, temperature: float) -> torch.Tensor:
         """(N,) log-probabilities of the responses under a model, one forward pass as in training.
 
-        The sampler's own come from a cache filled token by token and differ in the last bits, in bfloat16 in more: with
-        these, the first ratio of the update is 1.
+        The sampler's own come from a cache filled token by token. They differ in the last bits, in bfloat16 in many more,
+        where only these make the first ratio of the update 1.
         """
         return batch_logprobs(
             model,
@@ -130,6 +137,16 @@ class Sampler:
             device=self.device,
             dtype=self.dtype,
         )
+
+
+def sampling_groups(
+    lengths: torch.Tensor, samples_per_prompt: int, token_budget: int
+) -> list[tuple[torch.Tensor, range]]:
+    """Prompts of like length and the samples of each to draw together: all, unless those of one prompt exceed the budget."""
+    together = max(1, min(samples_per_prompt, token_budget // int(lengths.max())))
+    groups = micro_batches(lengths * together, token_budget, group_cost=AS_FEW_AS_POSSIBLE)
+    parts = [range(i, min(i + together, samples_per_prompt)) for i in range(0, samples_per_prompt, together)]
+    return [(group, samples) for group in groups for samples in parts]
 
 
 @torch.inference_mode()
@@ -144,10 +161,12 @@ def batch_logprobs(
 ) -> torch.Tensor:
     """(N,) log-probabilities of a batch's responses under ``model``, aligned with its ragged values."""
 
-    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
-        return (response_logprobs(model, padded, temperature=temperature)[padded.response_mask],)
+    policy = InPrecision(model, dtype)
 
-    return in_micro_batches(forward, batch, token_budget=token_budget, device=device, dtype=dtype)[0].values
+    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
+        return (token_logprobs(policy, padded, temperature=temperature),)
+
+    return in_micro_batches(forward, batch, token_budget=token_budget, device=device)[0].values
 
 
 @torch.inference_mode()
@@ -163,11 +182,13 @@ def batch_exact_kl(
 ) -> torch.Tensor:
     """(N,) KL(model || reference) of the distribution that each response token was drawn from."""
 
+    models = [InPrecision(m, dtype) for m in (model, reference)]
+
     def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
-        logits, ref_logits = (token_logits(m, padded, temperature=temperature) for m in (model, reference))
+        logits, ref_logits = (token_logits(m, padded, temperature=temperature) for m in models)
         return (exact_kl(logits, ref_logits),)
 
-    return in_micro_batches(forward, batch, token_budget=token_budget, device=device, dtype=dtype)[0].values
+    return in_micro_batches(forward, batch, token_budget=token_budget, device=device)[0].values
 
 
 @torch.inference_mode()
@@ -176,11 +197,13 @@ def batch_values(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(N,) the critic's values of response tokens, and (B,) those after each response's last token."""
 
+    model = InPrecision(critic, dtype)
+
     def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
-        values, final_values = response_and_final_values(critic, padded)
+        values, final_values = response_and_final_values(model, padded)
         return values[padded.response_mask], final_values
 
-    values, final_values = in_micro_batches(forward, batch, token_budget=token_budget, device=device, dtype=dtype)
+    values, final_values = in_micro_batches(forward, batch, token_budget=token_budget, device=device)
     return values.values, final_values.values
 
 
@@ -190,17 +213,13 @@ def in_micro_batches(
     *,
     token_budget: int,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> list[Ragged]:
     """What a forward pass says of a batch's rows, in their order: flat numbers of response tokens, or one per row."""
     parts: list[list[Ragged]] = []
     order = []
-    for rows in micro_batches(batch.lengths, token_budget):
-        padded = batch.padded(rows, device)
-        with precision(device, dtype):
-            results = forward(padded)
+    for rows in micro_batches(batch.lengths, token_budget, group_cost=group_cost(device)):
         lengths = batch.responses.lengths[rows]
-        parts.append([as_rows(x.float().cpu(), lengths) for x in results])
+        parts.append([as_rows(x.float().cpu(), lengths) for x in forward(batch.padded(rows, device))])
         order.append(rows)
     original = torch.argsort(torch.cat(order))
     return [Ragged.concatenate(column).select(original) for column in zip(*parts, strict=True)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ppo_core import SamplingConfig, micro_batches
+from ppo_core import InPrecision, Ragged, SamplingConfig, group_cost, micro_batches
 from tasks.errors import ModelError, RewardError, TransientError
 from tasks.imports import import_function
 from tasks.models import (
@@ -22,7 +22,6 @@ from tasks.models import (
     part_directory,
     pick_device,
     pick_dtype,
-    precision,
     read_model_config,
 )
 from tasks.responses import Sampler
@@ -32,19 +31,16 @@ from tasks.schemas import Table
 from tasks.stage import StageContext
 from tasks.store import Ref, read_dataset
 from tasks.text import encode_dialogue, load_tokenizer, same_tokenizer
-from tasks.training import pad_rows
 
 
 def last_token_scores(
     model: ScalarModel, rows: Sequence[Sequence[int]], *, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """(B,) scalars at the last token of each row of token ids, in one forward pass."""
-    input_ids, attention_mask, position_ids = (x.to(device) for x in pad_rows(rows))
-    with precision(device, dtype):
-        scores = model(input_ids, attention_mask, position_ids)
-    last = attention_mask.sum(1) - 1
-    assert bool((attention_mask.gather(1, last[:, None]) == 1).all()), "a row without a token has no last token"
-    return scores.gather(1, last[:, None]).squeeze(1)
+    ragged = Ragged.from_rows(rows, torch.int64)
+    assert bool((ragged.lengths > 0).all()), "a row without a token has no last token"
+    scores = InPrecision(model, dtype)(input_ids=ragged.padded(fill=0).to(device))
+    return scores.gather(1, ragged.lengths.to(device)[:, None] - 1).squeeze(1)
 
 
 @torch.inference_mode()
@@ -53,7 +49,8 @@ def scores_in_batches(
 ) -> list[float]:
     """Scores of any number of rows, in their order."""
     scores = torch.empty(len(rows))
-    for part in micro_batches(torch.tensor([len(row) for row in rows]), token_budget):
+    lengths = torch.tensor([len(row) for row in rows])
+    for part in micro_batches(lengths, token_budget, group_cost=group_cost(device)):
         own = last_token_scores(model, [rows[i] for i in part.tolist()], device=device, dtype=dtype)
         scores[part] = own.float().cpu()
     return scores.tolist()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ppo_core.errors import NonFiniteError
 from ppo_core.randomness import derive_seed
@@ -65,15 +65,3 @@ def descend(
             losses.append(loss)
             on_step(len(losses), num_steps, loss)
     return losses
-
-
-def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and position ids (B, L) of right-padded rows, and where each row ends is its mask's sum."""
-    width = max(len(row) for row in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = torch.tensor(row)
-        attention_mask[i, : len(row)] = 1
-    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    return input_ids, attention_mask, position_ids

@@ -77,12 +77,11 @@ def update_policy(
 
     from safetensors.torch import save_file
 
-    from ppo_core import Optimizers, ppo_update
+    from ppo_core import InPrecision, Optimizers, ppo_update
     from tasks.loop_state import STATE_FILE
     from tasks.models import (
         CRITIC,
         POLICY,
-        InPrecision,
         load_critic,
         load_policy,
         part_directory,

@@ -1,11 +1,17 @@
 """Stage: supervised training of the base model on texts, before any reinforcement learning."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
+
+if TYPE_CHECKING:
+    import torch
+
+    from ppo_core import Ragged, RolloutBatch
 
 
 class WarmUpConfig(StageConfig):
@@ -31,45 +37,35 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     """Minimise the next-token loss; of a row with a prompt, only its response counts."""
     import torch
 
-    from ppo_core import gather_logprobs, micro_batches
-    from tasks.models import POLICY, load_policy, part_directory, pick_device, pick_dtype, precision
+    from ppo_core import AS_FEW_AS_POSSIBLE, InPrecision, group_cost, micro_batches, token_logprobs
+    from tasks.models import POLICY, load_policy, part_directory, pick_device, pick_dtype
     from tasks.schemas import ragged_column
     from tasks.store import read_dataset
     from tasks.text import copy_tokenizer
-    from tasks.training import descend, pad_rows, shuffled
+    from tasks.training import descend, shuffled
 
     source = part_directory(base, POLICY)
     device = pick_device(context.execution)
     dtype = pick_dtype(context.execution, device)
     table = read_dataset(data.directory / "texts")
-    texts = ragged_column(table, "token_ids", torch.int64)
-    prompt_lengths = torch.tensor(table.column("prompt_length").to_pylist())
+    texts = as_rollouts(
+        ragged_column(table, "token_ids", torch.int64), torch.tensor(table.column("prompt_length").to_pylist())
+    )
     model = load_policy(source, trust_remote_code=config.trust_remote_code).to(device)
 
     def backward(batch: Sequence[int]) -> float:
-        rows = torch.tensor(batch)
-        lengths = texts.lengths[rows]
-        # Token t is predicted at t - 1, and the first token of a row by nothing.
-        num_tokens = int((lengths - prompt_lengths[rows].clamp(min=1)).sum())
+        chosen = texts.select(torch.tensor(batch))
         total = 0.0
-        for part in micro_batches(lengths, context.execution.micro_batch_tokens):
-            chosen = rows[part]
-            input_ids, attention_mask, position_ids = (
-                x.to(device) for x in pad_rows([texts.row(int(i)).tolist() for i in chosen])
-            )
-            columns = torch.arange(input_ids.shape[1], device=device)
-            counted = attention_mask.bool() & (columns >= prompt_lengths[chosen].to(device)[:, None]) & (columns > 0)
-            with precision(device, dtype):
-                logits = model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
-            logprobs = gather_logprobs(logits[:, :-1], input_ids[:, 1:])
-            loss = -torch.where(counted[:, 1:], logprobs, 0.0).sum() / num_tokens
+        for part in micro_batches(chosen.lengths, context.execution.micro_batch_tokens, group_cost=group_cost(device)):
+            logprobs = token_logprobs(InPrecision(model, dtype), chosen.padded(part, device), temperature=1.0)
+            loss = -logprobs.sum() / len(chosen.responses.values)
             loss.backward()
             total += float(loss.detach())
         return total
 
     def batches(epoch: int) -> list[list[int]]:
         # Rows of like length share a batch, so that little of it is padding; the order of the batches is random.
-        by_length = micro_batches(texts.lengths, config.batch_tokens)
+        by_length = micro_batches(texts.lengths, config.batch_tokens, group_cost=AS_FEW_AS_POSSIBLE)
         order = shuffled(len(by_length), seed=context.seed("warm_up"), epoch=epoch)
         return [by_length[i].tolist() for i in order]
 
@@ -94,3 +90,18 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
         metrics={"warm_up/first_loss": losses[0], "warm_up/loss": sum(tail) / len(tail), "warm_up/steps": len(losses)},
         resident={POLICY: model},
     )
+
+
+def as_rollouts(texts: "Ragged", prompt_lengths: "torch.Tensor") -> "RolloutBatch":
+    """Texts cut after their prompts, or after their first token, which nothing predicts; those with no more are left out."""
+    import torch
+
+    from ppo_core import Ragged, RolloutBatch
+
+    columns, mask = torch.arange(int(texts.lengths.max())), texts.mask()
+    rows = texts.padded(fill=0)
+    is_prompt = mask & (columns < prompt_lengths.clamp(min=1)[:, None])
+    prompts, responses = (Ragged.from_padded(rows, part) for part in (is_prompt, mask & ~is_prompt))
+    has_more = responses.lengths > 0
+    stopped = torch.ones(int(has_more.sum()), dtype=torch.bool)
+    return RolloutBatch(prompts=prompts.select(has_more), responses=responses.select(has_more), stopped=stopped)

@@ -1,10 +1,10 @@
 """A run without Prefect, in one process that can be killed at a chosen point and started again at no cost.
 
-    python direct_run.py CONFIG HOME NAME [--kill-at N … | --kill-after SECONDS …]
+    python direct_run.py CONFIG HOME NAME [--kill-at N … | --kill-after SECONDS … | --kill-each FIRST LAST]
 
 Forks a child for each kill, which dies by SIGKILL at the Nth time that it flushes or renames something (or after so many
 seconds), and in the end one that goes through. Prints what each child came to as JSON lines: the points that it passed,
-or null where it was killed.
+or null where it was killed. With --kill-each, each point from the first to the last has a run of its own, ``NAME-POINT``.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def die_at(point):
     return passed
 
 
-def child(arguments, config, point=None, seconds=None):
+def child(home, name, config, point=None, seconds=None):
     """One attempt in a process of its own; the points that it passed, None if it was killed."""
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -80,7 +80,7 @@ def child(arguments, config, point=None, seconds=None):
             signal.setitimer(signal.ITIMER_REAL, seconds)
         passed = die_at(point)
         try:
-            run_directly(arguments.home, arguments.name, config)
+            run_directly(home, name, config)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
@@ -103,15 +103,23 @@ def main():
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--kill-at", nargs="*", type=int, default=[])
     parser.add_argument("--kill-after", nargs="*", type=float, default=[])
+    parser.add_argument("--kill-each", nargs=2, type=int, metavar=("FIRST", "LAST"))
     arguments = parser.parse_args()
     # Threads that were there before a fork are not there after it.
     torch.set_num_threads(1)
     config = load_config(arguments.config, arguments.set)
+    home, name = arguments.home, arguments.name
+    if arguments.kill_each:
+        first, last = arguments.kill_each
+        for point in range(first, last + 1):
+            print(json.dumps(child(home, f"{name}-{point}", config, point=point)), flush=True)
+            child(home, f"{name}-{point}", config)
+        return
     for point in arguments.kill_at:
-        print(json.dumps(child(arguments, config, point=point)), flush=True)
+        print(json.dumps(child(home, name, config, point=point)), flush=True)
     for seconds in arguments.kill_after:
-        print(json.dumps(child(arguments, config, seconds=seconds)), flush=True)
-    print(json.dumps(child(arguments, config)), flush=True)
+        print(json.dumps(child(home, name, config, seconds=seconds)), flush=True)
+    print(json.dumps(child(home, name, config)), flush=True)
 
 
 if __name__ == "__main__":

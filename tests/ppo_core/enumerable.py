@@ -177,12 +177,14 @@ class TablePolicy(NodeTable):
         self,
         *,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
         use_cache: bool,
-        logits_to_keep: int,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int = 0,
         past_key_values: HistoryCache | None = None,
     ) -> SimpleNamespace:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
         nodes = input_ids.new_zeros(len(input_ids)) if past_key_values is None else past_key_values.histories
         logits, nodes = self.look_up(input_ids, position_ids, nodes)
         cache = HistoryCache(nodes) if use_cache else None
@@ -192,8 +194,9 @@ class TablePolicy(NodeTable):
 class TableCritic(NodeTable):
     """A value for each node."""
 
-    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        values, _ = self.look_up(input_ids, position_ids, input_ids.new_zeros(len(input_ids)))
+    def forward(self, *, input_ids: Tensor) -> Tensor:
+        positions = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
+        values, _ = self.look_up(input_ids, positions, input_ids.new_zeros(len(input_ids)))
         return values[..., 0]
 
 
@@ -264,7 +267,7 @@ def with_advantages(
     ref_logprobs = response_logprobs(reference, padded, temperature=1.0)
     batch = batch.with_columns(ref_logprobs=ref_logprobs[mask])
     kl = kl_estimate(padded.token_columns["logprobs"], ref_logprobs, "k1")
-    scores = problem.scores_of(padded.response_ids, mask)
+    scores = problem.scores_of(batch.responses.padded(fill=0), mask)
     rewards = token_rewards(scores, kl, mask, kl_coef=problem.kl_coef if recipe.kl_in_reward else 0.0)
     if recipe.advantages == "gae":
         values = response_values(critic, padded)

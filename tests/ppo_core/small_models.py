@@ -15,6 +15,9 @@ class HistoryCache:
     def batch_select_indices(self, rows: Tensor) -> None:
         self.histories = self.histories[rows]
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.histories = self.histories.repeat_interleave(repeats)
+
 
 class HistoryPolicy(nn.Module):
     """Logits from a table, looked up by a number that hashes **all** real tokens so far, in order.
@@ -31,12 +34,16 @@ class HistoryPolicy(nn.Module):
         self,
         *,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
         use_cache: bool,
-        logits_to_keep: int,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int = 0,
         past_key_values: HistoryCache | None = None,
     ) -> SimpleNamespace:
+        if attention_mask is None:
+            # As a causal model does: nothing is padding, positions count from 0.
+            attention_mask = torch.ones_like(input_ids)
+            position_ids = attention_mask.cumsum(1) - 1
         self.batch_sizes.append(len(input_ids))
         num_new = input_ids.shape[1]
         if past_key_values is None:
@@ -59,15 +66,8 @@ class HistoryCritic(nn.Module):
         super().__init__()
         self.policy = HistoryPolicy(torch.zeros(num_histories, 1, dtype=dtype))
 
-    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        result = self.policy(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-            logits_to_keep=input_ids.shape[1],
-        )
-        return result.logits[..., 0]
+    def forward(self, *, input_ids: Tensor) -> Tensor:
+        return self.policy(input_ids=input_ids, use_cache=False).logits[..., 0]
 
 
 def history_policy(seed: int, *, vocabulary: int = 8, num_histories: int = 97, spread: float = 1.5) -> HistoryPolicy:
@@ -100,9 +100,8 @@ class LlamaCritic(nn.Module):
         self.body = tiny_llama().model
         self.head = nn.Linear(16, 1, bias=False)
 
-    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        return self.head(hidden.last_hidden_state)[..., 0]
+    def forward(self, *, input_ids: Tensor) -> Tensor:
+        return self.head(self.body(input_ids=input_ids).last_hidden_state)[..., 0]
 
 
 def tiny_gpt2() -> nn.Module:
@@ -111,3 +110,47 @@ def tiny_gpt2() -> nn.Module:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=23, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
     return GPT2LMHeadModel(config).eval()
+
+
+def tiny_softcapped() -> nn.Module:
+    """One whose logits are more than a linear function of its hidden states."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=23,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        query_pre_attn_scalar=4,
+        max_position_embeddings=64,
+        sliding_window=4,
+        final_logit_softcapping=2.0,
+        initializer_range=0.3,
+    )
+    return Gemma2ForCausalLM(config).eval()
+
+
+def tiny(model_type: str) -> nn.Module:
+    """A random model of a family, with a sliding window shorter than what is sampled where the family has one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    window = {"sliding_window": 4} if model_type in ("mistral", "gemma3_text") else {}
+    config = AutoConfig.for_model(
+        model_type,
+        **window,
+        vocab_size=23,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()

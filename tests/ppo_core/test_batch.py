@@ -1,3 +1,5 @@
+import itertools
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from ppo_core import ConfigError, Ragged, RolloutBatch, ShapeError, micro_batches, minibatches
+from ppo_core import AS_FEW_AS_POSSIBLE, ConfigError, Ragged, RolloutBatch, ShapeError, micro_batches, minibatches
 
 lists = st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=6)
 INT = torch.int64
@@ -88,12 +90,11 @@ def test_a_padded_batch_worked_example():
         token_columns={"values": tensor([0.5, 1.5, 2.5])},
     )
     padded = batch.padded()
-    assert padded.input_ids.tolist() == [[5, 6, 7, 1, 0], [0, 0, 8, 2, 3]]
-    assert padded.attention_mask.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
-    assert padded.position_ids.tolist() == [[0, 1, 2, 3, 0], [0, 0, 0, 1, 2]]
+    assert padded.input_ids.tolist() == [[5, 6, 7, 1], [8, 2, 3, 0]]
+    assert padded.predicts_response.tolist() == [[False, False, True, False], [True, True, False, False]]
+    assert padded.last.tolist() == [3, 2]
     assert padded.response_mask.tolist() == [[True, False], [True, True]]
-    assert padded.response_ids.tolist() == [[1, 0], [2, 3]]
-    assert padded.prompt_width == 3
+    assert padded.response_ids.tolist() == [1, 2, 3]
     assert padded.token_columns["values"].tolist() == [[0.5, 0.0], [1.5, 2.5]]
     assert batch.lengths.tolist() == [4, 3]
     # Alone, the second row needs less room.
@@ -114,8 +115,13 @@ def test_columns_stay_with_their_tokens_through_select_concatenate_and_pad(seed)
     assert again.stopped.tolist() == batch.stopped[order].tolist()
     assert again.lengths.tolist() == batch.lengths[order].tolist()
     padded = again.padded()
-    assert torch.equal(padded.token_columns["ids"], padded.response_ids)
-    assert torch.equal(padded.response_mask, padded.response_ids > 0)
+    assert torch.equal(padded.token_columns["ids"], again.responses.padded(fill=0))
+    assert torch.equal(padded.response_mask, again.responses.padded(fill=0) > 0)
+    for i, (ids, predicts) in enumerate(zip(padded.input_ids, padded.predicts_response, strict=True)):
+        row = [*again.prompts.row(i).tolist(), *again.responses.row(i).tolist()]
+        assert ids.tolist() == row + [0] * (len(ids) - len(row))
+        assert ids[predicts.nonzero()[:, 0] + 1].tolist() == again.responses.row(i).tolist()
+        assert padded.last[i] == len(row) - 1
 
 
 def test_columns_are_added_without_touching_the_batch():
@@ -142,21 +148,41 @@ def test_what_does_not_fit_together_is_refused_by_name():
 
 
 @law
-@given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60))
-def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
-    groups = [group.tolist() for group in micro_batches(tensor(lengths, dtype=INT), budget)]
+@given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60), st.integers(0, 50))
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget, cost):
+    groups = [group.tolist() for group in micro_batches(tensor(lengths, dtype=INT), budget, group_cost=cost)]
     flat = [row for group in groups for row in group]
     assert sorted(flat) == list(range(len(lengths)))
     assert flat == sorted(flat, key=lambda row: (-lengths[row], row))
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= budget
-    for group, following in pairwise(groups):
-        assert (len(group) + 1) * max(lengths[row] for row in group) > budget, f"{following[0]} would have fitted"
+
+
+@law
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 30), st.integers(0, 20))
+def test_micro_batches_are_the_cheapest_of_all_cuts(lengths, budget, cost):
+    def price(groups):
+        if any(len(group) > 1 and len(group) * max(group) > budget for group in groups):
+            return math.inf
+        return sum(len(group) * max(group) + cost for group in groups)
+
+    ours = [[lengths[row] for row in group] for group in micro_batches(tensor(lengths), budget, group_cost=cost)]
+    ordered = sorted(lengths, reverse=True)
+    cuts = itertools.product([False, True], repeat=len(lengths) - 1)
+    ways = [[i for i, cut in enumerate(chosen, start=1) if cut] for chosen in cuts]
+    groupings = [[ordered[a:b] for a, b in pairwise([0, *ends, len(ordered)])] for ends in ways]
+    assert price(ours) == min(map(price, groupings))
 
 
 def test_micro_batches_worked_example():
-    groups = micro_batches(tensor([3, 9, 3, 5]), 10)
-    assert [group.tolist() for group in groups] == [[1], [3, 0], [2]]
+    def groups(**settings):
+        return [group.tolist() for group in micro_batches(tensor([3, 9, 3, 5]), 10, **settings)]
+
+    # Rows of one length together: 9, 5 and 3 + 3.
+    assert groups() == [[1], [3], [0, 2]]
+    # As few as fit into 10 tokens: 5 + 3 padded to 5, or 3 + 3, which has less padding.
+    assert groups(group_cost=AS_FEW_AS_POSSIBLE) == [[1], [3], [0, 2]]
+    assert len(micro_batches(tensor([4, 3, 2, 1]), 12, group_cost=AS_FEW_AS_POSSIBLE)) == 2
 
 
 @law

@@ -3,20 +3,24 @@ import reference
 import torch
 from cases import few, random_batch, seeds
 from hypothesis import given
-from small_models import HistoryCritic, LlamaCritic, history_policy, tiny_gpt2, tiny_llama
+from small_models import HistoryCritic, LlamaCritic, history_policy, tiny_gpt2, tiny_llama, tiny_softcapped
 from torch import tensor
 from update_world import history
 
 from ppo_core import (
+    InPrecision,
     Ragged,
     RolloutBatch,
     ShapeError,
+    entropy,
+    gather_logprobs,
     response_and_final_values,
-    response_logits,
     response_logprobs,
     response_values,
+    token_logits,
+    token_logprobs,
 )
-from ppo_core.forward import token_logits
+from ppo_core.forward import linear_head
 
 THREE_ROWS = RolloutBatch(
     prompts=Ragged.from_rows([[1, 2, 3, 4, 5], [6], [7, 8]], torch.int64),
@@ -33,9 +37,11 @@ def test_every_token_is_predicted_by_all_real_tokens_before_it(seed):
     with torch.no_grad():
         critic.policy.table.copy_(policy.table[:, :1])
     padded = batch.padded()
-    logits = response_logits(policy, padded)
     logprobs = response_logprobs(policy, padded, temperature=0.7)
     flat_logits = iter(token_logits(policy, padded, temperature=0.7).tolist())
+    flat_logprobs, entropies = token_logprobs(policy, padded, temperature=0.7, with_entropy=True)
+    assert torch.equal(flat_logprobs, token_logprobs(policy, padded, temperature=0.7))
+    each = iter(zip(flat_logprobs.tolist(), entropies.tolist(), strict=True))
     values = response_values(critic, padded)
     same_values, final_values = response_and_final_values(critic, padded)
     assert torch.equal(values, same_values)
@@ -43,10 +49,11 @@ def test_every_token_is_predicted_by_all_real_tokens_before_it(seed):
         prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
         for t, token in enumerate(response):
             z = policy.table[history(prompt + response[:t])].tolist()
-            assert logits[i, t].tolist() == z
             assert values[i, t].item() == z[0]
             assert logprobs[i, t].item() == pytest.approx(reference.logprob(z, token, 0.7), abs=1e-10)
             assert next(flat_logits) == pytest.approx([x / 0.7 for x in z])
+            own = reference.logprob(z, token, 0.7), reference.entropy([x / 0.7 for x in z])
+            assert next(each) == pytest.approx(own, abs=1e-10)
         assert final_values[i].item() == policy.table[history(prompt + response), 0].item()
     for x in (logprobs, values):
         assert (x[~padded.response_mask] == 0).all()
@@ -55,14 +62,15 @@ def test_every_token_is_predicted_by_all_real_tokens_before_it(seed):
 class Spoiler(torch.nn.Module):
     """Adds NaN to whatever a model says at padding."""
 
-    def __init__(self, model):
+    def __init__(self, model, padded):
         super().__init__()
         self.model = model
+        self.is_padding = torch.arange(padded.input_ids.shape[1]) > padded.last[:, None]
 
     def forward(self, **inputs):
         result = self.model(**inputs)
         x = result if isinstance(result, torch.Tensor) else result.logits
-        junk = torch.where(inputs["attention_mask"] == 1, 0.0, torch.nan)[:, -x.shape[1] :]
+        junk = torch.where(self.is_padding, torch.nan, 0.0)
         if isinstance(result, torch.Tensor):
             return x + junk
         result.logits = x + junk[..., None]
@@ -83,23 +91,23 @@ def test_nan_at_padding_reaches_neither_value_nor_gradient():
         results = [logprobs, values, final_values, policy.table.grad, critic.policy.table.grad]
         return [x.detach().clone() for x in results]
 
-    clean, dirty = run(policy, critic), run(Spoiler(policy), Spoiler(critic))
+    clean, dirty = run(policy, critic), run(Spoiler(policy, padded), Spoiler(critic, padded))
     assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
 
 
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_softcapped])
 def test_padding_does_not_change_what_a_transformer_says(make):
     model, batch = make(), THREE_ROWS
     with torch.no_grad():
         together = response_logprobs(model, batch.padded(), temperature=1.3)
         for i in range(3):
-            alone = batch.padded(tensor([i]))
-            logprobs = response_logprobs(model, alone, temperature=1.3)
+            logprobs = response_logprobs(model, batch.padded(tensor([i])), temperature=1.3)
             torch.testing.assert_close(logprobs[0], together[i, : logprobs.shape[1]], atol=1e-5, rtol=1e-5)
             # The definition, through the plainest call there is.
-            z = model(input_ids=alone.input_ids).logits[0]
-            for t, token in enumerate(batch.responses.row(i).tolist()):
-                before = z[alone.prompt_width + t - 1].tolist()
+            prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
+            z = model(input_ids=tensor([prompt + response])).logits[0]
+            for t, token in enumerate(response):
+                before = z[len(prompt) + t - 1].tolist()
                 assert logprobs[0, t].item() == pytest.approx(reference.logprob(before, token, 1.3), abs=1e-4)
 
 
@@ -108,36 +116,50 @@ def test_padding_does_not_change_what_a_transformer_critic_says():
     with torch.no_grad():
         values, final_values = response_and_final_values(critic, batch.padded())
         for i in range(3):
-            alone = [*batch.prompts.row(i).tolist(), *batch.responses.row(i).tolist()]
             # The definition: the row by itself, nothing padded.
-            plain = critic(
-                input_ids=tensor([alone]),
-                attention_mask=torch.ones(1, len(alone), dtype=torch.int64),
-                position_ids=torch.arange(len(alone))[None],
-            )[0].tolist()
+            alone = [*batch.prompts.row(i).tolist(), *batch.responses.row(i).tolist()]
+            plain = critic(input_ids=tensor([alone]))[0].tolist()
             num_tokens = len(batch.responses.row(i))
             assert values[i, :num_tokens].tolist() == pytest.approx(plain[-num_tokens - 1 : -1], abs=1e-5)
             assert (values[i, num_tokens:] == 0).all()
             assert final_values[i].item() == pytest.approx(plain[-1], abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
-def test_it_does_not_matter_on_which_side_a_transformer_sees_the_padding(make):
-    model, batch = make(), THREE_ROWS
-    padded = batch.padded()
-    rows = [[*batch.prompts.row(i).tolist(), *batch.responses.row(i).tolist()] for i in range(3)]
-    width = max(map(len, rows))
-    with torch.no_grad():
-        ours = response_logits(model, padded)
-        padded_on_the_right = model(
-            input_ids=tensor([row + [0] * (width - len(row)) for row in rows]),
-            attention_mask=tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-            position_ids=tensor([[*range(len(row)), *[0] * (width - len(row))] for row in rows]),
-        ).logits
-    for i, row in enumerate(rows):
-        num_tokens = len(batch.responses.row(i))
-        expected = padded_on_the_right[i, len(row) - num_tokens - 1 : len(row) - 1]
-        torch.testing.assert_close(ours[i, :num_tokens], expected, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(("make", "parts"), [(tiny_llama, True), (tiny_gpt2, True), (tiny_softcapped, False)])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_from_hidden_states_or_from_logits_a_model_says_the_same_with_the_same_gradient(make, parts, dtype):
+    model, padded = make(), THREE_ROWS.padded()
+    wrapped = model if dtype is None else InPrecision(model, dtype)
+    assert (linear_head(wrapped) is not None) == parts
+    # One whose logits are its head's times two has no such parts.
+    assert linear_head(Doubled(model)) is None
+
+    def run(logprobs, entropies):
+        model.zero_grad()
+        (logprobs * torch.arange(7)).sum().add(entropies.square().sum()).backward()
+        return [logprobs.detach(), entropies.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    logits = token_logits(wrapped, padded, temperature=0.7)
+    plain = run(gather_logprobs(logits, padded.response_ids), entropy(logits))
+    ours = run(*token_logprobs(wrapped, padded, temperature=0.7, with_entropy=True))
+    tolerance = 1e-5 if dtype != torch.bfloat16 else 0.1
+    for got, expected in zip(ours, plain, strict=True):
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+
+
+class Doubled(torch.nn.Module):
+    """A model that does more to its logits than its head."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model, self.model = model.base_model, model
+        self.get_output_embeddings = model.get_output_embeddings
+
+    def forward(self, **inputs):
+        result = self.model(**inputs)
+        result.logits = 2 * result.logits
+        return result
 
 
 def test_each_value_takes_its_gradient_from_its_own_position():
@@ -156,7 +178,6 @@ def test_each_value_takes_its_gradient_from_its_own_position():
 def test_models_in_half_precision_give_single_precision_numbers():
     padded = random_batch(1).padded()
     policy, critic = history_policy(1, vocabulary=51).bfloat16(), HistoryCritic(97, torch.bfloat16)
-    assert response_logits(policy, padded).dtype == torch.bfloat16
     assert token_logits(policy, padded, temperature=0.7).dtype == torch.float32
     assert response_logprobs(policy, padded, temperature=1.0).dtype == torch.float32
     assert [x.dtype for x in response_and_final_values(critic, padded)] == [torch.float32] * 2

@@ -6,10 +6,10 @@ import torch
 from cases import Draws, law, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import HistoryPolicy, history_policy, tiny_gpt2, tiny_llama
+from small_models import HistoryPolicy, history_policy, tiny, tiny_gpt2, tiny_llama, tiny_softcapped
 from torch import tensor
 
-from ppo_core import Ragged, SamplingConfig, ShapeError, derive_seed, response_logprobs, sample
+from ppo_core import Ragged, SamplingConfig, ShapeError, derive_seed, response_logprobs, row_uniforms, sample
 from ppo_core.sampling import draw_tokens, keep_likely
 
 INT = torch.int64
@@ -99,14 +99,78 @@ def test_a_uniform_number_falls_into_the_interval_of_its_token():
     logits = tensor([[0.25, 0.5, 0.25]], dtype=torch.float64).log()
     config = SamplingConfig(max_new_tokens=1)
     for u, token in ((0.0, 0), (0.2499, 0), (0.2501, 1), (0.7499, 1), (0.7501, 2), (1 - 2**-53, 2)):
-        assert draw_tokens(logits, tensor([u], dtype=torch.float64), sampling=config).tolist() == [token]
+        drawn, logprob = draw_tokens(logits, tensor([u], dtype=torch.float64), sampling=config)
+        assert drawn.tolist() == [token]
+        assert logprob.item() == pytest.approx(logits.log_softmax(dim=1)[0, token].item(), abs=1e-12)
 
 
 def test_a_token_of_probability_zero_is_never_drawn():
     logits = tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]], dtype=torch.float64)
     config = SamplingConfig(max_new_tokens=1)
     for u, token in ((0.0, 1), (0.4999, 1), (0.5, 3), (1 - 2**-53, 3), (1.0, 3)):
-        assert draw_tokens(logits, tensor([u], dtype=torch.float64), sampling=config).tolist() == [token]
+        drawn, logprob = draw_tokens(logits, tensor([u], dtype=torch.float64), sampling=config)
+        assert drawn.tolist() == [token]
+        assert logprob.item() == pytest.approx(logits.log_softmax(dim=1)[0, token].item(), abs=1e-12)
+
+
+@law
+@given(seeds, st.integers(1, 1300), st.floats(0, 1), st.sampled_from([torch.float32, torch.float64]))
+def test_a_token_is_found_in_a_vocabulary_of_any_size(seed, vocabulary, uniform, dtype):
+    draws = Draws(seed)
+    weights = draws.normal(vocabulary).clamp(min=0)
+    weights[int(draws.integers(vocabulary, 1))] = 1.0
+    logits = weights.to(dtype).log()[None]
+    config = SamplingConfig(max_new_tokens=1)
+    drawn, logprob = draw_tokens(logits, tensor([uniform], dtype=torch.float64), sampling=config)
+    token = int(drawn)
+    total = weights.sum().item()
+    assert weights[token] > 0
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    assert weights[:token].sum().item() <= uniform * total + tolerance * total
+    assert weights[: token + 1].sum().item() >= uniform * total - tolerance * total
+    assert logprob.item() == pytest.approx(math.log(weights[token] / total), abs=tolerance * 10)
+
+
+FAMILIES = {
+    "llama": tiny_llama,
+    "gpt2": tiny_gpt2,
+    "gemma2": tiny_softcapped,
+    **{
+        name: lambda name=name: tiny(name) for name in ("qwen2", "qwen3", "mistral", "gpt_neox", "gemma3_text", "mamba")
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_is_sampled_as_its_own_forward_pass_says(family):
+    """Prompts of different length, several samples of each, rows that leave: against one row alone without a cache."""
+    model = FAMILIES[family]()
+    config = SamplingConfig(max_new_tokens=10, stop_token_ids=(0, 5, 7))
+    few = prompts(PROMPTS[:4])
+    batch = sample(model, few, sampling=config, seeds=row_seeds(8), samples_per_prompt=2)
+    assert [batch.prompts.row(i).tolist() for i in range(8)] == [PROMPTS[i // 2] for i in range(8)]
+    assert 0 < batch.stopped.sum() < 8
+    for i in range(8):
+        text = list(PROMPTS[i // 2])
+        uniforms = row_uniforms([row_seeds(8)[i]], 10)[0]
+        for t, token in enumerate(batch.responses.row(i).tolist()):
+            with torch.no_grad():
+                z = model(input_ids=tensor([text])).logits[0, -1:].double()
+            drawn, logprob = draw_tokens(z, uniforms[t : t + 1], sampling=config)
+            assert int(drawn) == token
+            assert batch.column("logprobs").row(i)[t].item() == pytest.approx(logprob.item(), abs=1e-4)
+            text.append(token)
+
+
+@pytest.mark.parametrize("make", [lambda: history_policy(0), tiny_llama])
+def test_samples_that_share_a_prompt_are_those_of_prompts_by_themselves(make):
+    config = SamplingConfig(max_new_tokens=12, stop_token_ids=(0,))
+    model = make()
+    shared = sample(model, prompts(), sampling=config, seeds=row_seeds(24), samples_per_prompt=3)
+    repeated = [row for row in PROMPTS for _ in range(3)]
+    alone = sample(model, prompts(repeated), sampling=config, seeds=row_seeds(24))
+    assert responses(shared) == responses(alone)
+    assert shared.stopped.tolist() == alone.stopped.tolist()
 
 
 @pytest.mark.parametrize("make", [lambda: history_policy(0), tiny_llama, tiny_gpt2])
@@ -199,6 +263,7 @@ def test_finished_rows_leave_the_batch():
     assert sum(steps) == len(batch.responses.values)
     assert steps[0] == n
     assert len(steps) == batch.responses.lengths.max()
+    # One call reads the prompts, and nothing is asked after the last token.
     assert len(policy.batch_sizes) == len(steps)
     # A few stay until enough of them have finished.
     assert any(live < size for size, live in zip(policy.batch_sizes, steps, strict=True))
@@ -223,7 +288,7 @@ def test_no_prompts_give_no_responses():
 
 def test_prompts_that_cannot_be_answered_are_refused():
     config = SamplingConfig(max_new_tokens=3)
-    with pytest.raises(ShapeError, match="1 seeds for 2 prompts"):
+    with pytest.raises(ShapeError, match="1 seeds for 2 responses; give one seed per response"):
         sample(history_policy(0), prompts([[1], [2]]), sampling=config, seeds=[1])
     with pytest.raises(ShapeError, match="the prompt of row 1 is empty; give it a BOS token"):
         sample(history_policy(0), prompts([[1], []]), sampling=config, seeds=[1, 2])

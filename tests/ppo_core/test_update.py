@@ -309,12 +309,11 @@ def test_a_rewarded_token_becomes_likely_and_the_critic_learns_its_value():
         batch = sample(policy, prompts, sampling=SamplingConfig(max_new_tokens=2, stop_token_ids=(0,)), seeds=seeds)
         padded = batch.padded()
         mask = padded.response_mask
-        scores = (padded.response_ids == 4).float().sum(dim=1)
+        scores = (batch.responses.padded(fill=0) == 4).float().sum(dim=1)
         rewards = token_rewards(scores, torch.zeros(mask.shape), mask, kl_coef=0.0)
         with torch.no_grad():
-            values = critic(
-                input_ids=padded.input_ids, attention_mask=padded.attention_mask, position_ids=padded.position_ids
-            )[:, padded.prompt_width - 1 : -1]
+            # Every prompt is one token long.
+            values = critic(input_ids=padded.input_ids)[:, :-1]
         advantages, returns = gae(rewards, values, mask, gamma=1.0, lam=0.95)
         batch = batch.with_columns(
             values=values[mask], advantages=masked_whiten(advantages, mask)[mask], returns=returns[mask]

@@ -33,7 +33,6 @@ from tasks.rewards import RewardConfig
 from tasks.sources import Source
 from tasks.stage import HealthConfig
 from tasks.store import Place, read_dataset
-from tasks.training import pad_rows
 
 CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
 ONE_STEP = PPOConfig(epochs=1, num_minibatches=1)
@@ -122,7 +121,7 @@ def test_bootstrapping_counts_the_value_after_a_response_that_was_cut_off_and_no
     assert {row["finish_reason"] for row in table} == {"stop", "length"}
     for row in table:
         with torch.no_grad():
-            after = critic(*pad_rows([row["prompt_token_ids"] + row["response_token_ids"]]))[0, -1].item()
+            after = critic(torch.tensor([row["prompt_token_ids"] + row["response_token_ids"]]))[0, -1].item()
         assert row["final_value"] == pytest.approx(after, abs=1e-4)
         expected = row["score"] - row["values"][-1] + (0.9 * after if row["finish_reason"] == "length" else 0.0)
         assert row["advantages"][-1] == pytest.approx(expected, abs=1e-3)

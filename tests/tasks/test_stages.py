@@ -33,7 +33,6 @@ from tasks.rewards import RewardConfig
 from tasks.sources import Source
 from tasks.store import Place
 from tasks.train_reward_model import pack_groups
-from tasks.training import pad_rows
 from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpStageConfig
 
@@ -120,7 +119,7 @@ def test_a_reward_model_learns_and_its_calibration_is_part_of_it(world):
     raw = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     assert (raw.config.num_labels, raw.config.score_std) == (1, pytest.approx(metrics["reward_model/score_std"]))
     ids = AutoTokenizer.from_pretrained(directory)("where is the lamp?")["input_ids"]
-    ours = load_scalar_model(directory, seed=0)(*pad_rows([ids]))[0, -1].item()
+    ours = load_scalar_model(directory, seed=0)(torch.tensor([ids]))[0, -1].item()
     theirs = raw(torch.tensor([ids])).logits.item()
     assert ours == pytest.approx((theirs - raw.config.score_mean) / raw.config.score_std, abs=1e-5)
 
@@ -265,7 +264,7 @@ def test_values_are_the_critic_at_the_positions_that_predict_the_tokens(world):
     for row in rows(scored):
         ids = row["prompt_token_ids"] + row["response_token_ids"]
         with torch.no_grad():
-            everywhere = critic(*pad_rows([ids]))[0]
+            everywhere = critic(torch.tensor([ids]))[0]
         start = len(row["prompt_token_ids"]) - 1
         assert row["values"] == pytest.approx(everywhere[start:-1].tolist(), abs=1e-5)
 

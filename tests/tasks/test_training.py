@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppo_core.errors import NonFiniteError
-from tasks.training import adamw, descend, learning_rate_factor, pad_rows, shuffled
+from tasks.training import adamw, descend, learning_rate_factor, shuffled
 
 
 class Quadratic(nn.Module):
@@ -193,20 +193,3 @@ def test_weight_decay_is_off_unless_asked_for():
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.01, (0.9, 0.95), 1e-8, 0.0)
     (group,) = adamw(Quadratic().parameters(), 0.01, weight_decay=0.3).param_groups
     assert group["weight_decay"] == 0.3
-
-
-# Padding
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_padded_rows_hold_the_rows_their_masks_and_positions(rows):
-    ids, mask, positions = pad_rows(rows)
-    width = max(map(len, rows))
-    assert ids.shape == mask.shape == positions.shape == (len(rows), width)
-    for row, own_ids, own_mask, own_positions in zip(rows, ids, mask, positions, strict=True):
-        assert own_ids[own_mask.bool()].tolist() == row
-        assert own_mask.tolist() == [1] * len(row) + [0] * (width - len(row))
-        assert own_positions[: len(row)].tolist() == list(range(len(row)))
-        # What stands behind a row must still be a legal id and position.
-        assert 0 <= own_positions.min() <= own_positions.max() < width
