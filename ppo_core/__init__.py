@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
     from ppo_core.forward import (
         InPrecision,
-        group_cost,
+        forward_groups,
         response_and_final_values,
         response_logprobs,
         response_values,
@@ -55,10 +55,10 @@ __all__ = [
     "exact_kl",
     "expected_calibration_error",
     "explained_variance",
+    "forward_groups",
     "gae",
     "gather_logprobs",
     "group_advantages",
-    "group_cost",
     "kl_estimate",
     "kl_loss",
     "linear_logprobs",

@@ -182,39 +182,64 @@ class RolloutBatch:
             token_columns={name: column[entries] for name, column in self.token_columns.items()},
         )
 
-    def padded(self, rows: Tensor | None = None, device: torch.device | str | None = None) -> PaddedBatch:
-        """These rows (all by default) as a model reads them, padded no wider than they need."""
-        if rows is not None:
-            return self.select(rows).padded(device=device)
-        lengths, prompt_lengths = self.lengths[:, None], self.prompts.lengths[:, None]
-        columns = torch.arange(int(lengths.max()) if len(self) else 0)
-        is_response = (columns >= prompt_lengths) & (columns < lengths)
-        input_ids = torch.zeros(is_response.shape, dtype=torch.int64)
-        input_ids[columns < prompt_lengths] = self.prompts.values
-        input_ids[is_response] = self.responses.values
+    def padded(self, lines: Sequence[Tensor] | None = None, device: torch.device | str | None = None) -> PaddedBatch:
+        """Rows as a model reads them: the rows of each line end to end; by default all rows, each on a line of its own.
+
+        The columns of the result, and whatever else has a row each, follow the order of the lines.
+        """
+        if lines is None:
+            lines = list(torch.arange(len(self)).split(1))
+        chosen = self.select(torch.cat(list(lines))) if lines else self
+        rows_of_line = torch.tensor([len(line) for line in lines])
+        first_row = _offsets(rows_of_line)
+        offsets = _offsets(chosen.lengths)
+        starts_of_line = offsets[first_row]
+        width = int(starts_of_line.diff().max()) if lines else 0
+        # Of each token: its row, its number in the row, and where it stands in the grid of lines.
+        row = torch.searchsorted(offsets[1:], torch.arange(int(offsets[-1])), right=True)
+        within = torch.arange(int(offsets[-1])) - offsets[row]
+        line_of_row = torch.searchsorted(first_row[1:], torch.arange(len(chosen)), right=True)
+        start = line_of_row * width + offsets[:-1] - starts_of_line[line_of_row]
+        position = start[row] + within
+
+        is_prompt = within < chosen.prompts.lengths[row]
+        tokens = torch.empty_like(within)
+        tokens[is_prompt], tokens[~is_prompt] = chosen.prompts.values, chosen.responses.values
+        grid = (len(lines), width)
+        input_ids, position_ids = torch.zeros(grid, dtype=torch.int64), torch.zeros(grid, dtype=torch.int64)
+        predicts_response = torch.zeros(grid, dtype=torch.bool)
+        input_ids.view(-1)[position] = tokens
+        position_ids.view(-1)[position] = within
+        predicts_response.view(-1)[position] = (within >= chosen.prompts.lengths[row] - 1) & (
+            within < chosen.lengths[row] - 1
+        )
         padded = PaddedBatch(
             input_ids=input_ids,
-            predicts_response=(columns >= prompt_lengths - 1) & (columns < lengths - 1),
-            last=lengths[:, 0] - 1,
-            response_ids=self.responses.values,
-            response_mask=self.responses.mask(),
-            token_columns={name: self.column(name).padded(fill=0) for name in self.token_columns},
+            position_ids=position_ids if len(lines) < len(chosen) else None,
+            predicts_response=predicts_response,
+            last=start + chosen.lengths - 1,
+            response_ids=chosen.responses.values,
+            response_mask=chosen.responses.mask(),
+            token_columns={name: chosen.column(name).padded(fill=0) for name in self.token_columns},
         )
         return padded if device is None else padded.to(device)
 
 
 @dataclass(kw_only=True, eq=False)
 class PaddedBatch:
-    """Rows as a model reads them, L columns wide, and what is said of their responses, T columns wide."""
+    """B rows on G lines as a model reads them, L columns wide, and what is said of their responses, T columns wide."""
 
     input_ids: Tensor
-    """(B, L) int64: prompt, response, then 0."""
+    """(G, L) int64: on each line the prompt and response of a row, of the next one, and so on, then 0."""
+
+    position_ids: Tensor | None
+    """(G, L) int64: the number of tokens of the same row before each; None where every line has one row."""
 
     predicts_response: Tensor
-    """(B, L) bool: the positions whose next token is one of the response; N of them."""
+    """(G, L) bool: the positions whose next token is one of a response; N of them."""
 
     last: Tensor
-    """(B,) int64: the position of each row's last token."""
+    """(B,) int64: where in the grid, counted line after line, each row's last token stands."""
 
     response_ids: Tensor
     """(N,) int64: the response tokens, row by row."""
@@ -259,6 +284,25 @@ def micro_batches(lengths: Tensor, token_budget: int, *, group_cost: int = 0) ->
         ends.append(end)
         end = first[end]
     return [order[first[end] : end] for end in reversed(ends)]
+
+
+def packed_lines(lengths: Tensor, line_tokens: int) -> list[Tensor]:
+    """Row indices of lines that hold rows end to end: no more tokens than ``line_tokens``, or than the longest row has.
+
+    First fit, longest rows first; fuller lines first.
+    """
+    if len(lengths) == 0:
+        return []
+    room = max(line_tokens, int(lengths.max()))
+    order = torch.argsort(lengths, descending=True, stable=True)
+    free = torch.full((len(lengths),), room)
+    lines: list[list[int]] = [[] for _ in range(len(lengths))]
+    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        line = int((free >= length).int().argmax())
+        free[line] -= length
+        lines[line].append(row)
+    used = [i for i in torch.argsort(free, stable=True).tolist() if lines[i]]
+    return [torch.tensor(lines[i]) for i in used]
 
 
 def minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[Tensor]:

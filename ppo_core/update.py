@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from ppo_core.batch import PaddedBatch, RolloutBatch, micro_batches, minibatches
+from ppo_core.batch import PaddedBatch, RolloutBatch, minibatches
 from ppo_core.config import PPOConfig
 from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
-from ppo_core.forward import device_of, group_cost, response_values, spread, token_logits, token_logprobs
+from ppo_core.forward import device_of, forward_groups, response_values, spread, token_logits, token_logprobs
 from ppo_core.kl import exact_kl
 from ppo_core.logprobs import entropy, gather_logprobs
 from ppo_core.losses import Stats, aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
@@ -104,7 +104,7 @@ def ppo_update(
     the epoch. The models stay in train or eval mode as they are given; dropout must be off. ``temperature`` is the one
     that the logprobs were stored at.
 
-    ``micro_batch_tokens`` bounds rows times longest row of one forward pass, and with it memory. The processes of
+    ``micro_batch_tokens`` bounds the tokens of one forward pass, padding included, and with it memory. The processes of
     ``group``, each with the same models and the same batch, share the rows of every minibatch and add up their
     gradients. Results depend on neither.
 
@@ -129,7 +129,6 @@ def ppo_update(
             config.critic_max_grad_norm,
             lambda padded, counts: _backward_critic(critic, padded, config, counts),
         )
-    cost = group_cost(device_of(learning_models[0]))
     epoch = 0
     while learning := {name: learner for name, learner in learners.items() if epoch < learner.epochs}:
         for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
@@ -142,8 +141,8 @@ def ppo_update(
                 learner.optimizer.zero_grad()
 
             share = minibatch.select(_share_of(minibatch.lengths, group))
-            for micro_rows in micro_batches(share.lengths, micro_batch_tokens, group_cost=cost):
-                padded = share.padded(micro_rows)
+            for lines in forward_groups(learning_models, share.lengths, micro_batch_tokens):
+                padded = share.padded(lines)
                 for learner in learning.values():
                     learner.add(learner.backward(padded, counts))
                 if on_tokens is not None:

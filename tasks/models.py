@@ -148,9 +148,10 @@ class ScalarModel(nn.Module):
         self.mean = float(getattr(model.config, "score_mean", 0.0))
         self.std = float(getattr(model.config, "score_std", 1.0))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(B, L) scalars for (B, L) tokens, padded on the right."""
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """(B, L) scalars for (B, L) tokens, padded on the right; positions where several rows share a line."""
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        hidden = self.model.base_model(input_ids=input_ids, **positions, use_cache=False).last_hidden_state
         raw = getattr(self.model, HEAD)(hidden).squeeze(-1).float()
         return (raw - self.mean) / self.std
 

@@ -1,6 +1,6 @@
 """Responses of a policy to prompts: sampling as the stages that sample share it, and their rows as Arrow tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ppo_core import (
     RolloutBatch,
     SamplingConfig,
     exact_kl,
-    group_cost,
+    forward_groups,
     micro_batches,
     response_and_final_values,
     sample,
@@ -166,7 +166,7 @@ def batch_logprobs(
     def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
         return (token_logprobs(policy, padded, temperature=temperature),)
 
-    return in_micro_batches(forward, batch, token_budget=token_budget, device=device)[0].values
+    return in_micro_batches(forward, [policy], batch, token_budget=token_budget, device=device)[0].values
 
 
 @torch.inference_mode()
@@ -188,7 +188,7 @@ def batch_exact_kl(
         logits, ref_logits = (token_logits(m, padded, temperature=temperature) for m in models)
         return (exact_kl(logits, ref_logits),)
 
-    return in_micro_batches(forward, batch, token_budget=token_budget, device=device)[0].values
+    return in_micro_batches(forward, models, batch, token_budget=token_budget, device=device)[0].values
 
 
 @torch.inference_mode()
@@ -203,12 +203,13 @@ def batch_values(
         values, final_values = response_and_final_values(model, padded)
         return values[padded.response_mask], final_values
 
-    values, final_values = in_micro_batches(forward, batch, token_budget=token_budget, device=device)
+    values, final_values = in_micro_batches(forward, [model], batch, token_budget=token_budget, device=device)
     return values.values, final_values.values
 
 
 def in_micro_batches(
     forward: Callable[[PaddedBatch], tuple[torch.Tensor, ...]],
+    models: Sequence[torch.nn.Module],
     batch: RolloutBatch,
     *,
     token_budget: int,
@@ -217,9 +218,10 @@ def in_micro_batches(
     """What a forward pass says of a batch's rows, in their order: flat numbers of response tokens, or one per row."""
     parts: list[list[Ragged]] = []
     order = []
-    for rows in micro_batches(batch.lengths, token_budget, group_cost=group_cost(device)):
+    for lines in forward_groups(models, batch.lengths, token_budget):
+        rows = torch.cat(lines)
         lengths = batch.responses.lengths[rows]
-        parts.append([as_rows(x.float().cpu(), lengths) for x in forward(batch.padded(rows, device))])
+        parts.append([as_rows(x.float().cpu(), lengths) for x in forward(batch.padded(lines, device))])
         order.append(rows)
     original = torch.argsort(torch.cat(order))
     return [Ragged.concatenate(column).select(original) for column in zip(*parts, strict=True)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ppo_core import InPrecision, Ragged, SamplingConfig, group_cost, micro_batches
+from ppo_core import InPrecision, Ragged, SamplingConfig, micro_batches
 from tasks.errors import ModelError, RewardError, TransientError
 from tasks.imports import import_function
 from tasks.models import (
@@ -32,6 +32,9 @@ from tasks.stage import StageContext
 from tasks.store import Ref, read_dataset
 from tasks.text import encode_dialogue, load_tokenizer, same_tokenizer
 
+PASS_COST = 64
+"""What a forward pass costs besides its tokens, in tokens."""
+
 
 def last_token_scores(
     model: ScalarModel, rows: Sequence[Sequence[int]], *, device: torch.device, dtype: torch.dtype
@@ -50,7 +53,7 @@ def scores_in_batches(
     """Scores of any number of rows, in their order."""
     scores = torch.empty(len(rows))
     lengths = torch.tensor([len(row) for row in rows])
-    for part in micro_batches(lengths, token_budget, group_cost=group_cost(device)):
+    for part in micro_batches(lengths, token_budget, group_cost=PASS_COST):
         own = last_token_scores(model, [rows[i] for i in part.tolist()], device=device, dtype=dtype)
         scores[part] = own.float().cpu()
     return scores.tolist()

@@ -12,7 +12,9 @@ from ppo_core.randomness import derive_seed
 
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, *, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW with PPO's usual settings: a small epsilon hides no gradient, decay is off unless asked for."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay, fused=True
+    )
 
 
 def learning_rate_factor(step: int, num_steps: int, *, warmup_share: float) -> float:

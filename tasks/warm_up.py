@@ -37,7 +37,7 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     """Minimise the next-token loss; of a row with a prompt, only its response counts."""
     import torch
 
-    from ppo_core import AS_FEW_AS_POSSIBLE, InPrecision, group_cost, micro_batches, token_logprobs
+    from ppo_core import AS_FEW_AS_POSSIBLE, InPrecision, forward_groups, micro_batches, token_logprobs
     from tasks.models import POLICY, load_policy, part_directory, pick_device, pick_dtype
     from tasks.schemas import ragged_column
     from tasks.store import read_dataset
@@ -56,8 +56,8 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     def backward(batch: Sequence[int]) -> float:
         chosen = texts.select(torch.tensor(batch))
         total = 0.0
-        for part in micro_batches(chosen.lengths, context.execution.micro_batch_tokens, group_cost=group_cost(device)):
-            logprobs = token_logprobs(InPrecision(model, dtype), chosen.padded(part, device), temperature=1.0)
+        for lines in forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens):
+            logprobs = token_logprobs(InPrecision(model, dtype), chosen.padded(lines, device), temperature=1.0)
             loss = -logprobs.sum() / len(chosen.responses.values)
             loss.backward()
             total += float(loss.detach())

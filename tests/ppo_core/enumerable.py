@@ -194,9 +194,10 @@ class TablePolicy(NodeTable):
 class TableCritic(NodeTable):
     """A value for each node."""
 
-    def forward(self, *, input_ids: Tensor) -> Tensor:
-        positions = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
-        values, _ = self.look_up(input_ids, positions, input_ids.new_zeros(len(input_ids)))
+    def forward(self, *, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
+        values, _ = self.look_up(input_ids, position_ids, input_ids.new_zeros(len(input_ids)))
         return values[..., 0]
 
 

@@ -40,10 +40,11 @@ class HistoryPolicy(nn.Module):
         logits_to_keep: int = 0,
         past_key_values: HistoryCache | None = None,
     ) -> SimpleNamespace:
+        is_packed = attention_mask is None
         if attention_mask is None:
-            # As a causal model does: nothing is padding, positions count from 0.
+            # As a causal model does: nothing is padding, and a row begins where the position is 0.
             attention_mask = torch.ones_like(input_ids)
-            position_ids = attention_mask.cumsum(1) - 1
+            position_ids = attention_mask.cumsum(1) - 1 if position_ids is None else position_ids
         self.batch_sizes.append(len(input_ids))
         num_new = input_ids.shape[1]
         if past_key_values is None:
@@ -51,7 +52,10 @@ class HistoryPolicy(nn.Module):
         steps = []
         for column in range(num_new):
             real = attention_mask[:, column - num_new] == 1
-            assert (position_ids[:, column] == (attention_mask.cumsum(1)[:, column - num_new] - 1) * real).all()
+            if is_packed and num_new > 1:
+                past_key_values.histories = torch.where(position_ids[:, column] == 0, 0, past_key_values.histories)
+            elif not is_packed:
+                assert (position_ids[:, column] == (attention_mask.cumsum(1)[:, column - num_new] - 1) * real).all()
             mixed = (past_key_values.histories * 31 + 7 * input_ids[:, column] + 1) % len(self.table)
             past_key_values.histories = torch.where(real, mixed, past_key_values.histories)
             steps.append(past_key_values.histories)
@@ -66,8 +70,8 @@ class HistoryCritic(nn.Module):
         super().__init__()
         self.policy = HistoryPolicy(torch.zeros(num_histories, 1, dtype=dtype))
 
-    def forward(self, *, input_ids: Tensor) -> Tensor:
-        return self.policy(input_ids=input_ids, use_cache=False).logits[..., 0]
+    def forward(self, *, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        return self.policy(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[..., 0]
 
 
 def history_policy(seed: int, *, vocabulary: int = 8, num_histories: int = 97, spread: float = 1.5) -> HistoryPolicy:
@@ -100,8 +104,9 @@ class LlamaCritic(nn.Module):
         self.body = tiny_llama().model
         self.head = nn.Linear(16, 1, bias=False)
 
-    def forward(self, *, input_ids: Tensor) -> Tensor:
-        return self.head(self.body(input_ids=input_ids).last_hidden_state)[..., 0]
+    def forward(self, *, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        said = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return self.head(said.last_hidden_state)[..., 0]
 
 
 def tiny_gpt2() -> nn.Module:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from ppo_core import AS_FEW_AS_POSSIBLE, ConfigError, Ragged, RolloutBatch, ShapeError, micro_batches, minibatches
+from ppo_core.batch import packed_lines
 
 lists = st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=6)
 INT = torch.int64
@@ -92,14 +93,23 @@ def test_a_padded_batch_worked_example():
     padded = batch.padded()
     assert padded.input_ids.tolist() == [[5, 6, 7, 1], [8, 2, 3, 0]]
     assert padded.predicts_response.tolist() == [[False, False, True, False], [True, True, False, False]]
-    assert padded.last.tolist() == [3, 2]
+    assert padded.last.tolist() == [3, 4 + 2]
+    assert padded.position_ids is None
     assert padded.response_mask.tolist() == [[True, False], [True, True]]
     assert padded.response_ids.tolist() == [1, 2, 3]
     assert padded.token_columns["values"].tolist() == [[0.5, 0.0], [1.5, 2.5]]
     assert batch.lengths.tolist() == [4, 3]
     # Alone, the second row needs less room.
-    assert batch.padded(tensor([1])).input_ids.tolist() == [[8, 2, 3]]
-    assert batch.padded(tensor([1]), device="meta").token_columns["values"].device.type == "meta"
+    assert batch.padded([tensor([1])]).input_ids.tolist() == [[8, 2, 3]]
+    assert batch.padded([tensor([1])], device="meta").token_columns["values"].device.type == "meta"
+    # Both on one line, the second row first.
+    packed = batch.padded([tensor([1, 0])])
+    assert packed.input_ids.tolist() == [[8, 2, 3, 5, 6, 7, 1]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert packed.predicts_response.tolist() == [[True, True, False, False, False, True, False]]
+    assert packed.last.tolist() == [2, 6]
+    assert packed.response_ids.tolist() == [2, 3, 1]
+    assert packed.token_columns["values"].tolist() == [[1.5, 2.5], [0.5, 0.0]]
     assert batch.padded(device="meta").input_ids.device.type == "meta"
 
 
@@ -121,7 +131,7 @@ def test_columns_stay_with_their_tokens_through_select_concatenate_and_pad(seed)
         row = [*again.prompts.row(i).tolist(), *again.responses.row(i).tolist()]
         assert ids.tolist() == row + [0] * (len(ids) - len(row))
         assert ids[predicts.nonzero()[:, 0] + 1].tolist() == again.responses.row(i).tolist()
-        assert padded.last[i] == len(row) - 1
+        assert padded.last[i] == i * len(ids) + len(row) - 1
 
 
 def test_columns_are_added_without_touching_the_batch():
@@ -183,6 +193,43 @@ def test_micro_batches_worked_example():
     # As few as fit into 10 tokens: 5 + 3 padded to 5, or 3 + 3, which has less padding.
     assert groups(group_cost=AS_FEW_AS_POSSIBLE) == [[1], [3], [0, 2]]
     assert len(micro_batches(tensor([4, 3, 2, 1]), 12, group_cost=AS_FEW_AS_POSSIBLE)) == 2
+
+
+@law
+@given(seeds, st.data())
+def test_rows_that_share_lines_are_the_same_rows(seed, data):
+    batch = random_batch(seed, num_rows=7)
+    order = Draws(seed + 1).permutation(7)
+    cuts = sorted(data.draw(st.sets(st.integers(1, 6))))
+    lines = order.tensor_split(cuts)
+    packed, expected = batch.padded(lines), batch.select(order)
+    assert torch.equal(packed.response_ids, expected.responses.values)
+    assert torch.equal(packed.response_mask, expected.responses.mask())
+    assert torch.equal(packed.token_columns["ids"], expected.responses.padded(fill=0))
+    assert (packed.position_ids is None) == (len(lines) == 7)
+    whole = [[*batch.prompts.row(i).tolist(), *batch.responses.row(i).tolist()] for i in range(7)]
+    for number, line in enumerate(lines):
+        tokens = [token for i in line.tolist() for token in whole[i]]
+        width = packed.input_ids.shape[1]
+        assert packed.input_ids[number].tolist() == tokens + [0] * (width - len(tokens))
+        if packed.position_ids is not None:
+            positions = [t for i in line.tolist() for t in range(len(whole[i]))]
+            assert packed.position_ids[number].tolist() == positions + [0] * (width - len(tokens))
+    after = packed.input_ids.flatten()[packed.predicts_response.flatten().nonzero()[:, 0] + 1]
+    assert torch.equal(after, expected.responses.values)
+    assert packed.input_ids.flatten()[packed.last].tolist() == [whole[i][-1] for i in order.tolist()]
+
+
+@law
+@given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60))
+def test_lines_hold_every_row_once_within_their_room(lengths, room):
+    lines = [line.tolist() for line in packed_lines(tensor(lengths, dtype=INT), room)]
+    assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
+    sums = [sum(lengths[row] for row in line) for line in lines]
+    assert all(total <= max(room, max(lengths)) for total in sums)
+    assert sums == sorted(sums, reverse=True)
+    # First fit: no line could take the rows of a later one.
+    assert all(a + b > max(room, max(lengths)) for a, b in itertools.combinations(sums, 2))
 
 
 @law

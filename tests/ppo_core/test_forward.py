@@ -1,9 +1,10 @@
 import pytest
 import reference
 import torch
-from cases import few, random_batch, seeds
+from cases import few, law, random_batch, seeds
 from hypothesis import given
-from small_models import HistoryCritic, LlamaCritic, history_policy, tiny_gpt2, tiny_llama, tiny_softcapped
+from hypothesis import strategies as st
+from small_models import HistoryCritic, LlamaCritic, history_policy, tiny, tiny_gpt2, tiny_llama, tiny_softcapped
 from torch import tensor
 from update_world import history
 
@@ -13,6 +14,7 @@ from ppo_core import (
     RolloutBatch,
     ShapeError,
     entropy,
+    forward_groups,
     gather_logprobs,
     response_and_final_values,
     response_logprobs,
@@ -20,8 +22,9 @@ from ppo_core import (
     token_logits,
     token_logprobs,
 )
-from ppo_core.forward import linear_head
+from ppo_core.forward import can_pack, linear_head
 
+FAMILIES = ("qwen2", "qwen3", "mistral", "gpt_neox", "gemma3_text", "mamba")
 THREE_ROWS = RolloutBatch(
     prompts=Ragged.from_rows([[1, 2, 3, 4, 5], [6], [7, 8]], torch.int64),
     responses=Ragged.from_rows([[9], [10, 11, 12, 13], [14, 15]], torch.int64),
@@ -65,7 +68,8 @@ class Spoiler(torch.nn.Module):
     def __init__(self, model, padded):
         super().__init__()
         self.model = model
-        self.is_padding = torch.arange(padded.input_ids.shape[1]) > padded.last[:, None]
+        width = padded.input_ids.shape[1]
+        self.is_padding = torch.arange(width) > padded.last[:, None] % width
 
     def forward(self, **inputs):
         result = self.model(**inputs)
@@ -101,7 +105,7 @@ def test_padding_does_not_change_what_a_transformer_says(make):
     with torch.no_grad():
         together = response_logprobs(model, batch.padded(), temperature=1.3)
         for i in range(3):
-            logprobs = response_logprobs(model, batch.padded(tensor([i])), temperature=1.3)
+            logprobs = response_logprobs(model, batch.padded([tensor([i])]), temperature=1.3)
             torch.testing.assert_close(logprobs[0], together[i, : logprobs.shape[1]], atol=1e-5, rtol=1e-5)
             # The definition, through the plainest call there is.
             prompt, response = batch.prompts.row(i).tolist(), batch.responses.row(i).tolist()
@@ -123,6 +127,56 @@ def test_padding_does_not_change_what_a_transformer_critic_says():
             assert values[i, :num_tokens].tolist() == pytest.approx(plain[-num_tokens - 1 : -1], abs=1e-5)
             assert (values[i, num_tokens:] == 0).all()
             assert final_values[i].item() == pytest.approx(plain[-1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_llama, tiny_gpt2, tiny_softcapped, *(lambda name=name: tiny(name) for name in FAMILIES)]
+)
+def test_rows_on_one_line_are_told_apart_or_kept_apart(make):
+    model = make()
+    (lines,) = forward_groups([model], THREE_ROWS.lengths, 1000)
+    assert can_pack(model) == (model.config.model_type != "mamba")
+    assert [len(line) for line in lines] == ([3] if can_pack(model) else [1, 1, 1])
+    order = torch.cat(lines)
+    with torch.no_grad():
+        together = response_logprobs(model, THREE_ROWS.padded(lines), temperature=1.3)
+        for i, own in zip(order.tolist(), together, strict=True):
+            alone = response_logprobs(model, THREE_ROWS.padded([tensor([i])]), temperature=1.3)[0]
+            torch.testing.assert_close(own[: len(alone)], alone, atol=1e-5, rtol=1e-5)
+            assert (own[len(alone) :] == 0).all()
+
+
+def test_a_critic_tells_rows_on_one_line_apart():
+    critic = LlamaCritic()
+    assert can_pack(critic)
+    with torch.no_grad():
+        apart = response_and_final_values(critic, THREE_ROWS.padded())
+        together = response_and_final_values(critic, THREE_ROWS.padded([tensor([0, 1, 2])]))
+    for got, expected in zip(together, apart, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@law
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=30), st.integers(1, 300), st.booleans())
+def test_a_pass_stays_within_its_budget_and_every_row_is_in_one(lengths, budget, packs):
+    model = LlamaCritic() if packs else NoPositions()
+    groups = forward_groups([model], tensor(lengths), budget)
+    assert sorted(row for lines in groups for line in lines for row in line.tolist()) == list(range(len(lengths)))
+    for lines in groups:
+        width = max(sum(lengths[row] for row in line.tolist()) for line in lines)
+        assert len(lines) * width <= max(budget, max(lengths))
+        assert packs or all(len(line) == 1 for line in lines)
+
+
+class NoPositions(torch.nn.Module):
+    """A critic that knows no positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, *, input_ids):
+        return self.weight * input_ids
 
 
 @pytest.mark.parametrize(("make", "parts"), [(tiny_llama, True), (tiny_gpt2, True), (tiny_softcapped, False)])
