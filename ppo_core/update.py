@@ -109,8 +109,8 @@ def ppo_update(
     gradients. Results depend on neither.
 
     ``before_step`` is told of each minibatch of the policy before its optimizer steps, and may raise. ``on_tokens`` is
-    told the response tokens of each micro-batch when it is done. A loss or gradient that is not finite raises
-    ``NonFiniteError`` before the step it would have spoiled.
+    told the response tokens of each micro-batch when the policy, or the critic alone, has seen it. A loss or gradient
+    that is not finite raises ``NonFiniteError`` before the step it would have spoiled.
     """
     _require_inputs(batch, config, policy, critic, optimizers, reference)
     learning_models = [model for model in (policy, critic) if model is not None]
@@ -137,22 +137,20 @@ def ppo_update(
                 num_tokens=len(minibatch.responses.values),
                 num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
             )
-            for learner in learning.values():
-                learner.optimizer.zero_grad()
-
             share = minibatch.select(_share_of(minibatch.lengths, group))
-            for lines in forward_groups(learning_models, share.lengths, micro_batch_tokens):
-                padded = share.padded(lines)
-                for learner in learning.values():
-                    learner.add(learner.backward(padded, counts))
-                if on_tokens is not None:
-                    on_tokens(int(padded.response_mask.sum()))
-
+            parts = [share.padded(x) for x in forward_groups(learning_models, share.lengths, micro_batch_tokens)]
+            # One after the other, each with its gradient gone before the next begins: there is memory for one.
             for name, learner in learning.items():
+                learner.optimizer.zero_grad()
+                for padded in parts:
+                    learner.add(learner.backward(padded, counts))
+                    if on_tokens is not None and name == next(iter(learning)):
+                        on_tokens(len(padded.response_ids))
                 stats = learner.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
                 if before_step is not None and name == "policy":
                     before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
                 learner.optimizer.step()
+                learner.optimizer.zero_grad()
 
         epoch += 1
         if "policy" in learning and config.target_kl is not None:
@@ -272,12 +270,16 @@ class _Learner:
         if group is not None:
             self.open_stats = _sum_over_processes(parameters, self.open_stats, group)
         stats = {name: float(value) for name, value in self.open_stats.items()}
-        stats["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        stats["grad_norm"] = float(norm)
         if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
             raise NonFiniteError(
                 f"loss {stats['loss']}, gradient norm {stats['grad_norm']} of the {where}; its step was not taken. "
                 "Look at the advantages and returns of these rows, or lower the learning rate"
             )
+        if stats["grad_norm"] > self.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         self.open_stats = {}
         self.minibatches.append(stats)
         return stats

@@ -165,8 +165,7 @@ def update_policy(
         if optimizer is not None:
             saved = moments(optimizer)
             save_file(saved, str(context.output / name))
-            # Twice the size of the weights: they stay in memory only where no file will have them.
-            resident |= {} if context.keeps_recoverable else {name: saved}
+            resident[name] = saved
     rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
     rates |= {"critic_learning_rate": config.critic_learning_rate} if critic is not None else {}
     return StageOutput(

@@ -10,6 +10,7 @@ process with all modules imported and the weights of the four models.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -83,7 +84,7 @@ def make_case(directory, name, *, ragged, seed=0):
 
     prompts = [some(draw.randint(8, 32) if ragged else 32) for _ in range(rows + HELD_OUT)]
     lengths = [draw.randint(1, length) if ragged else length for _ in prompts]
-    responses = [some(n - 1) + [EOS] for n in lengths]
+    responses = [[*some(n - 1), EOS] for n in lengths]
     lines = [{"prompt": " ".join(f"w{token}" for token in prompt)} for prompt in prompts]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:rows]))
     (directory / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[rows:]))
@@ -175,23 +176,23 @@ def ours(directory, case, numerics, iterations):
         where="benchmark",
     )
     clock = Clock()
-    base = harness.memory()
+    base = []
 
     class Done(Exception):
         pass
 
     def after_stage(call):
+        # No model has been loaded yet, but all that loads one.
+        base.extend([harness.memory()] * (call.stage == "prepare_data"))
         if call.stage == "prepare_data" or call.stage == "audit_rollouts":
             clock.mark()
         if call.stage == "audit_rollouts" and call.place.iteration == iterations + 1:
             raise Done
 
     home = Path(tempfile.mkdtemp(dir=directory))
-    try:
+    with contextlib.suppress(Done):
         run_directly(home, "run", config, after_stage)
-    except Done:
-        pass
-    result = clock.result(base, directory)
+    result = clock.result(base[0], directory)
     (scored,) = (home / "runs/run/stages/round-001/iteration-001/score_rollouts/shard-000").iterdir()
     table = read_dataset(scored / "rollouts")
     logprobs = table.column("logprobs").to_pylist()
@@ -291,19 +292,8 @@ def compare(case, work, *, numerics, versus, repeat, iterations, directory):
     script = Path(__file__)
 
     def run(system, how):
-        return lambda: harness.child(
-            script,
-            "--system",
-            system,
-            "--case",
-            case,
-            "--numerics",
-            how,
-            "--directory",
-            directory,
-            "--iterations",
-            iterations,
-        )
+        place = ("--directory", directory, "--iterations", iterations)
+        return lambda: harness.child(script, "--system", system, "--case", case, "--numerics", how, *place)
 
     found = harness.interleaved({"ours": run("ours", numerics), "trl": run("trl", versus)}, repeat)
     for name in ("entropy", "score"):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import reference
 import torch
@@ -129,9 +131,7 @@ def test_padding_does_not_change_what_a_transformer_critic_says():
             assert final_values[i].item() == pytest.approx(plain[-1], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "make", [tiny_llama, tiny_gpt2, tiny_softcapped, *(lambda name=name: tiny(name) for name in FAMILIES)]
-)
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_softcapped, *(partial(tiny, name) for name in FAMILIES)])
 def test_rows_on_one_line_are_told_apart_or_kept_apart(make):
     model = make()
     (lines,) = forward_groups([model], THREE_ROWS.lengths, 1000)
