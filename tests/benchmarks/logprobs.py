@@ -73,13 +73,14 @@ def main():
             for a, b in zip(found["chunked"][0]["numbers"], found["plain"][0]["numbers"], strict=True)
         )
         of_memory = [a["peak"] / b["peak"] for a, b in zip(found["chunked"], found["plain"], strict=True)]
+        peaks = [harness.median(found[name], "peak") / 2**20 for name in ("chunked", "plain")]
         rows.append(
             [
                 f"{vocabulary:,}",
                 f"{harness.median(found['chunked'], 'wall'):.3f} s",
                 f"{harness.median(found['plain'], 'wall'):.3f} s",
                 f"{harness.spread(harness.ratios(found['chunked'], found['plain'], 'wall'))}×",
-                f"{harness.median(found['chunked'], 'peak') / 2**20:,.0f} / {harness.median(found['plain'], 'peak') / 2**20:,.0f} MiB",
+                f"{peaks[0]:,.0f} / {peaks[1]:,.0f} MiB",
                 f"{harness.spread(of_memory)}×",
                 f"{worst:.0e}",
             ]

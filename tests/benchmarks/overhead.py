@@ -104,11 +104,8 @@ def loop(directory, case, iterations):
         policy=adamw(policy.parameters(), rates.learning_rate),
         critic=adamw(critic.parameters(), rates.critic_learning_rate),
     )
-    settings_of = {
-        "token_budget": config.execution.micro_batch_tokens,
-        "device": torch.device("cpu"),
-        "dtype": torch.float32,
-    }
+    budget = config.execution.micro_batch_tokens
+    settings_of = {"token_budget": budget, "device": torch.device("cpu"), "dtype": torch.float32}
     ends = []
     for number in range(1, iterations + 1):
         context = StageContext(

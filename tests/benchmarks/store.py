@@ -1,6 +1,6 @@
 """What the stage store costs: the share of a round's wall time that goes into finding, hashing, flushing and committing.
 
-    python tests/benchmarks/store.py [CONFIG] [--set A.B=VALUE …] [--repeat N] [--out FILE.json]
+    python tests/benchmarks/store.py [CONFIG] [--set A.B=VALUE …] [--repeat N] [--out FILE.json] [--readme]
 
 Runs a configuration (the ``stories`` preset by default) without Prefect, stage after stage in one process, with a clock
 around every function of the store that a run calls, and prints seconds and shares. The medians are over repeats, each in
@@ -9,7 +9,6 @@ a home of its own.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -18,12 +17,13 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "flows")]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "tests" / "flows")]
 
 from tasks import settings  # noqa: E402
 
 settings.quieten(hub=False)
 
+import harness  # noqa: E402
 from direct_run import run_directly  # noqa: E402
 
 from flows.config import load_config  # noqa: E402
@@ -83,18 +83,21 @@ def main():
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--readme", action="store_true")
     arguments = parser.parse_args()
     runs = [measure(load_config(arguments.config, arguments.set)) for _ in range(arguments.repeat)]
     median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     shares = [run["store"] / run["total"] for run in runs]
-    machine = {"machine": platform.machine(), "python": platform.python_version(), "system": platform.system()}
-    print(f"{'':<20}{'seconds':>10}{'share':>9}")
-    for name, seconds in median.items():
-        print(f"{name:<20}{seconds:>10.3f}{seconds / median['total']:>9.2%}")
-    print(f"store / total: median {statistics.median(shares):.2%}, from {min(shares):.2%} to {max(shares):.2%}")
+    machine = harness.machine()
+    rows = [[name, f"{seconds:.3f}", f"{seconds / median['total']:.2%}"] for name, seconds in median.items()]
+    what = " ".join([arguments.config, *(f"--set {override}" for override in arguments.set)])
+    text = f"{harness.in_words(machine)}; `{what}`.\n\n{harness.table(['', 'seconds', 'share'], rows)}"
+    print(text)
     if arguments.out:
         result = {"config": arguments.config, "set": arguments.set, "machine": machine, "runs": runs, "shares": shares}
         arguments.out.write_text(json.dumps(result, indent=1))
+    if arguments.readme:
+        harness.write_readme("store", text)
 
 
 if __name__ == "__main__":
