@@ -101,6 +101,11 @@ def load_pretrained(
             f"{directory} cannot be loaded as {auto_class.__name__} with safetensors weights: {first_line(error)}"
         ) from error
     absent = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # A file's weights lie in memory where its header's length puts them. Matrix products are slower there, and
+            # may round otherwise than over the same weights where training left them.
+            parameter.set_(parameter.clone())
     return model.eval(), sorted(absent)
 
 

@@ -80,6 +80,14 @@ def at_each_token(model, rows, pad=0):
     return [value[inside.bool()].tolist() for value, inside in zip(model(ids), mask, strict=True)]
 
 
+def test_weights_lie_where_training_leaves_them(tmp_path):
+    # Products over weights that lie elsewhere may round otherwise: a resumed run would not end as one never stopped.
+    causal(tmp_path)
+    assert {parameter.data_ptr() % 64 for parameter in load_policy(tmp_path).parameters()} == {0}
+    classifier(tmp_path)
+    assert {parameter.data_ptr() % 64 for parameter in load_scalar_model(tmp_path, seed=0).parameters()} == {0}
+
+
 # What a scalar model says
 
 
