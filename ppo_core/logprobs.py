@@ -143,7 +143,7 @@ class _LinearLogprobs(torch.autograd.Function):
         temperature, chunk, dtype = ctx.settings
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros_like(weight) if needs_weight else None
+        d_weight = None
         d_bias = torch.zeros_like(bias) if needs_bias else None
         if d_logprobs is None:
             d_logprobs = torch.zeros_like(logsumexps)
@@ -161,10 +161,12 @@ class _LinearLogprobs(torch.autograd.Function):
             d_z = (d_z / temperature if temperature != 1 else d_z).to(dtype)
             if d_hidden is not None:
                 d_hidden[part] = d_z @ cast
-            if d_weight is not None:
-                _add_product(d_weight, d_z.T, hidden[part].to(dtype))
+            if needs_weight:
+                d_weight = _with_product(d_weight, d_z.T, hidden[part].to(dtype), weight.dtype)
             if d_bias is not None:
                 d_bias += d_z.sum(dim=0)
+        if needs_weight and d_weight is None:
+            d_weight = torch.zeros_like(weight)
         return d_hidden, d_weight, d_bias, *(None,) * 5
 
 
@@ -180,9 +182,8 @@ def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperat
     return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b`` without a third tensor where the types allow it."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _with_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``total + a @ b``, in place where there is a total yet, without a third tensor where the types allow it."""
+    if total is None:
+        return (a @ b).to(dtype)
+    return total.addmm_(a, b) if dtype == a.dtype else total.add_(a @ b)

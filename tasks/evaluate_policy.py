@@ -32,7 +32,7 @@ class EvaluatePolicyConfig(StageConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="1", config=EvaluatePolicyConfig)
+@stage(version="2", config=EvaluatePolicyConfig)
 def evaluate_policy(
     context: StageContext,
     config: EvaluatePolicyConfig,

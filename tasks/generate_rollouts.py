@@ -28,7 +28,7 @@ class GenerateRolloutsConfig(RolloutsConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="1", config=GenerateRolloutsConfig)
+@stage(version="2", config=GenerateRolloutsConfig)
 def generate_rollouts(context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
     from tasks.responses import Sampler

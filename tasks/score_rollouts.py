@@ -17,7 +17,7 @@ class ScoreRolloutsConfig(StageConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="2", config=ScoreRolloutsConfig)
+@stage(version="3", config=ScoreRolloutsConfig)
 def score_rollouts(
     context: StageContext,
     config: ScoreRolloutsConfig,

@@ -52,6 +52,14 @@ MLFLOW_CLIENT: Mapping[str, str] = {
 }
 
 
+# For glibc: keep what is freed. Gradients of large vocabularies otherwise go back to the kernel after each step, and every
+# page of the next ones is asked for again.
+ALLOCATOR: Mapping[str, str] = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+}
+
+
 def quieten(*, hub: bool) -> None:
     """Set the switches that keep libraries quiet and off the network; what the user has set already wins.
 
@@ -116,4 +124,5 @@ def engine_environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # cuBLAS is deterministic only with a fixed workspace.
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+        **ALLOCATOR,
     }

@@ -42,7 +42,7 @@ class TrainRewardModelConfig(RewardModelConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="2", config=TrainRewardModelConfig)
+@stage(version="3", config=TrainRewardModelConfig)
 def train_reward_model(
     context: StageContext, config: TrainRewardModelConfig, *, base: Ref, reference: Ref, data: Ref
 ) -> StageOutput:

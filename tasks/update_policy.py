@@ -59,7 +59,7 @@ class UpdatePolicyConfig(StageConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="2", config=UpdatePolicyConfig)
+@stage(version="3", config=UpdatePolicyConfig)
 def update_policy(
     context: StageContext,
     config: UpdatePolicyConfig,
