@@ -21,8 +21,10 @@ from ppo_core.shapes import Float, Int
 
 # Leaving costs a copy of the cache, staying costs the arithmetic of a dead row: at most a quarter of the rows is dead.
 _LIVE_SHARE_TO_SHRINK = 0.75
+# A look at what has finished stops a GPU; in between, dead rows draw on.
 _STEPS_BETWEEN_LOOKS = 16
 _BLOCK = 512
+"""Tokens whose weights are summed before a token is looked for among them."""
 _logger = logging.getLogger(__name__)
 
 
@@ -57,12 +59,13 @@ def sample(
         nothing = Ragged.from_rows([], torch.int64)
         return RolloutBatch(prompts=prompts, responses=nothing, stopped=none.bool(), token_columns={"logprobs": none})
     result = _Result(sampling, seeds, device_of(model), should_stop)
-    running = _read_prompts(model, prompts, samples_per_prompt, result)
-    if running is None:
-        _logger.warning("%s has no standard cache; its own generate() is used, which is slower", type(model).__name__)
-        _generate(model, prompts, samples_per_prompt, result, on_tokens)
-    else:
-        _run(model, running, result, on_tokens)
+    # Open for all steps, since the weights stay: their low-precision copies are then made once.
+    with precision(result.device, model.dtype) if isinstance(model, InPrecision) else nullcontext():
+        running = _read_prompts(model, prompts, samples_per_prompt, result)
+        if running is None:
+            _generate(model, prompts, samples_per_prompt, result, on_tokens)
+        else:
+            _run(model, running, result, on_tokens)
     return result.batch(prompts.select(torch.arange(num_rows) // samples_per_prompt))
 
 
@@ -205,6 +208,7 @@ def _generate(
 ) -> None:
     """Have the model's own ``generate`` call us for each token, once for all prompts of one length: nothing is padding."""
     inner: Any = model.model if isinstance(model, InPrecision) else model
+    _logger.warning("%s has no standard cache; its own generate() is used, which is slower", type(inner).__name__)
     for length in prompts.lengths.unique().tolist():
         chosen = (prompts.lengths == length).nonzero()[:, 0].repeat_interleave(repeats)
         rows = (chosen * repeats + torch.arange(repeats).repeat(len(chosen) // repeats)).to(result.device)
@@ -219,17 +223,16 @@ def _generate(
         def is_done(*_: Any, state: Any = state, **__: Any) -> Tensor:
             return ~state.live
 
-        with precision(result.device, model.dtype) if isinstance(model, InPrecision) else nullcontext():
-            inner.generate(
-                input_ids=prompts.select(chosen).padded(fill=0).to(result.device),
-                max_new_tokens=result.max_length,
-                do_sample=False,
-                # The library's own idea of an end would end rows that go on.
-                eos_token_id=-1,
-                pad_token_id=0,
-                logits_processor=[draw],
-                stopping_criteria=[is_done],
-            )
+        inner.generate(
+            input_ids=prompts.select(chosen).padded(fill=0).to(result.device),
+            max_new_tokens=result.max_length,
+            do_sample=False,
+            # The library's own idea of an end would end rows that go on.
+            eos_token_id=-1,
+            pad_token_id=0,
+            logits_processor=[draw],
+            stopping_criteria=[is_done],
+        )
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class GenerateRolloutsConfig(RolloutsConfig):
 @stage(version="2", config=GenerateRolloutsConfig)
 def generate_rollouts(context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
-    from tasks.responses import Sampler
+    from tasks.responses import Sampler, rollout_batch
     from tasks.store import read_dataset, write_dataset
 
     prompts = shard_of(prompts_of_iteration(read_dataset(data.directory / "prompts"), config, context), config, context)
@@ -46,13 +46,12 @@ def generate_rollouts(context: StageContext, config: GenerateRolloutsConfig, *, 
         on_rows=lambda rows, tokens: context.progress(rows, num_rows, tokens=tokens),
     )
     write_dataset(context.output / "rollouts", rollouts)
-    lengths = [len(ids) for ids in rollouts.column("response_token_ids").to_pylist()]
-    cut = rollouts.column("finish_reason").to_pylist().count("length")
+    batch = rollout_batch(rollouts)
     return StageOutput(
         rows=rollouts.num_rows,
         metrics={
-            "rollouts/response_length": sum(lengths) / len(lengths),
-            "rollouts/length_cut_share": cut / len(lengths),
+            "rollouts/response_length": float(batch.responses.lengths.double().mean()),
+            "rollouts/length_cut_share": float((~batch.stopped).double().mean()),
         },
     )
 

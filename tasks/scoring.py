@@ -24,7 +24,7 @@ from tasks.models import (
     pick_dtype,
     read_model_config,
 )
-from tasks.responses import Sampler
+from tasks.responses import Sampler, batch_values, rollout_batch
 from tasks.retry import is_a_service_s
 from tasks.rewards import RewardConfig
 from tasks.schemas import Table
@@ -69,25 +69,24 @@ def model_scores(
     context: StageContext, model: ScalarModel, model_directory: Path, rollouts: Table, policy_directory: Path
 ) -> list[float]:
     """Scores by a reward model: over the sampled tokens themselves, or over the text where its tokenizer is another."""
-    if same_tokenizer(model_directory, policy_directory):
-        prompts, responses = (rollouts.column(name).to_pylist() for name in ("prompt_token_ids", "response_token_ids"))
-        rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    else:
-        tokenizer = load_tokenizer(str(model_directory))
-        columns = rollouts.select(["prompt", "messages", "response", "finish_reason"]).to_pylist()
-        rows = []
-        for row in columns:
-            prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]
-            complete = row["finish_reason"] == "stop"
-            rows.append(encode_dialogue(tokenizer, prompt, row["response"], complete=complete)[0])
     device = pick_device(context.execution)
-    return scores_in_batches(
-        model.to(device).eval(),
-        rows,
-        token_budget=context.execution.micro_batch_tokens,
-        device=device,
-        dtype=pick_dtype(context.execution, device),
-    )
+    model = model.to(device).eval()
+    settings: dict[str, Any] = {
+        "token_budget": context.execution.micro_batch_tokens,
+        "device": device,
+        "dtype": pick_dtype(context.execution, device),
+    }
+    if same_tokenizer(model_directory, policy_directory):
+        _, scores = batch_values(model, rollout_batch(rollouts), **settings)
+        return scores.tolist()
+    tokenizer = load_tokenizer(str(model_directory))
+    columns = rollouts.select(["prompt", "messages", "response", "finish_reason"]).to_pylist()
+    rows = []
+    for row in columns:
+        prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]
+        complete = row["finish_reason"] == "stop"
+        rows.append(encode_dialogue(tokenizer, prompt, row["response"], complete=complete)[0])
+    return scores_in_batches(model, rows, **settings)
 
 
 def function_scores(name: str, import_path: str, rollouts: Table) -> list[float]:

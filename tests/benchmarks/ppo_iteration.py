@@ -1,7 +1,10 @@
 """One PPO iteration, ours against TRL's ``PPOTrainer``: same weights, prompts, forced responses and hyper-parameters.
 
     pip install -r tests/benchmarks/requirements.txt
-    python tests/benchmarks/ppo_iteration.py [--cases 15M …] [--repeat N] [--out FILE.json] [--readme]
+    python tests/benchmarks/ppo_iteration.py [CASE[:WORK[:OURS/TRL]] …] [--repeat N] [--out FILE.json] [--readme]
+
+CASE is one of 1M, 15M, 60M, 50k and 150k, WORK ragged or unpadded, OURS and TRL the numerics of each: float32, medium
+(float32 with products as fast as the processor has them) or bfloat16 (autocast).
 
 Systems run by turns, each in a process of its own, which makes one iteration to warm up and then those that are measured.
 An iteration is everything from reading the prompts to the new weights: ours includes the stage store (hashing, flushing,
@@ -19,9 +22,11 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
-import harness
+import harness  # noqa: E402
+
+from tasks.settings import ALLOCATOR  # noqa: E402
 
 EOS, PAD = 1, 0
 EPOCHS, MINIBATCHES = 4, 4
@@ -34,6 +39,16 @@ CASES = {
     "50k": (384, 1024, 5, 6, 50_257, 32, 64),
     "150k": (384, 1024, 8, 6, 151_936, 32, 64),
 }
+DEFAULT = [
+    "1M",
+    "15M",
+    "15M:unpadded",
+    "15M:ragged:bfloat16/float32",
+    "15M:ragged:bfloat16/bfloat16",
+    "60M",
+    "50k",
+    "150k",
+]
 NUMERICS = {
     "float32": {"matmul": "highest", "bf16": False},
     "medium": {"matmul": "medium", "bf16": False},
@@ -293,7 +308,9 @@ def compare(case, work, *, numerics, versus, repeat, iterations, directory):
 
     def run(system, how):
         place = ("--directory", directory, "--iterations", iterations)
-        return lambda: harness.child(script, "--system", system, "--case", case, "--numerics", how, *place)
+        options = ("--system", system, "--case", case, "--numerics", how, *place)
+        # Ours runs in the engine's environment.
+        return lambda: harness.child(script, *options, env=ALLOCATOR if system == "ours" else None)
 
     found = harness.interleaved({"ours": run("ours", numerics), "trl": run("trl", versus)}, repeat)
     for name in ("entropy", "score"):
@@ -335,9 +352,7 @@ TITLES = [
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="*", default=list(CASES))
-    parser.add_argument("--work", nargs="*", default=["ragged", "unpadded"])
-    parser.add_argument("--pairs", nargs="*", default=["float32/float32", "bfloat16/float32", "bfloat16/bfloat16"])
+    parser.add_argument("cases", nargs="*", default=DEFAULT)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -352,15 +367,14 @@ def main():
         print("\n" + json.dumps(run(given.directory, given.case, given.numerics, given.iterations)))
         return
     results = []
-    for case in given.cases:
-        for work in given.work:
-            with tempfile.TemporaryDirectory() as directory:
-                make_case(Path(directory), case, ragged=work == "ragged")
-                for pair in given.pairs:
-                    numerics, versus = pair.split("/")
-                    options = {"repeat": given.repeat, "iterations": given.iterations, "directory": directory}
-                    results.append(compare(case, work, numerics=numerics, versus=versus, **options))
-                    print(" | ".join(row_of(results[-1])), flush=True)
+    for spec in given.cases:
+        case, work, pair = [*spec.split(":"), *("", "ragged", "float32/float32")[spec.count(":") + 1 :]]
+        with tempfile.TemporaryDirectory() as directory:
+            make_case(Path(directory), case, ragged=work == "ragged")
+            numerics, versus = pair.split("/")
+            options = {"repeat": given.repeat, "iterations": given.iterations, "directory": directory}
+            results.append(compare(case, work, numerics=numerics, versus=versus, **options))
+            print(" | ".join(row_of(results[-1])), flush=True)
     found = harness.machine()
     text = f"{harness.in_words(found)}; {given.repeat} turns.\n\n{harness.table(TITLES, map(row_of, results))}"
     print(text)

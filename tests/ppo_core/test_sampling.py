@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from small_models import HistoryPolicy, history_policy, tiny, tiny_gpt2, tiny_llama, tiny_softcapped
 from torch import tensor
 
-from ppo_core import Ragged, SamplingConfig, ShapeError, derive_seed, response_logprobs, row_uniforms, sample
+from ppo_core import (
+    InPrecision,
+    Ragged,
+    SamplingConfig,
+    ShapeError,
+    derive_seed,
+    response_logprobs,
+    row_uniforms,
+    sample,
+)
 from ppo_core.sampling import draw_tokens, keep_likely
 
 INT = torch.int64
@@ -160,6 +169,24 @@ def test_each_family_is_sampled_as_its_own_forward_pass_says(family):
             assert int(drawn) == token
             assert batch.column("logprobs").row(i)[t].item() == pytest.approx(logprob.item(), abs=1e-4)
             text.append(token)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, lambda: tiny("mamba")])
+def test_a_model_may_sample_in_a_precision_of_its_own(make):
+    model = make()
+    config = SamplingConfig(max_new_tokens=8, stop_token_ids=(0,))
+    plain, single, half = (
+        sample(wrapped, prompts(), sampling=config, seeds=row_seeds())
+        for wrapped in (model, InPrecision(model, torch.float32), InPrecision(model, torch.bfloat16))
+    )
+    assert responses(single) == responses(plain)
+    assert not torch.is_autocast_enabled("cpu")
+    # What was drawn in bfloat16 has the probabilities that a forward pass in bfloat16 gives it.
+    with torch.no_grad():
+        forced = response_logprobs(InPrecision(model, torch.bfloat16), half.padded(), temperature=1.0)
+    padded = half.padded()
+    torch.testing.assert_close(padded.token_columns["logprobs"], forced.float(), atol=0.1, rtol=0.05)
+    assert not torch.equal(half.token_columns["logprobs"], plain.token_columns["logprobs"])
 
 
 @pytest.mark.parametrize("make", [lambda: history_policy(0), tiny_llama])
