@@ -232,10 +232,8 @@ def restored_optimizer(
     optimizer = adamw(parameters, learning_rate, weight_decay=weight_decay)
     saved = context.models.take(checkpoint, name, lambda: saved_moments(checkpoint.directory / name))
     for index, parameter in enumerate(parameters if saved else []):
-        optimizer.state[parameter] = {
-            name: saved[f"{index}.{name}"] if name == "step" else saved[f"{index}.{name}"].to(parameter.device)
-            for name in ("step", "exp_avg", "exp_avg_sq")
-        }
+        names = ("step", "exp_avg", "exp_avg_sq")
+        optimizer.state[parameter] = {name: saved[f"{index}.{name}"].to(parameter.device) for name in names}
     return optimizer
 
 
