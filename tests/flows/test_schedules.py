@@ -474,6 +474,7 @@ def test_the_server_of_a_served_home_is_not_stopped(server):
     assert "is served" in server.home.rounds("down", code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_under_a_served_run_is_replaced_and_the_run_goes_on(server):
     flow_run = server.run_now("nightly", run="headless")
     wait_for(lambda: any("prepare_data" in name for name in server.home.stages("headless")))

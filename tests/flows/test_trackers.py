@@ -77,6 +77,8 @@ def tracked(home, tiny, tmp_path, monkeypatch):
     return port, env
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_tracking_server_down_at_the_start_dying_and_coming_back_is_told_everything_once(
     home, tiny, tracked, tmp_path
 ):
