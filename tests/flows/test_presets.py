@@ -70,7 +70,7 @@ def test_a_real_model_goes_through_a_shortened_round_on_real_data(home):
 
 
 # Where the KL is held: as a term of the loss, or as a penalty in the reward.
-@pytest.mark.parametrize(("preset", "kl_loss"), [("grpo", True), ("rloo", False)])
+@pytest.mark.parametrize(("preset", "kl_loss"), [("grpo", True), pytest.param("rloo", False, marks=pytest.mark.slow)])
 def test_a_preset_without_a_critic_goes_through_a_shortened_round(home, preset, kl_loss):
     (summary,) = home.json("run", preset, "--name", f"{preset}-short", *overrides(SHORT_WORLD))["rounds"]
     assert summary["update/first_minibatch_ratio_deviation"] < 1e-4

@@ -57,6 +57,7 @@ def test_running_it_again_executes_nothing(home, tiny):
     assert home.stages(tiny) == before
 
 
+@pytest.mark.slow
 def test_another_run_of_the_same_configuration_is_the_same_to_the_last_bit(home, tiny):
     home.rounds("run", TINY, "--name", "twin")
     assert home.digests("twin") == home.digests(tiny)
@@ -84,6 +85,7 @@ def engine_of(process):
     return None
 
 
+@pytest.mark.slow
 def test_a_killed_engine_is_replaced_and_the_run_goes_on(home, tiny):
     process = home.start("run", TINY, "--name", "robbed", start_new_session=True)
     wait_for(lambda: any("iteration-001/score" in name for name in home.stages("robbed")))
@@ -193,6 +195,7 @@ def test_what_is_exported_loads_as_hugging_face_loads_it(home, tiny, tmp_path, w
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_run_can_run_again(home, tiny, tmp_path):
     document = json.loads((home.path / "runs" / tiny / "run.json").read_text())["config"]
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(document))
