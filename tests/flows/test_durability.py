@@ -252,6 +252,7 @@ def test_a_checkpoint_that_comes_out_otherwise_is_refused(tmp_path):
         run_directly(tmp_path, "run", load_config(str(TINY), overrides))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_newest_checkpoints_and_can_be_replayed_verified_and_cleaned(home, tmp_path):
     settings = ["--set", "rounds=1", "--set", "iterations=3", "--set", "warm_up=null", "--set", "keep_checkpoints=1"]
     home.rounds("run", TINY, "--name", "newest", *settings)

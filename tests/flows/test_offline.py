@@ -26,6 +26,7 @@ for name in ("getaddrinfo", "connect", "connect_ex"):
 """
 
 
+@pytest.mark.slow
 def test_a_whole_run_asks_for_no_host_but_this_machine(tmp_path):
     (tmp_path / "spy").mkdir()
     (tmp_path / "spy" / "sitecustomize.py").write_text(SPY)

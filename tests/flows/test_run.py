@@ -146,6 +146,7 @@ def test_another_lambda_generates_and_scores_nothing_again_in_its_iteration(home
     assert executed(home, changed, before) == []
 
 
+@pytest.mark.slow
 def test_a_forced_rerun_executes_the_stage_and_what_is_made_from_it(home, tiny, changed):
     before = home.stages(changed)
     plan = home.json("rerun", changed, "--from", "evaluate_policy", "--round", "1", "--dry-run")
@@ -156,6 +157,7 @@ def test_a_forced_rerun_executes_the_stage_and_what_is_made_from_it(home, tiny, 
     assert len(plan["stages"]) == len(home.stages(tiny))
 
 
+@pytest.mark.slow
 def test_a_damaged_output_is_made_again_and_nothing_else(home, changed):
     before = home.digests(changed)
     root = home.path / "runs" / changed / "stages"
