@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from conftest import TINY, Home
 
 SPY = """
