@@ -458,7 +458,6 @@ PPO_CORE: Table = [
         [
             ("buffer[:num_rows, :, before:end] = new", "buffer[:num_rows, :, before - 1 : end - 1] = new"),
             ("x.index_select(0, rows)", "x[: len(rows)]"),
-            ("self._show(len(rows), num_tokens)", "pass"),
             (".copy_(x[:, None])", ".copy_(x[:, None].flip(0))"),
             ("elif repeats > 1:", "elif False:"),
         ],
