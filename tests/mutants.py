@@ -434,7 +434,6 @@ PPO_CORE: Table = [
             ("    if not is_standard(cache):\n        return None\n", ""),
             ("chosen * repeats + torch.arange(repeats)", "chosen * repeats + 0 * torch.arange(repeats)"),
             ("            state.t += 1\n", ""),
-            ("return ~state.live", "return torch.zeros_like(state.live)"),
             # draw_tokens
             ("z = at_least_float32(logits) / sampling.temperature", "z = at_least_float32(logits)"),
             ("- total.log().to(z.dtype)", "- likely.sum(dim=-1).log().to(z.dtype)"),

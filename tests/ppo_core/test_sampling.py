@@ -140,6 +140,13 @@ def test_a_token_is_found_in_a_vocabulary_of_any_size(seed, vocabulary, uniform,
     assert logprob.item() == pytest.approx(math.log(weights[token] / total), abs=tolerance * 10)
 
 
+def test_a_number_of_zero_finds_the_first_token_that_can_occur_however_far():
+    logits = torch.full((1, 1300), -torch.inf)
+    logits[0, 700] = 0.0
+    drawn, _ = draw_tokens(logits, torch.zeros(1, dtype=torch.float64), sampling=SamplingConfig(max_new_tokens=1))
+    assert drawn.tolist() == [700]
+
+
 FAMILIES = {
     "llama": tiny_llama,
     "gpt2": tiny_gpt2,
