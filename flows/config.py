@@ -24,7 +24,7 @@ from tasks.report_round import ReportRoundConfig
 from tasks.rewards import Rewards
 from tasks.stage import ExecutionConfig, HealthConfig, StageConfig
 from tasks.train_reward_model import RewardModelConfig
-from tasks.update_policy import OptimizersConfig
+from tasks.update_policy import AdapterConfig, OptimizersConfig
 from tasks.warm_up import WarmUpConfig
 
 FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"
@@ -41,17 +41,25 @@ COMPARES_SAMPLES = ("rloo", "grpo", "dr_grpo")
 """Algorithms whose advantage is 0, or does not exist, for a prompt with one sample."""
 OF_THE_CRITIC = (
     "model.critic",
+    "model.shared_trunk",
     "advantages.gamma",
     "advantages.lam",
     "advantages.horizon",
     "advantages.bootstrap",
     "ppo.cliprange_value",
+    "ppo.vf_coef",
     "ppo.critic_epochs",
     "ppo.critic_max_grad_norm",
     "optimizers.critic_learning_rate",
     "optimizers.critic_warmup",
 )
 """Settings that only a run with a critic reads."""
+OF_A_CRITIC_WITH_A_BODY = (
+    "ppo.critic_epochs",
+    "ppo.critic_max_grad_norm",
+    "optimizers.critic_warmup",
+)
+"""Settings that a critic on the policy's body, which learns in the policy's steps, does not read."""
 
 
 class ModelConfig(StageConfig):
@@ -64,6 +72,10 @@ class ModelConfig(StageConfig):
     critic: str | None = None
     """What the critic starts from: ``policy``, ``reward_model``, or the name or directory of a model. By default the
     reward model, without one the policy."""
+    lora: AdapterConfig | None = None
+    """Train low-rank adapters over the policy, whose own weights stay as they are, instead of whole models."""
+    shared_trunk: bool = False
+    """The critic is a head on the policy's body: one pass for both, and one loss, with ``ppo.vf_coef``."""
     revision: str | None = None
     """Branch, tag or commit of a policy on a hub."""
     trust_remote_code: bool = False
@@ -75,10 +87,24 @@ class ModelConfig(StageConfig):
             raise ValueError("give either policy or from_scratch")
         return self
 
+    @model_validator(mode="after")
+    def _critic_has_its_place(self) -> Self:
+        if self.critic_is_on_policy and self.critic not in (None, FROM_POLICY):
+            setting = "lora" if self.lora is not None else "shared_trunk"
+            raise ValueError(
+                f"critic={self.critic}: with model.{setting} the critic is made on the policy; leave critic out"
+            )
+        return self
+
     @property
     def names_critic(self) -> bool:
         """Whether the critic starts from a model of its own."""
         return self.critic not in (None, FROM_POLICY, FROM_REWARD_MODEL)
+
+    @property
+    def critic_is_on_policy(self) -> bool:
+        """Whether the critic shares the policy's body, or the frozen base of both."""
+        return self.lora is not None or self.shared_trunk
 
 
 class TrackingConfig(StageConfig):
@@ -132,11 +158,15 @@ class RunConfig(StageConfig):
                 "samples of a prompt; take at least 2, 8 is usual"
             )
         if not self.has_critic:
-            for path in OF_THE_CRITIC:
-                section, name = path.split(".")
-                value = getattr(getattr(self, section), name)
-                if value != default_of(type(getattr(self, section)), name):
-                    raise ValueError(f"{path}={value}: algorithm: {self.algorithm} has no critic; leave it out")
+            self._require_defaults(OF_THE_CRITIC, f"algorithm: {self.algorithm} has no critic")
+        if self.model.shared_trunk:
+            self._require_defaults(OF_A_CRITIC_WITH_A_BODY, "with model.shared_trunk the critic learns with the policy")
+            if self.ppo.kl_loss_coef > 0 and self.ppo.kl_loss_estimator == "exact":
+                raise ValueError(
+                    "ppo.kl_loss_estimator=exact: with model.shared_trunk the update makes no logits to compare; take k3"
+                )
+        elif self.has_critic:
+            self._require_defaults(("ppo.vf_coef",), "only a critic with model.shared_trunk shares a loss")
         if self.model.critic == FROM_REWARD_MODEL and self.reward_model is None:
             raise ValueError(
                 "model.critic=reward_model: the run trains none; add a reward_model section, or say policy"
@@ -153,6 +183,14 @@ class RunConfig(StageConfig):
                 f"{responses / 5:g}, or kl_coef could fall to 0 at once"
             )
         return self
+
+    def _require_defaults(self, paths: Sequence[str], why: str) -> None:
+        """Refuse a setting that nothing would read."""
+        for path in paths:
+            section, name = path.split(".")
+            value = getattr(getattr(self, section), name)
+            if value != default_of(type(getattr(self, section)), name):
+                raise ValueError(f"{path}={value}: {why}; leave it out")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

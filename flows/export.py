@@ -14,7 +14,7 @@ from flows.config import RunConfig
 from flows.results import Found, find_outputs, result_columns, result_rows, summary_of
 from flows.workspace import Run
 from tasks.errors import ConfigError, RunError
-from tasks.store import Manifest, read_json
+from tasks.store import Manifest, Ref, read_json
 
 STAGE_OF = {"policy": "update_policy", "critic": "update_policy", "reward_model": "train_reward_model"}
 PIPELINE_TAGS = {"policy": "text-generation", "critic": "text-classification", "reward_model": "text-classification"}
@@ -60,7 +60,7 @@ def export_model(run: Run, directory: Path, *, part: str, round: int | None) -> 
     # Beside its final place first, so that a copy that breaks off is not taken for a model.
     partial = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
-        shutil.copytree(found.ref.directory / part, partial)
+        write_model(run, found, part, partial)
         (partial / "README.md").write_text(model_card(exported, partial))
         with contextlib.suppress(FileNotFoundError):
             directory.rmdir()
@@ -71,6 +71,29 @@ def export_model(run: Run, directory: Path, *, part: str, round: int | None) -> 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return exported
+
+
+def write_model(run: Run, found: Found, part: str, directory: Path) -> None:
+    """The model as a directory that ``from_pretrained`` reads by itself, also where the checkpoint has only its own part."""
+    source, manifest = found.ref.directory, Manifest.read(found.ref.directory)
+    base = run.store.inputs_of(manifest).get("lora_base")
+    shared_trunk = manifest.recipe["settings"].get("shared_trunk", False)
+    if base is None and not (shared_trunk and part == "critic"):
+        shutil.copytree(source / part, directory)
+        return
+    from tasks.learners import write_whole
+    from tasks.models import POLICY, part_directory
+    from tasks.text import copy_tokenizer
+
+    write_whole(
+        part,
+        source,
+        directory,
+        lora_base=part_directory(base, POLICY) if isinstance(base, Ref) else None,
+        shared_trunk=shared_trunk,
+        trust_remote_code=run.config.model.trust_remote_code,
+    )
+    copy_tokenizer(source / POLICY, directory)
 
 
 def model_output(run: Run, part: str, round: int | None) -> Found:

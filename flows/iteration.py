@@ -36,9 +36,11 @@ def ppo_iteration(
     first_audit: Output | None,
 ) -> Iteration:
     """From one state of policy and critic to the next. ``first_audit`` is that of the round's first iteration."""
+    lora_base = adapted_base(config, reference)
     shards = [Place(place.round, place.iteration, shard) for shard in range(config.rollouts.shards)]
     rollouts = [
-        run("generate_rollouts", shard, generate_config(config), policy=train.policy, data=data) for shard in shards
+        run("generate_rollouts", shard, generate_config(config), policy=train.policy, data=data, lora_base=lora_base)
+        for shard in shards
     ]
     scored = [
         run(
@@ -51,6 +53,7 @@ def ppo_iteration(
             critic=train.critic,
             reward_model=reward_model,
             external=externals.rewards,
+            lora_base=lora_base,
         )
         for shard, rolled in zip(shards, rollouts, strict=True)
     ]
@@ -63,6 +66,7 @@ def ppo_iteration(
         policy=train.policy,
         critic=train.critic,
         reference=reference if needs_reference(config) else None,
+        lora_base=lora_base,
     )
     audit = run(
         "audit_rollouts",
@@ -85,6 +89,7 @@ def score_config(config: RunConfig) -> ScoreRolloutsConfig:
     return ScoreRolloutsConfig(
         rewards=config.rewards,
         temperature=config.rollouts.sampling.temperature,
+        shared_trunk=config.model.shared_trunk,
         exact_kl=config.advantages.kl_estimator == "exact",
         trust_remote_code=config.model.trust_remote_code,
     )
@@ -92,6 +97,11 @@ def score_config(config: RunConfig) -> ScoreRolloutsConfig:
 
 def advantages_config(config: RunConfig) -> ComputeAdvantagesConfig:
     return ComputeAdvantagesConfig(**dict(config.advantages), algorithm=config.algorithm)
+
+
+def adapted_base(config: RunConfig, reference: Output) -> Output | None:
+    """What the adapters of policy and critic are over; None where both are whole models."""
+    return None if config.model.lora is None else reference
 
 
 def needs_reference(config: RunConfig) -> bool:
@@ -104,6 +114,8 @@ def update_config(config: RunConfig, place: Place) -> UpdatePolicyConfig:
     factor = config.optimizers.factor(place.iteration, config.iterations)
     return UpdatePolicyConfig(
         ppo=config.ppo,
+        lora=config.model.lora,
+        shared_trunk=config.model.shared_trunk,
         temperature=config.rollouts.sampling.temperature,
         learning_rate=config.optimizers.learning_rate * factor,
         critic_learning_rate=config.optimizers.critic_learning_rate * factor,

@@ -1,7 +1,7 @@
 """One round: data and reward model as known by then, the iterations, evaluation and report."""
 
 from flows.config import FROM_POLICY, RunConfig
-from flows.iteration import Iteration, ppo_iteration
+from flows.iteration import Iteration, adapted_base, ppo_iteration
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
 from tasks.evaluate_policy import EvaluatePolicyConfig
 from tasks.prepare_data import PrepareDataConfig
@@ -46,6 +46,7 @@ def rlhf_round(
         reward_model=reward_model,
         external=[*externals.rewards, *externals.held_out_rewards],
         data=data,
+        lora_base=adapted_base(config, reference),
     )
     report = run(
         "report_round",
@@ -120,7 +121,15 @@ def trained_reward_model(
         trust_remote_code=config.model.trust_remote_code,
     )
     base = externals.reward_model_base or reference
-    return run("train_reward_model", place, settings, base=base, reference=reference, data=data)
+    return run(
+        "train_reward_model",
+        place,
+        settings,
+        base=base,
+        reference=reference,
+        data=data,
+        lora_base=adapted_base(config, reference),
+    )
 
 
 def starting_models(
@@ -129,7 +138,7 @@ def starting_models(
     """The critic starts from what ``model.critic`` names, by default from the reward model, without one from the policy."""
     if not config.has_critic:
         return TrainState(policy=reference, critic=None)
-    if config.model.critic == FROM_POLICY:
+    if config.model.critic == FROM_POLICY or config.model.critic_is_on_policy:
         return TrainState(policy=reference, critic=reference)
     return TrainState(policy=reference, critic=externals.critic or reward_model or reference)
 

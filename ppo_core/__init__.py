@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from ppo_core.config import GroupEstimator, PPOConfig, SamplingConfig
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
     from ppo_core.forward import (
+        HeadCritic,
         InPrecision,
+        TrunkCritic,
         forward_groups,
         response_and_final_values,
         response_logprobs,
@@ -35,6 +37,7 @@ __all__ = [
     "ConfigError",
     "EmptyMaskError",
     "GroupEstimator",
+    "HeadCritic",
     "InPrecision",
     "KLEstimator",
     "MinibatchStats",
@@ -47,6 +50,7 @@ __all__ = [
     "RunningMoments",
     "SamplingConfig",
     "ShapeError",
+    "TrunkCritic",
     "UpdateStats",
     "UserError",
     "aggregate_loss",

@@ -62,6 +62,10 @@ class PPOConfig:
     cliprange_value: float | None = 0.2
     """How far a new value may move from the stored one before its loss stops falling; None does not clip."""
 
+    vf_coef: float = 0.1
+    """Weight of the value loss in the one loss of a policy and a critic on its body; a critic with a body of its own has
+    a loss of its own, without a weight."""
+
     dual_clip: float | None = None
     """For negative advantages the objective does not fall below this many times the advantage; None does not bound."""
 
@@ -111,7 +115,7 @@ class PPOConfig:
             raise ConfigError(f"dual_clip={self.dual_clip} must be above 1, 3 is usual; None does not bound the loss")
         if self.loss == "pg" and (self.cliprange != _default("cliprange") or self.dual_clip is not None):
             raise ConfigError("loss=pg has no ratio to clip; leave cliprange and dual_clip out, or take loss=ppo")
-        for name in ("kl_loss_coef", "entropy_coef"):
+        for name in ("kl_loss_coef", "entropy_coef", "vf_coef"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and finite; 0 leaves the term out")
         if self.kl_loss_coef == 0 and (self.kl_loss_estimator, self.kl_loss_direction) != ("k3", "reverse"):

@@ -83,8 +83,8 @@ def linear_logprobs(
     temperature`` if asked for.
 
     Works through ``chunk`` tokens at a time, by default so many that their logits take 64 MiB: logits of all tokens never
-    exist, neither forward nor backward, where each chunk is computed again. The product is computed in ``dtype``, by
-    default that of ``hidden``; what follows in float32 or wider. Can be differentiated once.
+    exist, neither forward nor backward, where all chunks but the first are computed again. The product is computed in
+    ``dtype``, by default that of ``hidden``; what follows in float32 or wider. Can be differentiated once.
     """
     if chunk is None:
         chunk = max(1, _CHUNK_ELEMENTS // len(lm_head_weight))
@@ -103,9 +103,12 @@ def linear_logprobs(
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """Keeps two numbers a token for the backward pass: with ``z`` computed again, ``p = exp(z - logsumexp)``, and
+    """With ``z`` the logits and ``p = softmax(z)``,
 
-    d logprob / d z_v = [v = token] - p_v,    d entropy / d z_v = -p_v (z_v - E_p[z]) = -p_v (z_v - logsumexp + entropy).
+    d logprob / d z_v = [v = token] - p_v,    d entropy / d z_v = -p_v (z_v - E_p[z]) = -p_v (log p_v + entropy).
+
+    Kept for the backward pass are three numbers a token, and the first chunk's ``exp(z - max z)``; the others' logits are
+    computed again.
     """
 
     @staticmethod
@@ -123,14 +126,22 @@ class _LinearLogprobs(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         logprobs, entropies, logsumexps = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
         cast = weight.to(dtype)
+        ctx.first_weights = None
         for part in _chunks(len(hidden), chunk):
             z = _scaled_logits(hidden[part], cast, bias, temperature)
-            logsumexp = z.logsumexp(dim=-1)
-            logsumexps[part] = logsumexp
-            logprobs[part] = z.gather(-1, token_ids[part, None])[:, 0] - logsumexp
+            largest = z.amax(dim=-1, keepdim=True)
+            chosen = z.gather(-1, token_ids[part, None])
+            weights = z.sub_(largest).exp() if with_entropy else z.sub_(largest).exp_()
+            total = weights.sum(dim=-1)
+            logsumexps[part] = largest[:, 0] + total.log()
+            logprobs[part] = (chosen - largest)[:, 0] - total.log()
             if with_entropy:
-                log_p = z.sub_(logsumexp[:, None])
-                entropies[part] = -log_p.exp().mul_(log_p.clamp_(min=_LOG_OF_ZERO)).sum(dim=-1)
+                if bias is not None:
+                    # Only a bias can bring in minus infinity, whose product with a probability of 0 is no number.
+                    z.clamp_(min=_LOG_OF_ZERO)
+                entropies[part] = total.log() - z.mul_(weights).sum(dim=-1) / total
+            if part.start == 0 and any(ctx.needs_input_grad[:3]):
+                ctx.first_weights = weights, total
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, token_ids, logsumexps, entropies)
         ctx.settings = (temperature, chunk, dtype)
@@ -149,16 +160,23 @@ class _LinearLogprobs(torch.autograd.Function):
             d_logprobs = torch.zeros_like(logsumexps)
         cast = weight.to(dtype)
         for part in _chunks(len(hidden), chunk):
-            log_p = _scaled_logits(hidden[part], cast, bias, temperature).sub_(logsumexps[part, None])
-            if d_entropies is None:
-                d_z = log_p.exp_().mul_(-d_logprobs[part, None])
+            first, ctx.first_weights = ctx.first_weights, None
+            if first is not None:
+                weights, total = first
+                p = weights.div_(total[:, None])
+                log_p = None if d_entropies is None else p.log()
             else:
-                p = log_p.exp()
+                log_p = _scaled_logits(hidden[part], cast, bias, temperature).sub_(logsumexps[part, None])
+                p = log_p.exp_() if d_entropies is None else log_p.exp()
+            if d_entropies is None:
+                d_z = p.mul_(-d_logprobs[part, None])
+            else:
+                assert log_p is not None
                 factor = log_p.clamp_(min=_LOG_OF_ZERO).add_(entropies[part, None])
-                factor.mul_(d_entropies[part, None]).add_(d_logprobs[part, None])
-                d_z = p.mul_(factor).neg_()
+                factor.mul_(-d_entropies[part, None]).sub_(d_logprobs[part, None])
+                d_z = p.mul_(factor)
             d_z.scatter_add_(-1, token_ids[part, None], d_logprobs[part, None])
-            d_z = (d_z / temperature if temperature != 1 else d_z).to(dtype)
+            d_z = (d_z.div_(temperature) if temperature != 1 else d_z).to(dtype)
             if d_hidden is not None:
                 d_hidden[part] = d_z @ cast
             if needs_weight:

@@ -11,11 +11,10 @@ from torch import Tensor, distributed
 from ppo_core.batch import PaddedBatch, RolloutBatch, minibatches
 from ppo_core.config import PPOConfig
 from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
-from ppo_core.forward import device_of, forward_groups, response_values, spread, token_logits, token_logprobs
-from ppo_core.kl import exact_kl
-from ppo_core.logprobs import entropy, gather_logprobs
-from ppo_core.losses import Stats, aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
+from ppo_core.forward import forward_groups, shares_trunk
+from ppo_core.losses import Stats
 from ppo_core.masking import explained_variance
+from ppo_core.objectives import Counts, critic_objective, policy_objective
 from ppo_core.randomness import derive_seed
 
 # Statistics of micro-batches that do not add up.
@@ -98,6 +97,8 @@ def ppo_update(
 ) -> UpdateStats:
     """Train ``policy`` and ``critic`` in place on ``batch``; either may be None and is then left out.
 
+    A ``TrunkCritic`` learns with the policy: one loss, one optimizer, which is the policy's and has the head too.
+
     Schulman et al. 2017, arXiv:1707.06347, algorithm 1, with a critic of its own. The policy needs the token columns
     logprobs and advantages, for a KL loss by an estimator ref_logprobs too; the critic values and returns. An exact KL
     loss needs the ``reference`` model itself. Each epoch visits the rows in an order that is a function of ``seed`` and
@@ -120,20 +121,28 @@ def ppo_update(
             optimizers.policy,
             config.epochs,
             config.max_grad_norm,
-            lambda padded, counts: _backward_policy(policy, padded, config, counts, temperature, reference),
+            lambda padded, counts: policy_objective(
+                policy,
+                padded,
+                config,
+                counts,
+                temperature=temperature,
+                reference=reference,
+                critic=critic if shares_trunk(critic) else None,
+            ),
         )
-    if critic is not None:
+    if critic is not None and not shares_trunk(critic):
         learners["critic"] = _Learner(
             optimizers.critic,
             config.critic_epochs or config.epochs,
             config.critic_max_grad_norm,
-            lambda padded, counts: _backward_critic(critic, padded, config, counts),
+            lambda padded, counts: critic_objective(critic, padded, config, counts),
         )
     epoch = 0
     while learning := {name: learner for name, learner in learners.items() if epoch < learner.epochs}:
         for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
             minibatch = batch.select(rows)
-            counts = _Counts(
+            counts = Counts(
                 num_tokens=len(minibatch.responses.values),
                 num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
             )
@@ -143,7 +152,9 @@ def ppo_update(
             for name, learner in learning.items():
                 learner.optimizer.zero_grad()
                 for padded in parts:
-                    learner.add(learner.backward(padded, counts))
+                    loss, shares = learner.objective(padded, counts)
+                    loss.backward()
+                    learner.add({"loss": loss.detach(), **shares})
                     if on_tokens is not None and name == next(iter(learning)):
                         on_tokens(len(padded.response_ids))
                 stats = learner.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
@@ -160,88 +171,6 @@ def ppo_update(
     return _summary(batch, learners)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counts:
-    """What the sums of a minibatch's losses are divided by."""
-
-    num_tokens: int
-    num_responses: int | None
-
-
-def _backward_policy(
-    policy: Any, padded: PaddedBatch, config: PPOConfig, counts: _Counts, temperature: float, reference: Any | None
-) -> Stats:
-    """Add this micro-batch's share to the policy's gradient; its shares of loss and statistics."""
-    padded = padded.to(device_of(policy))
-    mask, columns = padded.response_mask, padded.token_columns
-    num_tokens, num_responses = counts.num_tokens, counts.num_responses
-    kl_estimator = config.kl_loss_estimator if config.kl_loss_coef > 0 else None
-    if kl_estimator == "exact":
-        # The whole distributions are compared, so their logits have to exist.
-        logits = token_logits(policy, padded, temperature=temperature)
-        tokens = gather_logprobs(logits, padded.response_ids), entropy(logits)
-    else:
-        tokens = token_logprobs(policy, padded, temperature=temperature, with_entropy=True)
-    new_logprobs, entropies = (spread(x, mask) for x in tokens)
-
-    given = (new_logprobs, columns["logprobs"], columns["advantages"], mask)
-    if config.loss == "ppo":
-        loss, stats = policy_loss(
-            *given,
-            cliprange=config.cliprange,
-            dual_clip=config.dual_clip,
-            num_tokens=num_tokens,
-            num_responses=num_responses,
-        )
-    else:
-        loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses)
-    stats["policy_loss"] = loss.detach()
-    stats["entropy"] = aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)
-    if config.entropy_coef > 0:
-        loss = loss - config.entropy_coef * aggregate_loss(
-            entropies, mask, num_tokens=num_tokens, num_responses=num_responses
-        )
-    if kl_estimator is not None:
-        if kl_estimator == "exact":
-            with torch.no_grad():
-                ref_logits = token_logits(reference, padded, temperature=temperature)
-            ordered = (logits, ref_logits) if config.kl_loss_direction == "reverse" else (ref_logits, logits)
-            divergence = aggregate_loss(
-                spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses
-            )
-        else:
-            divergence = kl_loss(
-                new_logprobs,
-                columns["logprobs"],
-                columns["ref_logprobs"],
-                mask,
-                estimator=kl_estimator,
-                direction=config.kl_loss_direction,
-                num_tokens=num_tokens,
-                num_responses=num_responses,
-            )
-        stats["kl_loss"] = divergence.detach()
-        loss = loss + config.kl_loss_coef * divergence
-    loss.backward()
-    return {"loss": loss.detach(), **stats}
-
-
-def _backward_critic(critic: Any, padded: PaddedBatch, config: PPOConfig, counts: _Counts) -> Stats:
-    """Add this micro-batch's share to the critic's gradient; its shares of loss and statistics."""
-    padded = padded.to(device_of(critic))
-    loss, stats = value_loss(
-        response_values(critic, padded),
-        padded.token_columns["values"],
-        padded.token_columns["returns"],
-        padded.response_mask,
-        cliprange_value=config.cliprange_value,
-        num_tokens=counts.num_tokens,
-        num_responses=counts.num_responses,
-    )
-    loss.backward()
-    return {"loss": loss.detach(), **stats}
-
-
 def _share_of(lengths: Tensor, group: "distributed.ProcessGroup | None") -> Tensor:
     """The rows of a minibatch that this process computes: all, or every n-th by length, so that all have as much to do."""
     if group is None:
@@ -256,7 +185,7 @@ class _Learner:
     optimizer: Any
     epochs: int
     max_grad_norm: float
-    backward: Callable[[PaddedBatch, _Counts], Stats]
+    objective: Callable[[PaddedBatch, Counts], tuple[Tensor, Stats]]
     minibatches: list[dict[str, float]] = field(default_factory=list)
     open_stats: Stats = field(default_factory=dict)
 
@@ -331,11 +260,13 @@ def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
         found["policy_epochs"] = policy.epochs
         found["num_optimizer_steps"] = len(policy.minibatches)
     if (critic := learners.get("critic")) is not None:
+        found["critic_grad_norm"] = critic.mean("grad_norm")
+    # A critic on the policy's body learns with the policy.
+    values = critic or policy
+    if values is not None and values.mean("value_loss") is not None:
         columns = batch.token_columns
         everywhere = torch.ones_like(columns["values"], dtype=torch.bool)
-        found["value_loss"] = critic.mean("loss")
-        found["value_clipfrac"] = critic.mean("clipfrac")
-        found["critic_grad_norm"] = critic.mean("grad_norm")
+        found |= {name: values.mean(name) for name in ("value_loss", "value_clipfrac")}
         found["explained_variance"] = float(explained_variance(columns["values"], columns["returns"], everywhere))
     return UpdateStats(num_tokens=len(batch.responses.values), **found)
 
@@ -351,7 +282,16 @@ def _require_inputs(
     """Refuse an update that lacks something that its configuration uses."""
     if policy is None and critic is None:
         raise ConfigError("policy and critic are both None; give at least one model to train")
-    for name, model, optimizer in (("policy", policy, optimizers.policy), ("critic", critic, optimizers.critic)):
+    if shares_trunk(critic):
+        if policy is None:
+            raise ConfigError("a critic on the policy's body learns with the policy; give the policy too")
+        if config.kl_loss_coef > 0 and config.kl_loss_estimator == "exact":
+            raise ConfigError(
+                "kl_loss_estimator=exact needs all logits, which a policy that shares its body with the critic never "
+                "makes; take k3, or give the critic a body of its own"
+            )
+    own_critic = None if shares_trunk(critic) else critic
+    for name, model, optimizer in (("policy", policy, optimizers.policy), ("critic", own_critic, optimizers.critic)):
         if model is not None and optimizer is None:
             raise ConfigError(f"the {name} has no optimizer; give it one, or leave the {name} out")
     needed: list[str] = []

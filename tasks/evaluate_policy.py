@@ -42,10 +42,11 @@ def evaluate_policy(
     reward_model: Ref | None,
     external: list[Ref],
     data: Ref,
+    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
     from ppo_core import Ragged
-    from tasks.models import POLICY, load_policy, part_directory
+    from tasks.learners import Learners
     from tasks.responses import Sampler, rollout_batch
     from tasks.schemas import concatenate, evaluation, with_columns
     from tasks.scoring import score_rows, weighted_sum
@@ -54,9 +55,10 @@ def evaluate_policy(
     prompts = read_dataset(data.directory / "held_out_prompts")
     components = {**config.rewards, **config.held_out_rewards}
     num_rows = prompts.num_rows * config.samples_per_prompt
+    learners = Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code)
     tables: dict[str, Table] = {}
     for number, (name, model) in enumerate({"policy": policy, "reference": reference}.items()):
-        sampler = Sampler(context, model, trust_remote_code=config.trust_remote_code)
+        sampler = Sampler(context, model, learners)
         table = sampler.sample(
             prompts,
             samples_per_prompt=config.samples_per_prompt,
@@ -68,12 +70,7 @@ def evaluate_policy(
             ),
         )
         batch = rollout_batch(table)
-        reference_model = context.models.get(
-            reference,
-            POLICY,
-            lambda: load_policy(part_directory(reference, POLICY), trust_remote_code=config.trust_remote_code),
-        ).to(sampler.device)
-        ref_logprobs = sampler.logprobs(reference_model, batch, temperature=config.sampling.temperature)
+        ref_logprobs = sampler.logprobs(learners.policy(reference), batch, temperature=config.sampling.temperature)
         scores = score_rows(context, table, components, policy=policy, reward_model=reward_model, external=external)
         trained_on = {component: scores[component] for component in config.rewards}
         added: dict[str, Any] = {

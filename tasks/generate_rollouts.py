@@ -29,13 +29,17 @@ class GenerateRolloutsConfig(RolloutsConfig):
 
 
 @stage(version="2", config=GenerateRolloutsConfig)
-def generate_rollouts(context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref) -> StageOutput:
+def generate_rollouts(
+    context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
+) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
+    from tasks.learners import Learners
     from tasks.responses import Sampler, rollout_batch
     from tasks.store import read_dataset, write_dataset
 
     prompts = shard_of(prompts_of_iteration(read_dataset(data.directory / "prompts"), config, context), config, context)
-    sampler = Sampler(context, policy, trust_remote_code=config.trust_remote_code)
+    learners = Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code)
+    sampler = Sampler(context, policy, learners)
     num_rows = prompts.num_rows * config.samples_per_prompt
     rollouts = sampler.sample(
         prompts,

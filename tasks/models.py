@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo_core.randomness import derive_seed
 from tasks.errors import ModelError
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 POLICY, CRITIC, REWARD_MODEL = "policy", "critic", "reward_model"
 # Where Hugging Face's sequence classifiers for decoders keep their linear head.
 HEAD = "score"
+HEAD_FILE, HEAD_WEIGHT = "head.safetensors", f"{HEAD}.weight"
 # Policy, critic, their optimizers, reference, reward model, and one more: what an iteration needs, and no stale weights.
 MAX_RESIDENT = 7
 
@@ -189,22 +193,63 @@ def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = F
         )
     require_weights(directory, model, [name for name in absent if has_head or not name.startswith(f"{HEAD}.")])
     if not has_head:
-        hidden_size = getattr(model, HEAD).weight.shape[1]
-        generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
         with torch.no_grad():
-            getattr(model, HEAD).weight.copy_(
-                torch.randn(1, hidden_size, generator=generator) / (hidden_size + 1) ** 0.5
-            )
+            getattr(model, HEAD).weight.copy_(fresh_head(getattr(model, HEAD).weight.shape[1], seed))
     return ScalarModel(model)
 
 
-def load_critic(ref: Ref, run_seed: int, *, trust_remote_code: bool = False) -> ScalarModel:
-    """The critic of a checkpoint, or the first one of a run, from a reward model or a policy.
+def fresh_head(hidden_size: int, seed: int) -> Tensor:
+    """(1, hidden_size) weights of a scalar head before any training: over normal hidden states, values of about 1."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
+    return torch.randn(1, hidden_size, generator=generator) / (hidden_size + 1) ** 0.5
 
-    A first head's seed is the run's alone: the critic is read for scores before an update first writes it.
-    """
+
+def load_critic(ref: Ref, seed: int, *, trust_remote_code: bool = False) -> ScalarModel:
+    """The critic of a checkpoint, or the first one of a run, from a reward model or a policy; ``seed`` is a new head's."""
     directory = part_directory(ref, CRITIC, REWARD_MODEL, POLICY)
-    return load_scalar_model(directory, seed=derive_seed(run_seed, "critic"), trust_remote_code=trust_remote_code)
+    return load_scalar_model(directory, seed=seed, trust_remote_code=trust_remote_code)
+
+
+def load_head(directory: Path, hidden_size: int, *, seed: int) -> nn.Linear:
+    """The head of a critic on the policy's body; where there is no such directory, a new one from ``seed``."""
+    head = nn.Linear(hidden_size, 1, bias=False)
+    path = directory / HEAD_FILE
+    weight = load_file(str(path))[HEAD_WEIGHT] if path.exists() else fresh_head(hidden_size, seed)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head
+
+
+def save_head(head: nn.Linear, directory: Path) -> None:
+    """Write what of a critic on the policy's body is its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({HEAD_WEIGHT: head.weight.detach().cpu()}, str(directory / HEAD_FILE), metadata={"format": "pt"})
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Have each layer keep its input alone for the backward pass, which then computes the layer again.
+
+    Chen et al. 2016, arXiv:1604.06174. Not by the library's own switch: that works in training mode alone, where dropout
+    is on. Doing it twice changes nothing.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            f"execution.gradient_checkpointing=true: {type(model).__name__} has no layers that can be computed again; "
+            "set it to false"
+        )
+    for layer in layers:
+        if "forward" not in vars(layer):
+            layer.forward = _recomputing(layer.forward)
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return wrapped
 
 
 class ResidentModels:

@@ -24,13 +24,11 @@ from ppo_core import (
     token_logprobs,
 )
 from tasks.errors import ModelError
+from tasks.learners import Learners
 from tasks.models import (
     POLICY,
-    ScalarModel,
     context_length,
-    load_policy,
     part_directory,
-    pick_device,
     pick_dtype,
 )
 from tasks.schemas import ROLLOUTS, Table, ragged_column, with_columns
@@ -42,16 +40,14 @@ from tasks.text import decode_response, load_tokenizer, stop_checker
 class Sampler:
     """A policy with its tokenizer, ready to sample."""
 
-    def __init__(self, context: StageContext, policy: Ref, *, trust_remote_code: bool) -> None:
+    def __init__(self, context: StageContext, policy: Ref, learners: Learners) -> None:
         self._context = context
-        directory = part_directory(policy, POLICY)
-        self.device = pick_device(context.execution)
+        self.device = learners.device
         self.dtype = pick_dtype(context.execution, self.device)
-        self.tokenizer: Any = load_tokenizer(str(directory), trust_remote_code=trust_remote_code)
-        self.policy: PreTrainedModel = context.models.get(
-            policy, POLICY, lambda: load_policy(directory, trust_remote_code=trust_remote_code)
-        ).to(self.device)
-        self.policy.eval()
+        self.tokenizer: Any = load_tokenizer(
+            str(part_directory(policy, POLICY)), trust_remote_code=learners.trust_remote_code
+        )
+        self.policy = learners.policy(policy)
         self.policy_version = policy.digest
 
     def sample(
@@ -193,7 +189,7 @@ def batch_exact_kl(
 
 @torch.inference_mode()
 def batch_values(
-    critic: ScalarModel, batch: RolloutBatch, *, token_budget: int, device: torch.device, dtype: torch.dtype
+    critic: torch.nn.Module, batch: RolloutBatch, *, token_budget: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(N,) the critic's values of response tokens, and (B,) those after each response's last token."""
 

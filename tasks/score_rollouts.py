@@ -12,6 +12,7 @@ class ScoreRolloutsConfig(StageConfig):
 
     rewards: Rewards
     temperature: float
+    shared_trunk: bool = False
     exact_kl: bool = False
     """Add the exact KL at each position, for a penalty that is made of it."""
     trust_remote_code: bool = False
@@ -28,20 +29,14 @@ def score_rollouts(
     critic: Ref | None,
     reward_model: Ref | None,
     external: list[Ref],
+    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Add score, one column per component and ref_logprobs to each rollout; with a critic, values and final_value."""
     import torch
 
     from ppo_core import Ragged
-    from tasks.models import (
-        CRITIC,
-        POLICY,
-        load_critic,
-        load_policy,
-        part_directory,
-        pick_device,
-        pick_dtype,
-    )
+    from tasks.learners import Learners
+    from tasks.models import pick_dtype
     from tasks.responses import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
     from tasks.schemas import ROLLOUTS, require_columns, scored, with_columns
     from tasks.scoring import score_rows, weighted_sum
@@ -50,24 +45,23 @@ def score_rollouts(
     table = read_dataset(rollouts.directory / "rollouts")
     require_columns(table, ROLLOUTS, where=rollouts.path)
     batch = rollout_batch(table, "logprobs")
-    device = pick_device(context.execution)
-    dtype = pick_dtype(context.execution, device)
+    learners = Learners(
+        context=context,
+        lora_base=lora_base,
+        shared_trunk=config.shared_trunk,
+        trust_remote_code=config.trust_remote_code,
+    )
     settings: dict[str, Any] = {
         "token_budget": context.execution.micro_batch_tokens,
-        "device": device,
-        "dtype": dtype,
+        "device": learners.device,
+        "dtype": pick_dtype(context.execution, learners.device),
     }
     passes = 2 + config.exact_kl + (critic is not None)
-
-    def load(ref: Ref) -> Any:
-        return context.models.get(
-            ref, POLICY, lambda: load_policy(part_directory(ref, POLICY), trust_remote_code=config.trust_remote_code)
-        ).to(device)
 
     scores = score_rows(context, table, config.rewards, policy=policy, reward_model=reward_model, external=external)
     context.progress(table.num_rows, passes * table.num_rows)
     offsets = batch.responses.offsets
-    reference_model = load(reference)
+    reference_model = learners.policy(reference)
     ref_logprobs = batch_logprobs(reference_model, batch, temperature=config.temperature, **settings)
     context.progress(2 * table.num_rows, passes * table.num_rows)
     total = weighted_sum(scores, config.rewards)
@@ -77,13 +71,12 @@ def score_rollouts(
         "ref_logprobs": Ragged(ref_logprobs, offsets),
     }
     if config.exact_kl:
-        exact_kl = batch_exact_kl(load(policy), reference_model, batch, temperature=config.temperature, **settings)
+        exact_kl = batch_exact_kl(
+            learners.policy(policy), reference_model, batch, temperature=config.temperature, **settings
+        )
         added["exact_kl"] = Ragged(exact_kl, offsets)
     if critic is not None:
-        critic_model = context.models.get(
-            critic, CRITIC, lambda: load_critic(critic, context.run_seed, trust_remote_code=config.trust_remote_code)
-        ).to(device)
-        values, final_values = batch_values(critic_model, batch, **settings)
+        values, final_values = batch_values(learners.critic(critic), batch, **settings)
         added |= {"values": Ragged(values, offsets), "final_value": final_values.tolist()}
     schema = scored(list(scores), has_exact_kl=config.exact_kl, has_values=critic is not None)
     write_dataset(context.output / "rollouts", with_columns(table, added, schema))

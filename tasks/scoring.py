@@ -14,6 +14,7 @@ import torch
 from ppo_core import InPrecision, Ragged, SamplingConfig, micro_batches
 from tasks.errors import ModelError, RewardError, TransientError
 from tasks.imports import import_function
+from tasks.learners import Learners
 from tasks.models import (
     POLICY,
     REWARD_MODEL,
@@ -180,12 +181,12 @@ def calibration_scores(
     num_samples: int,
     sampling: SamplingConfig,
     stop_strings: tuple[str, ...],
-    trust_remote_code: bool,
+    learners: Learners,
 ) -> tuple[float, float]:
     """Mean and standard deviation of a reward model's scores over responses of the reference policy."""
     prompts = read_dataset(data.directory / "prompts")
     prompts = prompts.slice(0, min(prompts.num_rows, num_samples))
-    sampler = Sampler(context, reference, trust_remote_code=trust_remote_code)
+    sampler = Sampler(context, reference, learners)
     rollouts = sampler.sample(
         prompts,
         samples_per_prompt=math.ceil(num_samples / prompts.num_rows),

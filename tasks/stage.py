@@ -72,6 +72,8 @@ class ExecutionConfig(StageConfig):
     """auto takes CUDA, else Apple's MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward passes; weights that are trained stay float32. auto: bfloat16 on CUDA, float32 elsewhere."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone for the backward pass, which computes the layer again: less memory, more time."""
     micro_batch_tokens: int = Field(16384, gt=0)
     """Padded tokens in one forward and backward pass: lower it when memory runs out, results do not change."""
     stage_timeout_s: float | None = Field(None, gt=0)

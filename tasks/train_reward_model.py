@@ -44,12 +44,19 @@ class TrainRewardModelConfig(RewardModelConfig):
 
 @stage(version="3", config=TrainRewardModelConfig)
 def train_reward_model(
-    context: StageContext, config: TrainRewardModelConfig, *, base: Ref, reference: Ref, data: Ref
+    context: StageContext,
+    config: TrainRewardModelConfig,
+    *,
+    base: Ref,
+    reference: Ref,
+    data: Ref,
+    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Bradley–Terry over all ordered pairs of each preference, every preference with the same weight."""
     import torch
 
     from ppo_core import ranking_loss
+    from tasks.learners import Learners
     from tasks.models import (
         POLICY,
         REWARD_MODEL,
@@ -124,7 +131,7 @@ def train_reward_model(
         num_samples=config.calibration_samples,
         sampling=config.sampling,
         stop_strings=config.stop_strings,
-        trust_remote_code=config.trust_remote_code,
+        learners=Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code),
     )
     model.calibrate(mean, std)
     model.save(context.output / REWARD_MODEL)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,11 +11,12 @@ from ppo_core.errors import NonFiniteError
 from ppo_core.randomness import derive_seed
 
 
-def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, *, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW with PPO's usual settings: a small epsilon hides no gradient, decay is off unless asked for."""
-    return torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay, fused=True
-    )
+def adamw(groups: Iterable[dict[str, Any]], *, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW with PPO's usual settings: a small epsilon hides no gradient, decay is off unless asked for.
+
+    Each group has ``params`` and their learning rate ``lr``.
+    """
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate_factor(step: int, num_steps: int, *, warmup_share: float) -> float:
@@ -48,7 +50,7 @@ def descend(
     ``batches`` gives the rows of each batch of an epoch; ``backward`` adds a batch's gradient and returns its loss.
     Raises ``NonFiniteError`` before a bad step is taken.
     """
-    optimizer = adamw(model.parameters(), learning_rate)
+    optimizer = adamw([{"params": list(model.parameters()), "lr": learning_rate}])
     num_steps = epochs * len(batches(0))
     losses: list[float] = []
     for epoch in range(epochs):

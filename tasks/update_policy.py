@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from ppo_core.update import MinibatchStats
+    from tasks.learners import Learner
 
-POLICY_OPTIMIZER, CRITIC_OPTIMIZER = "policy_optimizer.safetensors", "critic_optimizer.safetensors"
+MOMENTS_OF = {"policy": "policy_optimizer.safetensors", "critic": "critic_optimizer.safetensors"}
 MAX_DEVIATION, MAX_DEVIATION_IN_BFLOAT16 = 0.01, 0.5
 
 
@@ -47,10 +48,22 @@ class OptimizersConfig(StageConfig):
         return 1.0
 
 
+class AdapterConfig(StageConfig):
+    """Low-rank adapters for policy and critic over one frozen base, instead of whole models (arXiv:2106.09685)."""
+
+    rank: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0)
+    """An adapter's product has the weight alpha / rank."""
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of the layers that get adapters; empty: all linear layers but the head."""
+
+
 class UpdatePolicyConfig(StageConfig):
     """What the stage reads; the learning rates are those of this iteration."""
 
     ppo: PPOConfig
+    lora: AdapterConfig | None = None
+    shared_trunk: bool = False
     temperature: float
     learning_rate: float
     critic_learning_rate: float
@@ -68,6 +81,7 @@ def update_policy(
     policy: Ref,
     critic: Ref | None,
     reference: Ref | None,
+    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Read checkpoint k (or the models that training starts from), update, write checkpoint k + 1.
 
@@ -78,56 +92,26 @@ def update_policy(
     from safetensors.torch import save_file
 
     from ppo_core import InPrecision, Optimizers, ppo_update
+    from tasks.learners import Learners
     from tasks.loop_state import STATE_FILE
-    from tasks.models import (
-        CRITIC,
-        POLICY,
-        load_critic,
-        load_policy,
-        part_directory,
-        pick_device,
-        pick_dtype,
-    )
+    from tasks.models import CRITIC, POLICY, part_directory, pick_dtype
     from tasks.responses import rollout_batch
     from tasks.store import read_dataset
     from tasks.text import copy_tokenizer
 
-    device = pick_device(context.execution)
-    dtype = pick_dtype(context.execution, device)
     table = read_dataset(experience.directory / "rollouts")
-    policy_directory = part_directory(policy, POLICY)
+    learners = Learners(
+        context=context,
+        lora_base=lora_base,
+        shared_trunk=config.shared_trunk,
+        trust_remote_code=config.trust_remote_code,
+    )
+    dtype = pick_dtype(context.execution, learners.device)
     # Taken, not shared: the update changes them in place, and nobody may see them half changed.
-    policy_model = context.models.take(
-        policy, POLICY, lambda: load_policy(policy_directory, trust_remote_code=config.trust_remote_code)
-    ).to(device)
-    critic_model = critic_optimizer = policy_optimizer = reference_model = None
-    if critic is not None:
-        critic_model = context.models.take(
-            critic, CRITIC, lambda: load_critic(critic, context.run_seed, trust_remote_code=config.trust_remote_code)
-        ).to(device)
-        critic_optimizer = restored_optimizer(
-            context,
-            critic_model,
-            critic,
-            CRITIC_OPTIMIZER,
-            learning_rate=config.critic_learning_rate,
-            weight_decay=config.weight_decay,
-        )
-    if config.train_policy:
-        policy_optimizer = restored_optimizer(
-            context,
-            policy_model,
-            policy,
-            POLICY_OPTIMIZER,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-    if reference is not None:
-        reference_model = context.models.get(
-            reference,
-            POLICY,
-            lambda: load_policy(part_directory(reference, POLICY), trust_remote_code=config.trust_remote_code),
-        ).to(device)
+    actor = learners.take_policy(policy, config.lora)
+    valuer = learners.take_critic(critic, config.lora, actor.model) if critic is not None else None
+    optimizers = restored_optimizers(context, config, policy, critic, actor, valuer)
+    reference_model = learners.policy(reference) if reference is not None else None
 
     batch = rollout_batch(table, *columns_for(config, has_critic=critic is not None))
     epochs = (config.ppo.epochs * config.train_policy, (config.ppo.critic_epochs or config.ppo.epochs) * bool(critic))
@@ -141,9 +125,9 @@ def update_policy(
 
     gates = Gates(context)
     stats = ppo_update(
-        InPrecision(policy_model, dtype) if config.train_policy else None,
-        InPrecision(critic_model, dtype) if critic_model is not None else None,
-        Optimizers(policy=policy_optimizer, critic=critic_optimizer),
+        InPrecision(actor.model, dtype) if config.train_policy else None,
+        InPrecision(valuer.model, dtype) if valuer is not None else None,
+        Optimizers(policy=optimizers.get(POLICY), critic=optimizers.get(CRITIC)),
         batch,
         config.ppo,
         temperature=config.temperature,
@@ -153,19 +137,16 @@ def update_policy(
         before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),
         on_tokens=on_tokens,
     )
-    policy_model.save_pretrained(str(context.output / POLICY))
-    copy_tokenizer(policy_directory, context.output / POLICY)
     shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
-    resident: dict[str, Any] = {POLICY: policy_model}
-    if critic_model is not None:
-        critic_model.save(context.output / CRITIC)
-        copy_tokenizer(policy_directory, context.output / CRITIC)
-        resident[CRITIC] = critic_model
-    for name, optimizer in {POLICY_OPTIMIZER: policy_optimizer, CRITIC_OPTIMIZER: critic_optimizer}.items():
-        if optimizer is not None:
-            saved = moments(optimizer)
-            save_file(saved, str(context.output / name))
-            resident[name] = saved
+    resident: dict[str, Any] = {}
+    for part, learner in {POLICY: actor, CRITIC: valuer}.items():
+        if learner is not None:
+            learner.save(context.output / part)
+            copy_tokenizer(part_directory(policy, POLICY), context.output / part)
+            resident[part] = learner.kept()
+    for part, optimizer in optimizers.items():
+        resident[MOMENTS_OF[part]] = moments(optimizer)
+        save_file(resident[MOMENTS_OF[part]], str(context.output / MOMENTS_OF[part]))
     rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
     rates |= {"critic_learning_rate": config.critic_learning_rate} if critic is not None else {}
     return StageOutput(
@@ -216,25 +197,40 @@ def require_health(gates: Gates, context: StageContext, minibatch: "MinibatchSta
     )
 
 
-def restored_optimizer(
+def restored_optimizers(
     context: StageContext,
-    model: "torch.nn.Module",
-    checkpoint: Ref,
-    name: str,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-) -> "torch.optim.AdamW":
-    """AdamW with the moments of the checkpoint, or fresh where there is none yet. The learning rate is the caller's."""
+    config: UpdatePolicyConfig,
+    policy: Ref,
+    critic: Ref | None,
+    actor: "Learner",
+    valuer: "Learner | None",
+) -> "dict[str, torch.optim.AdamW]":
+    """AdamW for policy and critic, with the moments of their checkpoint, or fresh where there are none yet.
+
+    A head on the policy's body is trained by the policy's.
+    """
+    from tasks.models import CRITIC, POLICY
     from tasks.training import adamw
 
-    parameters = list(model.parameters())
-    optimizer = adamw(parameters, learning_rate, weight_decay=weight_decay)
-    saved = context.models.take(checkpoint, name, lambda: saved_moments(checkpoint.directory / name))
-    for index, parameter in enumerate(parameters if saved else []):
-        names = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[parameter] = {name: saved[f"{index}.{name}"].to(parameter.device) for name in names}
-    return optimizer
+    groups: dict[str, list[tuple[list[torch.nn.Parameter], float]]] = {}
+    if config.train_policy:
+        groups[POLICY] = [(actor.parameters, config.learning_rate)]
+    if valuer is not None:
+        part = POLICY if config.shared_trunk else CRITIC
+        groups.setdefault(part, []).append((valuer.parameters, config.critic_learning_rate))
+    optimizers = {}
+    for part, own in groups.items():
+        checkpoint = policy if part == POLICY or critic is None else critic
+        optimizer = adamw(
+            [{"params": parameters, "lr": rate} for parameters, rate in own], weight_decay=config.weight_decay
+        )
+        name = MOMENTS_OF[part]
+        saved = context.models.take(checkpoint, name, lambda path=checkpoint.directory / name: saved_moments(path))  # type: ignore[misc]
+        for index, parameter in enumerate(x for parameters, _ in own for x in parameters) if saved else []:
+            names = ("step", "exp_avg", "exp_avg_sq")
+            optimizer.state[parameter] = {key: saved[f"{index}.{key}"].to(parameter.device) for key in names}
+        optimizers[part] = optimizer
+    return optimizers
 
 
 def saved_moments(path: Path) -> "dict[str, torch.Tensor]":

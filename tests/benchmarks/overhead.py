@@ -74,6 +74,7 @@ def loop(directory, case, iterations):
     from flows.iteration import advantages_config, generate_config, update_config
     from ppo_core import InPrecision, Optimizers, gae, kl_estimate, masked_whiten, ppo_update, token_rewards
     from tasks.generate_rollouts import prompts_of_iteration
+    from tasks.learners import Learners
     from tasks.models import ResidentModels, load_policy, load_scalar_model
     from tasks.responses import Sampler, batch_logprobs, batch_values, rollout_batch
     from tasks.stage import ExecutionConfig, HealthConfig, StageContext
@@ -101,8 +102,8 @@ def loop(directory, case, iterations):
     models.keep(policy_ref, "policy", policy)
     rates = config.optimizers
     optimizers = Optimizers(
-        policy=adamw(policy.parameters(), rates.learning_rate),
-        critic=adamw(critic.parameters(), rates.critic_learning_rate),
+        policy=adamw([{"params": policy.parameters(), "lr": rates.learning_rate}]),
+        critic=adamw([{"params": critic.parameters(), "lr": rates.critic_learning_rate}]),
     )
     budget = config.execution.micro_batch_tokens
     settings_of = {"token_budget": budget, "device": torch.device("cpu"), "dtype": torch.float32}
@@ -117,7 +118,7 @@ def loop(directory, case, iterations):
             models=models,
             report=lambda _: None,
         )
-        rollouts = Sampler(context, policy_ref, trust_remote_code=False).sample(
+        rollouts = Sampler(context, policy_ref, Learners(context=context, lora_base=None)).sample(
             prompts_of_iteration(prompts, generate_config(config), context),
             samples_per_prompt=1,
             sampling=config.rollouts.sampling,

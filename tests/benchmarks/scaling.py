@@ -75,7 +75,8 @@ def measure(rows, length, vocabulary, repeat):
             "returns": torch.randn(tokens),
         },
     )
-    optimizers = Optimizers(policy=adamw(policy.parameters(), 1e-6), critic=adamw(critic.parameters(), 1e-6))
+    policy_optimizer, critic_optimizer = (adamw([{"params": x.parameters(), "lr": 1e-6}]) for x in (policy, critic))
+    optimizers = Optimizers(policy=policy_optimizer, critic=critic_optimizer)
     took = []
     for _ in range(repeat + 1):
         began = time.perf_counter()

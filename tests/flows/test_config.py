@@ -231,7 +231,33 @@ GROUPED = "rollouts.samples_per_prompt=4"
                 "ppo.critic_max_grad_norm=0.5",
                 "optimizers.critic_learning_rate=0.001",
                 "optimizers.critic_warmup=1",
+                "model.shared_trunk=True",
+                "ppo.vf_coef=0.5",
             )
+        ),
+        *(
+            (
+                ["model.shared_trunk=true", setting],
+                f"{setting}: with model.shared_trunk the critic learns with the policy; leave it out",
+            )
+            for setting in ("ppo.critic_epochs=2", "ppo.critic_max_grad_norm=0.5", "optimizers.critic_warmup=1")
+        ),
+        (
+            ["model.shared_trunk=true", "ppo.kl_loss_coef=0.1", "ppo.kl_loss_estimator=exact"],
+            "ppo.kl_loss_estimator=exact: with model.shared_trunk the update makes no logits to compare; take k3",
+        ),
+        (["ppo.vf_coef=0.5"], "ppo.vf_coef=0.5: only a critic with model.shared_trunk shares a loss; leave it out"),
+        (["ppo.vf_coef=-1"], "ppo: vf_coef=-1.0 must be at least 0"),
+        (["model.lora={rank: 0}"], "model.lora.rank=0: input should be greater than 0"),
+        (["model.lora={alpha: 0}"], "model.lora.alpha=0: input should be greater than 0"),
+        (["model.lora={dropout: 0.1}"], "model.lora.dropout: unknown key; known are rank, alpha, target_modules"),
+        *(
+            (
+                [setting, f"model.critic={critic}"],
+                f"model: critic={critic}: with model.{name} the critic is made on the policy; leave critic out",
+            )
+            for setting, name in (("model.lora={}", "lora"), ("model.shared_trunk=true", "shared_trunk"))
+            for critic in ("reward_model", "some/where")
         ),
         (["advantages.kl_estimator=k4"], "advantages.kl_estimator='k4': input should be 'k1', 'k2', 'k3' or 'exact'"),
         (["advantages.kl_target=-1"], "advantages.kl_target=-1: input should be greater than 0"),
@@ -281,6 +307,9 @@ def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, mess
         ["advantages.kl_target=6", "advantages.kl_horizon=2", "advantages.kl_estimator=exact"],
         ["optimizers.critic_warmup=1", "model.critic=policy", "advantages.bootstrap=true", "advantages.horizon=3"],
         ["health.action=warn", "health.max_kl=.inf", "health.min_entropy=0"],
+        ["model.lora={rank: 8}", "model.critic=policy", "optimizers.critic_warmup=1"],
+        ["model.shared_trunk=true", "ppo.vf_coef=0.5", "ppo.kl_loss_coef=0.1"],
+        ["model.lora={}", "algorithm=grpo", GROUPED],
     ],
 )
 def test_what_belongs_together_is_taken(overrides):

@@ -11,7 +11,7 @@ from ppo_core.shapes import require_same_shape
 ROOT = Path(ppo_core.__file__).parent.parent
 
 PUBLIC = """
-    AS_FEW_AS_POSSIBLE InPrecision forward_groups token_logits token_logprobs
+    AS_FEW_AS_POSSIBLE HeadCritic InPrecision TrunkCritic forward_groups token_logits token_logprobs
     ConfigError EmptyMaskError GroupEstimator KLEstimator MinibatchStats NonFiniteError Optimizers PPOConfig PaddedBatch
     Ragged RolloutBatch RunningMoments SamplingConfig ShapeError UpdateStats UserError aggregate_loss derive_seed entropy
     exact_kl expected_calibration_error explained_variance gae gather_logprobs group_advantages kl_estimate kl_loss

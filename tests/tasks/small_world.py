@@ -128,19 +128,20 @@ def rows(ref, name="rollouts"):
     return read_dataset(ref.directory / name).to_pylist()
 
 
-def generate(bench, base, data, **changes):
+def generate(bench, base, data, lora_base=None, **changes):
     config = GenerateRolloutsConfig(**{"prompts_per_iteration": 6, "sampling": SAMPLING, **changes})
     place = Place(1, 1, 0) if config.shards == 1 else None
     places = [place] if place else [Place(1, 1, shard) for shard in range(config.shards)]
-    return [bench.run("generate_rollouts", config, place=place, policy=base, data=data) for place in places]
+    inputs = {"policy": base, "data": data, "lora_base": lora_base}
+    return [bench.run("generate_rollouts", config, place=place, **inputs) for place in places]
 
 
 def score(bench, base, rollouts, rewards, *, reference=None, reward_model=None, external=(), **inputs):
     """``critic=None`` leaves the critic out; by default it starts from the policy."""
-    exact_kl = inputs.pop("exact_kl", False)
+    settings = {name: inputs.pop(name, False) for name in ("exact_kl", "shared_trunk")}
     return bench.run(
         "score_rollouts",
-        ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature, exact_kl=exact_kl),
+        ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature, **settings),
         place=Place(1, 1, 0),
         **{
             "rollouts": rollouts,
@@ -182,10 +183,12 @@ def an_update(
     """One iteration from ``start`` (a checkpoint; the base by default) to the next checkpoint."""
     start = start or base
     algorithm = changes.pop("algorithm", "ppo")
+    lora_base = base if changes.get("lora") else None
     critic = start if algorithm == "ppo" else None
     if experience is None:
-        (rollouts,) = generate(bench, start, data, samples_per_prompt=1 if algorithm == "ppo" else 3)
-        scored = score(bench, start, rollouts, LENGTH, critic=critic, reference=reference or base)
+        (rollouts,) = generate(bench, start, data, lora_base, samples_per_prompt=1 if algorithm == "ppo" else 3)
+        models = {"critic": critic, "reference": reference or base, "lora_base": lora_base}
+        scored = score(bench, start, rollouts, LENGTH, **models, shared_trunk=changes.get("shared_trunk", False))
         place = Place(1, iteration)
         experience = advantages(bench, [scored], start, place=place, algorithm=algorithm, **(treatment or {}))
     settings = {
@@ -205,4 +208,5 @@ def an_update(
         policy=start,
         critic=critic,
         reference=(reference or base) if exact else None,
+        lora_base=lora_base,
     )

@@ -189,7 +189,7 @@ def test_a_step_that_is_not_finite_is_never_taken(bad, where):
 
 
 def test_weight_decay_is_off_unless_asked_for():
-    (group,) = adamw(Quadratic().parameters(), 0.01).param_groups
+    (group,) = adamw([{"params": Quadratic().parameters(), "lr": 0.01}]).param_groups
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.01, (0.9, 0.95), 1e-8, 0.0)
-    (group,) = adamw(Quadratic().parameters(), 0.01, weight_decay=0.3).param_groups
+    (group,) = adamw([{"params": Quadratic().parameters(), "lr": 0.01}], weight_decay=0.3).param_groups
     assert group["weight_decay"] == 0.3

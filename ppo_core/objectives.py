@@ -1,0 +1,126 @@
+"""What policy and critic minimise on a micro-batch: its shares of the minibatch's loss and statistics."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo_core.batch import PaddedBatch
+from ppo_core.config import PPOConfig
+from ppo_core.forward import (
+    device_of,
+    response_values,
+    spread,
+    token_logits,
+    token_logprobs,
+    token_logprobs_and_values,
+)
+from ppo_core.kl import exact_kl
+from ppo_core.logprobs import entropy, gather_logprobs
+from ppo_core.losses import Stats, aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What the sums of a minibatch's losses are divided by."""
+
+    num_tokens: int
+    num_responses: int | None
+
+
+def policy_objective(
+    policy: Any,
+    padded: PaddedBatch,
+    config: PPOConfig,
+    counts: Counts,
+    *,
+    temperature: float,
+    reference: Any | None = None,
+    critic: Any | None = None,
+) -> tuple[Tensor, Stats]:
+    """The surrogate, and what the configuration adds to it: KL from the reference, entropy; the value loss of a ``critic``
+    on the policy's body."""
+    padded = padded.to(device_of(policy))
+    mask, columns = padded.response_mask, padded.token_columns
+    num_tokens, num_responses = counts.num_tokens, counts.num_responses
+    kl_estimator = config.kl_loss_estimator if config.kl_loss_coef > 0 else None
+    new_values = logits = ref_logits = None
+    if kl_estimator == "exact":
+        # The whole distributions are compared, so their logits have to exist. The policy comes last: it may be an adapter
+        # on the reference, and the backward pass may have to compute its layers again.
+        with torch.no_grad():
+            ref_logits = token_logits(reference, padded, temperature=temperature)
+        logits = token_logits(policy, padded, temperature=temperature)
+        tokens = gather_logprobs(logits, padded.response_ids), entropy(logits)
+    elif critic is not None:
+        *both, new_values = token_logprobs_and_values(policy, critic, padded, temperature=temperature)
+        tokens = both[0], both[1]
+    else:
+        tokens = token_logprobs(policy, padded, temperature=temperature, with_entropy=True)
+    new_logprobs, entropies = (spread(x, mask) for x in tokens)
+
+    given = (new_logprobs, columns["logprobs"], columns["advantages"], mask)
+    if config.loss == "ppo":
+        loss, stats = policy_loss(
+            *given,
+            cliprange=config.cliprange,
+            dual_clip=config.dual_clip,
+            num_tokens=num_tokens,
+            num_responses=num_responses,
+        )
+    else:
+        loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses)
+    stats["policy_loss"] = loss.detach()
+    stats["entropy"] = aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)
+    if config.entropy_coef > 0:
+        loss = loss - config.entropy_coef * aggregate_loss(
+            entropies, mask, num_tokens=num_tokens, num_responses=num_responses
+        )
+    if kl_estimator is not None:
+        if kl_estimator == "exact":
+            assert logits is not None
+            assert ref_logits is not None
+            ordered = (logits, ref_logits) if config.kl_loss_direction == "reverse" else (ref_logits, logits)
+            divergence = aggregate_loss(
+                spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses
+            )
+        else:
+            divergence = kl_loss(
+                new_logprobs,
+                columns["logprobs"],
+                columns["ref_logprobs"],
+                mask,
+                estimator=kl_estimator,
+                direction=config.kl_loss_direction,
+                num_tokens=num_tokens,
+                num_responses=num_responses,
+            )
+        stats["kl_loss"] = divergence.detach()
+        loss = loss + config.kl_loss_coef * divergence
+    if new_values is not None:
+        own_loss, own_stats = _value_objective(spread(new_values, mask), padded, config, counts)
+        stats |= own_stats
+        loss = loss + config.vf_coef * own_loss
+    return loss, stats
+
+
+def critic_objective(critic: Any, padded: PaddedBatch, config: PPOConfig, counts: Counts) -> tuple[Tensor, Stats]:
+    """The value loss of a critic with a body of its own."""
+    padded = padded.to(device_of(critic))
+    return _value_objective(response_values(critic, padded), padded, config, counts)
+
+
+def _value_objective(
+    new_values: Tensor, padded: PaddedBatch, config: PPOConfig, counts: Counts
+) -> tuple[Tensor, Stats]:
+    loss, stats = value_loss(
+        new_values,
+        padded.token_columns["values"],
+        padded.token_columns["returns"],
+        padded.response_mask,
+        cliprange_value=config.cliprange_value,
+        num_tokens=counts.num_tokens,
+        num_responses=counts.num_responses,
+    )
+    return loss, {"value_loss": loss.detach(), "value_clipfrac": stats["clipfrac"]}
