@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ppo_core.config import PPOConfig
+from tasks.adapter_config import AdapterConfig
 from tasks.compute_advantages import AdvantagesConfig, Algorithm
 from tasks.errors import ConfigError
 from tasks.evaluate_policy import EvaluationConfig
@@ -24,7 +25,7 @@ from tasks.report_round import ReportRoundConfig
 from tasks.rewards import Rewards
 from tasks.stage import ExecutionConfig, HealthConfig, StageConfig
 from tasks.train_reward_model import RewardModelConfig
-from tasks.update_policy import AdapterConfig, OptimizersConfig
+from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpConfig
 
 FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"

@@ -94,6 +94,7 @@ def ppo_update(
     group: "distributed.ProcessGroup | None" = None,
     before_step: Callable[[MinibatchStats], None] | None = None,
     on_tokens: Callable[[int], None] | None = None,
+    on_trained: Callable[[str], None] | None = None,
 ) -> UpdateStats:
     """Train ``policy`` and ``critic`` in place on ``batch``; either may be None and is then left out.
 
@@ -110,64 +111,62 @@ def ppo_update(
     gradients. Results depend on neither.
 
     ``before_step`` is told of each minibatch of the policy before its optimizer steps, and may raise. ``on_tokens`` is
-    told the response tokens of each micro-batch when the policy, or the critic alone, has seen it. A loss or gradient
-    that is not finite raises ``NonFiniteError`` before the step it would have spoiled.
+    told the response tokens of each micro-batch when a model has learned from it, ``on_trained`` the name of a model,
+    ``policy`` or ``critic``, that will not change any more. A loss or gradient that is not finite raises
+    ``NonFiniteError`` before the step it would have spoiled.
     """
     _require_inputs(batch, config, policy, critic, optimizers, reference)
-    learning_models = [model for model in (policy, critic) if model is not None]
     learners: dict[str, _Learner] = {}
     if policy is not None:
+        trunk_critic = critic if shares_trunk(critic) else None
         learners["policy"] = _Learner(
-            optimizers.policy,
-            config.epochs,
-            config.max_grad_norm,
-            lambda padded, counts: policy_objective(
-                policy,
-                padded,
-                config,
-                counts,
-                temperature=temperature,
-                reference=reference,
-                critic=critic if shares_trunk(critic) else None,
+            model=policy,
+            optimizer=optimizers.policy,
+            epochs=config.epochs,
+            max_grad_norm=config.max_grad_norm,
+            objective=lambda padded, counts: policy_objective(
+                policy, padded, config, counts, temperature=temperature, reference=reference, critic=trunk_critic
             ),
         )
     if critic is not None and not shares_trunk(critic):
         learners["critic"] = _Learner(
-            optimizers.critic,
-            config.critic_epochs or config.epochs,
-            config.critic_max_grad_norm,
-            lambda padded, counts: critic_objective(critic, padded, config, counts),
+            model=critic,
+            optimizer=optimizers.critic,
+            epochs=config.critic_epochs or config.epochs,
+            max_grad_norm=config.critic_max_grad_norm,
+            objective=lambda padded, counts: critic_objective(critic, padded, config, counts),
         )
-    epoch = 0
-    while learning := {name: learner for name, learner in learners.items() if epoch < learner.epochs}:
-        for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
-            minibatch = batch.select(rows)
-            counts = Counts(
-                num_tokens=len(minibatch.responses.values),
-                num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
-            )
-            share = minibatch.select(_share_of(minibatch.lengths, group))
-            parts = [share.padded(x) for x in forward_groups(learning_models, share.lengths, micro_batch_tokens)]
-            # One after the other, each with its gradient gone before the next begins: there is memory for one.
-            for name, learner in learning.items():
+    # One after the other: there is memory for one gradient, and what the first has become can be written meanwhile.
+    for name, learner in learners.items():
+        epoch = 0
+        while epoch < learner.epochs:
+            for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
+                minibatch = batch.select(rows)
+                counts = Counts(
+                    num_tokens=len(minibatch.responses.values),
+                    num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
+                )
+                share = minibatch.select(_share_of(minibatch.lengths, group))
                 learner.optimizer.zero_grad()
-                for padded in parts:
+                for lines in forward_groups([learner.model], share.lengths, micro_batch_tokens):
+                    padded = share.padded(lines)
                     loss, shares = learner.objective(padded, counts)
                     loss.backward()
                     learner.add({"loss": loss.detach(), **shares})
-                    if on_tokens is not None and name == next(iter(learning)):
+                    if on_tokens is not None:
                         on_tokens(len(padded.response_ids))
                 stats = learner.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
                 if before_step is not None and name == "policy":
                     before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
                 learner.optimizer.step()
-                learner.optimizer.zero_grad()
-
-        epoch += 1
-        if "policy" in learning and config.target_kl is not None:
-            latest = learners["policy"].minibatches[-config.num_minibatches :]
-            if _mean([stats["approx_kl"] for stats in latest]) > config.target_kl:
-                learners["policy"].epochs = epoch
+            epoch += 1
+            if name == "policy" and config.target_kl is not None:
+                latest = learner.minibatches[-config.num_minibatches :]
+                if _mean([stats["approx_kl"] for stats in latest]) > config.target_kl:
+                    learner.epochs = epoch
+        learner.optimizer.zero_grad()
+        if on_trained is not None:
+            on_trained(name)
     return _summary(batch, learners)
 
 
@@ -178,10 +177,11 @@ def _share_of(lengths: Tensor, group: "distributed.ProcessGroup | None") -> Tens
     return torch.argsort(lengths, stable=True)[group.rank() :: group.size()]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class _Learner:
     """A model in training: its gradient, and its statistics from micro-batch to minibatch to update."""
 
+    model: Any
     optimizer: Any
     epochs: int
     max_grad_norm: float

@@ -27,9 +27,9 @@ from tasks.models import (
 from tasks.store import Ref
 
 if TYPE_CHECKING:
+    from tasks.adapter_config import AdapterConfig
     from tasks.adapters import Adapter, AdapterShape, SharedBase
     from tasks.stage import StageContext
-    from tasks.update_policy import AdapterConfig
 
 BASE = "base"
 

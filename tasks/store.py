@@ -284,7 +284,7 @@ class Store:
 def digests_below(directory: Path) -> dict[str, str]:
     """The digest of every file below a directory but its manifest, by its name relative to it."""
     names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
-    return {name: digest_file(directory / name) for name in names if name != MANIFEST}
+    return {name: known_digest(directory / name) for name in names if name != MANIFEST}
 
 
 def damaged_files(directory: Path, manifest: Manifest, *, read: bool) -> dict[str, str]:

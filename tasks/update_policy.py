@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ppo_core.config import PPOConfig
+from tasks.adapter_config import AdapterConfig
 from tasks.health import Gates
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
@@ -48,16 +49,6 @@ class OptimizersConfig(StageConfig):
         return 1.0
 
 
-class AdapterConfig(StageConfig):
-    """Low-rank adapters for policy and critic over one frozen base, instead of whole models (arXiv:2106.09685)."""
-
-    rank: int = Field(16, gt=0)
-    alpha: int = Field(32, gt=0)
-    """An adapter's product has the weight alpha / rank."""
-    target_modules: tuple[str, ...] = ()
-    """Last parts of the names of the layers that get adapters; empty: all linear layers but the head."""
-
-
 class UpdatePolicyConfig(StageConfig):
     """What the stage reads; the learning rates are those of this iteration."""
 
@@ -92,6 +83,7 @@ def update_policy(
     from safetensors.torch import save_file
 
     from ppo_core import InPrecision, Optimizers, ppo_update
+    from tasks.background import BackgroundWriter
     from tasks.learners import Learners
     from tasks.loop_state import STATE_FILE
     from tasks.models import CRITIC, POLICY, part_directory, pick_dtype
@@ -114,8 +106,8 @@ def update_policy(
     reference_model = learners.policy(reference) if reference is not None else None
 
     batch = rollout_batch(table, *columns_for(config, has_critic=critic is not None))
-    epochs = (config.ppo.epochs * config.train_policy, (config.ppo.critic_epochs or config.ppo.epochs) * bool(critic))
-    total = len(batch.responses.values) * max(epochs)
+    critic_epochs = 0 if critic is None or config.shared_trunk else config.ppo.critic_epochs or config.ppo.epochs
+    total = len(batch.responses.values) * (config.ppo.epochs * config.train_policy + critic_epochs)
     done = 0
 
     def on_tokens(tokens: int) -> None:
@@ -124,29 +116,45 @@ def update_policy(
         context.progress(done, total, unit="tokens", tokens=done)
 
     gates = Gates(context)
-    stats = ppo_update(
-        InPrecision(actor.model, dtype) if config.train_policy else None,
-        InPrecision(valuer.model, dtype) if valuer is not None else None,
-        Optimizers(policy=optimizers.get(POLICY), critic=optimizers.get(CRITIC)),
-        batch,
-        config.ppo,
-        temperature=config.temperature,
-        reference=InPrecision(reference_model, dtype) if reference_model is not None else None,
-        micro_batch_tokens=context.execution.micro_batch_tokens,
-        seed=context.seed("update"),
-        before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),
-        on_tokens=on_tokens,
-    )
-    shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
+    parts = {POLICY: actor} if valuer is None else {POLICY: actor, CRITIC: valuer}
     resident: dict[str, Any] = {}
-    for part, learner in {POLICY: actor, CRITIC: valuer}.items():
-        if learner is not None:
-            learner.save(context.output / part)
-            copy_tokenizer(part_directory(policy, POLICY), context.output / part)
-            resident[part] = learner.kept()
-    for part, optimizer in optimizers.items():
-        resident[MOMENTS_OF[part]] = moments(optimizer)
-        save_file(resident[MOMENTS_OF[part]], str(context.output / MOMENTS_OF[part]))
+
+    def keep(part: str, learner: "Learner") -> None:
+        """Write a part that will not change any more while the rest is trained."""
+
+        def save(directory: Path) -> None:
+            learner.save(directory)
+            copy_tokenizer(part_directory(policy, POLICY), directory)
+
+        resident[part] = learner.kept()
+        writer.write(context.output / part, save)
+        if part in optimizers:
+            saved = resident[MOMENTS_OF[part]] = moments(optimizers[part])
+            writer.write(context.output / MOMENTS_OF[part], lambda path: save_file(saved, str(path)))
+
+    def on_trained(name: str) -> None:
+        for part, learner in parts.items():
+            if part == name or config.shared_trunk:
+                keep(part, learner)
+
+    with BackgroundWriter() as writer:
+        if not config.train_policy:
+            keep(POLICY, actor)
+        stats = ppo_update(
+            InPrecision(actor.model, dtype) if config.train_policy else None,
+            InPrecision(valuer.model, dtype) if valuer is not None else None,
+            Optimizers(policy=optimizers.get(POLICY), critic=optimizers.get(CRITIC)),
+            batch,
+            config.ppo,
+            temperature=config.temperature,
+            reference=InPrecision(reference_model, dtype) if reference_model is not None else None,
+            micro_batch_tokens=context.execution.micro_batch_tokens,
+            seed=context.seed("update"),
+            before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),
+            on_tokens=on_tokens,
+            on_trained=on_trained,
+        )
+    shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
     rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
     rates |= {"critic_learning_rate": config.critic_learning_rate} if critic is not None else {}
     return StageOutput(

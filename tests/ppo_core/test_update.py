@@ -51,9 +51,11 @@ def test_the_first_ratio_is_that_of_the_first_minibatch_alone():
 
 def test_each_epoch_visits_the_rows_in_another_order():
     def visited(seed, epochs):
+        """The lengths of the responses that the policy learns from, in its order; the critic follows with as many."""
         tokens = []
         World().update(seed=seed, epochs=epochs, num_minibatches=6, on_tokens=tokens.append)
-        return tokens
+        assert tokens[6 * epochs :] == tokens[: 6 * epochs]
+        return tokens[: 6 * epochs]
 
     assert sorted(World().batch.responses.lengths.tolist()) != World().batch.responses.lengths.tolist()
     twice = visited(3, 2)
@@ -70,7 +72,20 @@ def test_policy_and_critic_have_their_own_number_of_epochs(critic_epochs, critic
     assert world.optimizers.policy.num_steps == stats.num_optimizer_steps == 4
     assert world.optimizers.critic.num_steps == critic_steps
     assert stats.num_tokens == len(world.batch.responses.values)
-    assert sum(tokens) == stats.num_tokens * max(2, critic_epochs or 2)
+    assert sum(tokens) == stats.num_tokens * (2 + (critic_epochs or 2))
+
+
+def test_a_model_that_will_not_change_any_more_is_named():
+    world, before = World(), World()
+    seen = {}
+    names = ("policy", "critic")
+    world.update(epochs=2, num_minibatches=2, on_trained=lambda name: seen.update({name: world.weights}))
+    assert tuple(seen) == names
+    # The policy has all its steps behind it and the critic none; in the end nothing has changed since.
+    policy_then, critic_then = seen["policy"]
+    assert torch.equal(policy_then, world.weights[0])
+    assert torch.equal(critic_then, before.weights[1])
+    assert torch.equal(seen["critic"][1], world.weights[1])
 
 
 def test_gradients_are_scaled_down_to_their_own_limits_and_reported_as_they_were():
@@ -237,8 +252,10 @@ def test_an_objection_before_a_step_leaves_the_weights_as_they_were(epoch, steps
         stopped.update(before_step=object_to, epochs=2, num_minibatches=2)
     if epoch:
         shorter.update(epochs=epoch, num_minibatches=2)
-    assert all(torch.equal(a, b) for a, b in zip(stopped.weights, shorter.weights, strict=True))
-    assert stopped.optimizers.policy.num_steps == stopped.optimizers.critic.num_steps == steps
+    # The critic's turn never comes.
+    assert torch.equal(stopped.weights[0], shorter.weights[0])
+    assert torch.equal(stopped.weights[1], World().weights[1])
+    assert (stopped.optimizers.policy.num_steps, stopped.optimizers.critic.num_steps) == (steps, 0)
 
 
 def test_the_policy_stops_after_an_epoch_whose_mean_kl_passes_the_target_and_the_critic_goes_on():

@@ -77,6 +77,7 @@ class World:
         group=None,
         before_step=None,
         on_tokens=None,
+        on_trained=None,
         **settings,
     ):
         return ppo_update(
@@ -92,6 +93,7 @@ class World:
             group=group,
             before_step=before_step,
             on_tokens=on_tokens,
+            on_trained=on_trained,
         )
 
     @property

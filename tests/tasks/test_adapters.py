@@ -9,12 +9,12 @@ from small_world import LENGTH, Workbench, a_model, an_update, generate, make_wo
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ppo_core import PPOConfig, Ragged, RolloutBatch, response_logprobs, response_values
+from tasks.adapter_config import AdapterConfig
 from tasks.errors import ConfigError, ModelError
 from tasks.learners import Learners, write_whole
 from tasks.models import checkpoint_gradients, load_policy
 from tasks.stage import ExecutionConfig, HealthConfig, StageContext
 from tasks.store import Place
-from tasks.update_policy import AdapterConfig
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TEXT = torch.tensor([[5, 9, 250, 17, 33, 8, 101]])
