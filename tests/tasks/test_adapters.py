@@ -259,3 +259,16 @@ def test_with_layers_computed_again_their_insides_are_not_kept(world):
     checkpoint_gradients(model)
     checkpoint_gradients(model)
     assert kept(model) < before / 2
+
+
+def test_in_bfloat16_the_base_takes_half_the_memory_and_what_is_trained_stays_exact(world, tmp_path):
+    _, base, data, _ = world
+    bench = a_bench(tmp_path / "run", dtype="bfloat16")
+    done = an_update(bench, base, data, lora=LORA)
+    # The first ratio is 1 as it is for whole models: both passes are the trainer's.
+    assert bench.metrics(done)["update/first_minibatch_ratio_deviation"] < 0.05
+    learners = learners_of(bench, base, tmp_path)
+    actor = learners.take_policy(done, LORA)
+    assert {x.dtype for x in actor.parameters} == {torch.float32}
+    frozen = [x for name, x in actor.model.named_parameters() if "lora" not in name]
+    assert {x.dtype for x in frozen} == {torch.bfloat16}
