@@ -14,7 +14,15 @@ from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
 from ppo_core.forward import device_of, forward_groups, response_values, spread, token_logits, token_logprobs
 from ppo_core.kl import exact_kl
 from ppo_core.logprobs import entropy, gather_logprobs
-from ppo_core.losses import Stats, aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
+from ppo_core.losses import (
+    Stats,
+    aggregate_loss,
+    importance_weights,
+    kl_loss,
+    pg_loss,
+    policy_loss,
+    value_loss,
+)
 from ppo_core.masking import explained_variance
 from ppo_core.randomness import derive_seed
 
@@ -52,6 +60,10 @@ class UpdateStats:
     ratio_mean: float | None = None
     first_minibatch_ratio_deviation: float | None = None
     """Largest |ratio - 1| before the first step, when policy and rollout policy have the same weights."""
+    importance_mean: float | None = None
+    """Mean weight of the tokens in the surrogate, where another engine than the trainer sampled them."""
+    importance_capped: float | None = None
+    """Share of tokens whose weight is cut down to ``importance_cap``."""
     grad_norm: float | None = None
     """Norm of the policy's gradient before it was scaled down."""
     policy_epochs: int = 0
@@ -100,7 +112,8 @@ def ppo_update(
 
     Schulman et al. 2017, arXiv:1707.06347, algorithm 1, with a critic of its own. The policy needs the token columns
     logprobs and advantages, for a KL loss by an estimator ref_logprobs too; the critic values and returns. An exact KL
-    loss needs the ``reference`` model itself. Each epoch visits the rows in an order that is a function of ``seed`` and
+    loss needs the ``reference`` model itself. A column sampling_logprobs, of tokens that another engine drew, corrects the
+    surrogate as ``importance_weights`` says. Each epoch visits the rows in an order that is a function of ``seed`` and
     the epoch. The models stay in train or eval mode as they are given; dropout must be off. ``temperature`` is the one
     that the logprobs were stored at.
 
@@ -184,6 +197,11 @@ def _backward_policy(
         tokens = token_logprobs(policy, padded, temperature=temperature, with_entropy=True)
     new_logprobs, entropies = (spread(x, mask) for x in tokens)
 
+    weights, weight_stats = None, {}
+    if "sampling_logprobs" in columns:
+        weights, weight_stats = importance_weights(
+            columns["logprobs"], columns["sampling_logprobs"], mask, cap=config.importance_cap, num_tokens=num_tokens
+        )
     given = (new_logprobs, columns["logprobs"], columns["advantages"], mask)
     if config.loss == "ppo":
         loss, stats = policy_loss(
@@ -192,9 +210,11 @@ def _backward_policy(
             dual_clip=config.dual_clip,
             num_tokens=num_tokens,
             num_responses=num_responses,
+            weights=weights,
         )
     else:
-        loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses)
+        loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses, weights=weights)
+    stats |= weight_stats
     stats["policy_loss"] = loss.detach()
     stats["entropy"] = aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)
     if config.entropy_coef > 0:
@@ -326,6 +346,7 @@ def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
     found: dict[str, Any] = {}
     if (policy := learners.get("policy")) is not None:
         names = ("policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm")
+        names += ("importance_mean", "importance_capped")
         found |= {name: policy.mean(name) for name in names}
         found["first_minibatch_ratio_deviation"] = policy.minibatches[0]["ratio_max_deviation"]
         found["policy_epochs"] = policy.epochs
