@@ -114,7 +114,9 @@ class PPOConfig:
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"dual_clip={self.dual_clip} must be above 1, 3 is usual; None does not bound the loss")
         if not self.importance_cap >= 1:
-            raise ConfigError(f"importance_cap={self.importance_cap} must be at least 1, 2 is usual; inf does not truncate")
+            raise ConfigError(
+                f"importance_cap={self.importance_cap} must be at least 1, 2 is usual; inf does not truncate"
+            )
         if self.loss == "pg" and (self.cliprange != _default("cliprange") or self.dual_clip is not None):
             raise ConfigError("loss=pg has no ratio to clip; leave cliprange and dual_clip out, or take loss=ppo")
         for name in ("kl_loss_coef", "entropy_coef"):

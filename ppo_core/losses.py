@@ -150,7 +150,9 @@ def importance_weights(
         weights = ratio.clamp(max=cap)
         stats = {
             "importance_mean": aggregate_loss(weights, response_mask, num_tokens=num_tokens),
-            "importance_capped": aggregate_loss((weights < ratio).to(ratio.dtype), response_mask, num_tokens=num_tokens),
+            "importance_capped": aggregate_loss(
+                (weights < ratio).to(ratio.dtype), response_mask, num_tokens=num_tokens
+            ),
         }
     return weights, stats
 

@@ -197,7 +197,7 @@ def _backward_policy(
         tokens = token_logprobs(policy, padded, temperature=temperature, with_entropy=True)
     new_logprobs, entropies = (spread(x, mask) for x in tokens)
 
-    weights, weight_stats = None, {}
+    weights, weight_stats = None, Stats()
     if "sampling_logprobs" in columns:
         weights, weight_stats = importance_weights(
             columns["logprobs"], columns["sampling_logprobs"], mask, cap=config.importance_cap, num_tokens=num_tokens
@@ -345,8 +345,8 @@ def _mean(values: list[float]) -> float:
 def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
     found: dict[str, Any] = {}
     if (policy := learners.get("policy")) is not None:
-        names = ("policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm")
-        names += ("importance_mean", "importance_capped")
+        names = ["policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm"]
+        names += ["importance_mean", "importance_capped"]
         found |= {name: policy.mean(name) for name in names}
         found["first_minibatch_ratio_deviation"] = policy.minibatches[0]["ratio_max_deviation"]
         found["policy_epochs"] = policy.epochs

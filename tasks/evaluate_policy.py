@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ppo_core.config import SamplingConfig
 from tasks.rewards import Rewards
+from tasks.samplers import SamplingEngine
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
@@ -27,6 +28,7 @@ class EvaluatePolicyConfig(StageConfig):
     samples_per_prompt: int
     rewards: Rewards
     held_out_rewards: Rewards
+    engine: SamplingEngine = "builtin"
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
     trust_remote_code: bool = False
@@ -46,7 +48,7 @@ def evaluate_policy(
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
     from ppo_core import Ragged
     from tasks.models import POLICY, load_policy, part_directory
-    from tasks.responses import Sampler, rollout_batch
+    from tasks.responses import Sampler, engine_differences, rollout_batch
     from tasks.schemas import concatenate, evaluation, with_columns
     from tasks.scoring import score_rows, weighted_sum
     from tasks.store import read_dataset, write_dataset
@@ -56,7 +58,7 @@ def evaluate_policy(
     num_rows = prompts.num_rows * config.samples_per_prompt
     tables: dict[str, Table] = {}
     for number, (name, model) in enumerate({"policy": policy, "reference": reference}.items()):
-        sampler = Sampler(context, model, trust_remote_code=config.trust_remote_code)
+        sampler = Sampler(context, model, trust_remote_code=config.trust_remote_code, engine=config.engine)
         table = sampler.sample(
             prompts,
             samples_per_prompt=config.samples_per_prompt,
@@ -67,6 +69,7 @@ def evaluate_policy(
                 before + rows, 2 * num_rows, tokens=tokens
             ),
         )
+        engine_differences(table, context)
         batch = rollout_batch(table)
         reference_model = context.models.get(
             reference,

@@ -53,6 +53,9 @@ class HealthConfig(StageConfig):
     max_ratio_deviation: float | None = Field(None, gt=0)
     """Of ``|ratio - 1|`` in an update's first minibatch, where sampling and training must agree; null is 0.01 for float32
     and 0.5 for bfloat16 forward passes."""
+    max_engine_difference: float = Field(0.5, gt=0)
+    """Nats a token between the log-probabilities of the engine that sampled and the trainer's, mean over a shard; more, and
+    the engine samples from another model."""
     max_approx_kl: float = Field(10.0, gt=0)
     """Nats a token between the policy that sampled and the one in training, mean over a minibatch."""
     max_kl: float = Field(20.0, gt=0)
@@ -61,7 +64,9 @@ class HealthConfig(StageConfig):
     """Nats of the next-token distribution, mean over a minibatch."""
 
 
-NO_LIMITS = HealthConfig(max_ratio_deviation=inf, max_approx_kl=inf, max_kl=inf, min_entropy=0.0)
+NO_LIMITS = HealthConfig(
+    max_ratio_deviation=inf, max_engine_difference=inf, max_approx_kl=inf, max_kl=inf, min_entropy=0.0
+)
 """For what was committed once: the limits let it pass then, or were told to."""
 
 
@@ -74,6 +79,9 @@ class ExecutionConfig(StageConfig):
     """Precision of the forward passes; weights that are trained stay float32. auto: bfloat16 on CUDA, float32 elsewhere."""
     micro_batch_tokens: int = Field(16384, gt=0)
     """Padded tokens in one forward and backward pass: lower it when memory runs out, results do not change."""
+    engine_server: str | None = Field(None, pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$")
+    """Address of the server that ``rollouts.engine: vllm`` samples by, as http://host:8000; null runs vLLM in this process.
+    It must see the run's directory. Its key, if it wants one, is ``ROUNDS_ENGINE_API_KEY``."""
     stage_timeout_s: float | None = Field(None, gt=0)
     """A stage that reports no progress for so long is taken for hung, killed and retried."""
     retries: int = Field(3, ge=0, le=10)

@@ -89,6 +89,7 @@ def update_policy(
         pick_dtype,
     )
     from tasks.responses import rollout_batch
+    from tasks.schemas import SAMPLING_LOGPROBS
     from tasks.store import read_dataset
     from tasks.text import copy_tokenizer
 
@@ -129,7 +130,9 @@ def update_policy(
             lambda: load_policy(part_directory(reference, POLICY), trust_remote_code=config.trust_remote_code),
         ).to(device)
 
-    batch = rollout_batch(table, *columns_for(config, has_critic=critic is not None))
+    columns = columns_for(config, has_critic=critic is not None)
+    columns += [SAMPLING_LOGPROBS] if SAMPLING_LOGPROBS in table.column_names else []
+    batch = rollout_batch(table, *columns)
     epochs = (config.ppo.epochs * config.train_policy, (config.ppo.critic_epochs or config.ppo.epochs) * bool(critic))
     total = len(batch.responses.values) * max(epochs)
     done = 0

@@ -75,9 +75,7 @@ def test_a_weighted_loss_is_the_sum_of_weighted_terms_and_its_statistics_stay(
     counts = {"num_tokens": 7, "num_responses": num_responses}
     loss, stats = loss_function(new, old, advantages, mask, weights=weights, **counts)
     rows = zip(*(rows_of(x, mask) for x in (new, old, sampling, advantages)), strict=True)
-    terms = [
-        [min(math.exp(o - s), cap) * objective(n, o, a) for n, o, s, a in zip(*row, strict=True)] for row in rows
-    ]
+    terms = [[min(math.exp(o - s), cap) * objective(n, o, a) for n, o, s, a in zip(*row, strict=True)] for row in rows]
     assert loss.item() == pytest.approx(-reference.aggregate(terms, 7, num_responses), abs=1e-9)
     _, unweighted = loss_function(new, old, advantages, mask, **counts)
     assert stats == unweighted
