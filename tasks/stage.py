@@ -5,6 +5,7 @@ nothing else of the run. ``execute`` gives it a scratch directory, commits what 
 """
 
 import importlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.errors import DamagedError
 from tasks.store import (
@@ -79,13 +80,23 @@ class ExecutionConfig(StageConfig):
     """Precision of the forward passes; weights that are trained stay float32. auto: bfloat16 on CUDA, float32 elsewhere."""
     micro_batch_tokens: int = Field(16384, gt=0)
     """Padded tokens in one forward and backward pass: lower it when memory runs out, results do not change."""
-    engine_server: str | None = Field(None, pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$")
+    engine_server: str | None = None
     """Address of the server that ``rollouts.engine: vllm`` samples by, as http://host:8000; null runs vLLM in this process.
     It must see the run's directory. Its key, if it wants one, is ``ROUNDS_ENGINE_API_KEY``."""
     stage_timeout_s: float | None = Field(None, gt=0)
     """A stage that reports no progress for so long is taken for hung, killed and retried."""
     retries: int = Field(3, ge=0, le=10)
     """Further attempts after a transient error."""
+
+    @field_validator("engine_server")
+    @classmethod
+    def _is_an_address(cls, address: str | None) -> str | None:
+        # A run's configuration is written down and shown, so no password belongs there.
+        if address is not None and not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", address):
+            raise ValueError(
+                f"{address!r} is no address like http://host:8000, without user, password and query; correct it"
+            )
+        return address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

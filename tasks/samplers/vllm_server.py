@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import torch
@@ -44,7 +44,7 @@ class VLLMServer:
     """Samples from the checkpoint in ``directory``, whose content has this digest, by the server at ``url``."""
 
     def __init__(self, url: str, directory: Path, digest: str) -> None:
-        self._server = Server(url)
+        self._url = url
         self._directory = directory.resolve()
         self._digest = digest
 
@@ -59,28 +59,27 @@ class VLLMServer:
         seeds: Sequence[int],
         on_rows: Callable[[int, int], None],
     ) -> RolloutBatch:
-        model = push(self._server, self._directory, self._digest)
         prompts = prompts.select(torch.arange(len(seeds)) // samples_per_prompt)
         rows: dict[int, Ended] = {}
         tokens = 0
+        with Server(self._url) as server:
+            model = push(server, self._directory, self._digest)
 
-        def draw_row(i: int) -> Ended:
-            prompt = prompts.row(i).tolist()
-            parameters = sampling_parameters(sampling, stop_strings, seeds[i])
-            row = self._server.complete({"model": model, "prompt": prompt, **parameters})
-            return ended(row, sampling, should_stop, engine=str(self._server))
+            def draw_row(i: int) -> Ended:
+                parameters = sampling_parameters(sampling, stop_strings, seeds[i])
+                row = server.complete({"model": model, "prompt": prompts.row(i).tolist(), **parameters})
+                return ended(row, sampling, should_stop, engine=str(server))
 
-        pool = ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(seeds)))
-        try:
-            futures = {pool.submit(draw_row, i): i for i in range(len(seeds))}
-            for future in as_completed(futures):
-                row = rows[futures[future]] = future.result()
-                tokens += len(row.token_ids)
-                on_rows(len(rows), tokens)
-        finally:
-            # After an error nobody waits for the others.
-            pool.shutdown(wait=False, cancel_futures=True)
-            self._server.close()
+            with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(seeds))) as pool:
+                futures = {pool.submit(draw_row, i): i for i in range(len(seeds))}
+                try:
+                    for future in as_completed(futures):
+                        row = rows[futures[future]] = future.result()
+                        tokens += len(row.token_ids)
+                        on_rows(len(rows), tokens)
+                finally:
+                    # After an error, what was not asked yet is not asked any more.
+                    pool.shutdown(cancel_futures=True)
         return as_batch([rows[i] for i in range(len(seeds))], prompts)
 
 
@@ -99,11 +98,14 @@ class Server:
             trust_env=False,
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
     def __str__(self) -> str:
         return f"{FIELD}={self._url}"
-
-    def close(self) -> None:
-        self._client.close()
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """The server's answer, whatever it is, but for what may pass by itself."""
