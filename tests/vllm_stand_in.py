@@ -1,4 +1,4 @@
-"""A stand-in for a vLLM server: it speaks what is documented of the protocol, and samples from the checkpoint it is given."""
+"""A stand-in for a vLLM server: it speaks what is documented, and samples from the checkpoint that it is told to load."""
 
 import http.server
 import json
