@@ -113,7 +113,8 @@ def pg_loss(
     new_logprobs, logprobs, advantages = (
         torch.where(response_mask, x, 0.0) for x in (new_logprobs, logprobs, advantages)
     )
-    objective = _weighted(new_logprobs * advantages, weights, response_mask)
+    objective = new_logprobs * advantages
+    objective = _weighted(objective, weights, response_mask)
     loss = -aggregate_loss(objective, response_mask, num_tokens=num_tokens, num_responses=num_responses)
     with torch.no_grad():
         stats = _ratio_stats(new_logprobs, logprobs, response_mask, num_tokens)

@@ -351,6 +351,7 @@ REFUSALS = {
     "none of one": (answered(), "not the one choice"),
     "two of one": (answered(choice(), choice()), "not the one choice"),
     "no token ids": (answered(choice(token_ids=None)), r"answered no token ids of the response \("),
+    "true for an id": (answered(choice(token_ids=[True, 7])), "no token ids"),
     "texts for ids": (answered(choice(token_ids=["a", "b"])), "no token ids"),
     "no logprobs": (answered(choice(logprobs=None)), "answered no log-probabilities of the response's tokens"),
     "null logprobs": (answered(choice(token_logprobs=[None, -1.0])), "no log-probabilities"),
