@@ -63,6 +63,10 @@ OF_A_CRITIC_WITH_A_BODY = (
 """Settings that a critic on the policy's body, which learns in the policy's steps, does not read."""
 
 
+OF_OTHER_ENGINES = ("execution.engine_server", "ppo.importance_cap", "health.max_engine_difference")
+"""Settings that only a run with another sampling engine than the builtin one reads."""
+
+
 class ModelConfig(StageConfig):
     """The policy that training starts from; it stays the reference of all rounds."""
 
@@ -202,6 +206,7 @@ class RunConfig(StageConfig):
             raise ValueError(
                 "reward_model: no reward says model: trained, so nothing would use it; add one or leave it out"
             )
+        self._engine_agrees()
         if self.rollouts.shards > self.rollouts.prompts_per_iteration:
             raise ValueError(
                 f"rollouts.shards={self.rollouts.shards}: more than rollouts.prompts_per_iteration="
@@ -234,6 +239,23 @@ class RunConfig(StageConfig):
         if self.reward_model is not None and not any(source.from_round == 1 for source in self.data.preferences):
             raise ValueError("data.preferences: no source counts from round 1 on; give one from_round: 1")
         return self
+
+    def _engine_agrees(self) -> None:
+        rollouts, sampling = self.rollouts, self.rollouts.sampling
+        if rollouts.engine == "builtin":
+            for path in OF_OTHER_ENGINES:
+                section, name = path.split(".")
+                value = getattr(getattr(self, section), name)
+                if value != default_of(type(getattr(self, section)), name):
+                    raise ValueError(
+                        f"{path}={value}: rollouts.engine: builtin does not use it; leave it out, or say vllm"
+                    )
+        elif sampling.temperature != 1 and (sampling.top_p < 1 or sampling.top_k > 0):
+            raise ValueError(
+                f"rollouts.sampling.temperature={sampling.temperature}: rollouts.engine: {rollouts.engine} gives "
+                "log-probabilities before temperature, top_p and top_k, or after all three, and those after temperature "
+                "alone are needed; set it to 1, or leave top_p and top_k out"
+            )
 
     def needs_hub(self) -> bool:
         """Whether a model or data set is named that is no local directory."""

@@ -148,6 +148,7 @@ def evaluation_config(config: RunConfig) -> EvaluatePolicyConfig:
         samples_per_prompt=config.evaluation.samples_per_prompt,
         rewards=config.rewards,
         held_out_rewards=config.evaluation.held_out_rewards,
+        engine=config.rollouts.engine,
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,
         trust_remote_code=config.model.trust_remote_code,

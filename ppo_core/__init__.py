@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from ppo_core.kl import KLEstimator, exact_kl, kl_estimate, next_kl_coef
     from ppo_core.logprobs import entropy, gather_logprobs, linear_logprobs
-    from ppo_core.losses import aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
+    from ppo_core.losses import aggregate_loss, importance_weights, kl_loss, pg_loss, policy_loss, value_loss
     from ppo_core.masking import explained_variance, masked_mean, masked_whiten
     from ppo_core.preferences import expected_calibration_error, preference_loss, ranking_loss
     from ppo_core.randomness import derive_seed, row_uniforms
@@ -63,6 +63,7 @@ __all__ = [
     "gae",
     "gather_logprobs",
     "group_advantages",
+    "importance_weights",
     "kl_estimate",
     "kl_loss",
     "linear_logprobs",

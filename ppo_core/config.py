@@ -69,6 +69,10 @@ class PPOConfig:
     dual_clip: float | None = None
     """For negative advantages the objective does not fall below this many times the advantage; None does not bound."""
 
+    importance_cap: float = 2.0
+    """Where another engine than the trainer sampled, a token weighs exp(trainer's - engine's log-probability), but no more
+    than this; ``inf`` does not truncate."""
+
     kl_loss_coef: float = 0.0
     """Weight of a KL divergence from the reference in the policy's loss; 0 leaves it out."""
 
@@ -113,6 +117,10 @@ class PPOConfig:
             raise ConfigError(f"cliprange_value={self.cliprange_value} must be positive; None does not clip values")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"dual_clip={self.dual_clip} must be above 1, 3 is usual; None does not bound the loss")
+        if not self.importance_cap >= 1:
+            raise ConfigError(
+                f"importance_cap={self.importance_cap} must be at least 1, 2 is usual; inf does not truncate"
+            )
         if self.loss == "pg" and (self.cliprange != _default("cliprange") or self.dual_clip is not None):
             raise ConfigError("loss=pg has no ratio to clip; leave cliprange and dual_clip out, or take loss=ppo")
         for name in ("kl_loss_coef", "entropy_coef", "vf_coef"):

@@ -50,16 +50,18 @@ def policy_loss(
     num_tokens: int,
     num_responses: int | None = None,
     dual_clip: float | None = None,
+    weights: Float[Tensor, "*S"] | None = None,
 ) -> tuple[Float[Tensor, ""], Stats]:
     """PPO's clipped surrogate, to be minimised.
 
         ratio     = exp(new_logprobs - logprobs)
         objective = min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)
         objective = max(objective, dual_clip * A) where A < 0        only with dual_clip
-        loss      = -sum(objective) / num_tokens                     or as aggregate_loss says
+        loss      = -sum(weights * objective) / num_tokens           or as aggregate_loss says; weights 1 unless given
 
     Schulman et al. 2017, arXiv:1707.06347, eq. 7; two widths: Yu et al. 2025, arXiv:2503.14476; dual clip: Ye et al.
-    2020, arXiv:1912.09729, eq. 5. Statistics, without gradient:
+    2020, arXiv:1912.09729, eq. 5; for tokens of another sampler ``weights`` are those of ``importance_weights``.
+    Statistics, unweighted and without gradient:
 
     - ``clipfrac``: share of tokens whose objective the clip lowers (the dual clip does not count);
     - ``approx_kl`` (k3) and ``k1_kl``: estimates of KL(rollout policy || new policy), whose sampler drew the tokens;
@@ -79,6 +81,7 @@ def policy_loss(
     objective = torch.minimum(unclipped, clipped)
     if dual_clip is not None:
         objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    objective = _weighted(objective, weights, response_mask)
     loss = -aggregate_loss(objective, response_mask, num_tokens=num_tokens, num_responses=num_responses)
     with torch.no_grad():
         binds = (clipped < unclipped).to(loss.dtype)
@@ -97,22 +100,62 @@ def pg_loss(
     *,
     num_tokens: int,
     num_responses: int | None = None,
+    weights: Float[Tensor, "*S"] | None = None,
 ) -> tuple[Float[Tensor, ""], Stats]:
     """The policy gradient's loss, to be minimised: without a ratio it is right only for tokens of the policy itself.
 
-        loss = -sum(new_logprobs * A) / num_tokens        or as aggregate_loss says
+        loss = -sum(weights * new_logprobs * A) / num_tokens        or as aggregate_loss says; weights 1 unless given
 
     Williams 1992. ``logprobs`` are read for the statistics alone: those of ``policy_loss``, but for ``clipfrac``.
+    For tokens of another sampler ``weights`` are those of ``importance_weights``.
     """
     require_same_shape(response_mask=response_mask, new_logprobs=new_logprobs, logprobs=logprobs, advantages=advantages)
     new_logprobs, logprobs, advantages = (
         torch.where(response_mask, x, 0.0) for x in (new_logprobs, logprobs, advantages)
     )
     objective = new_logprobs * advantages
+    objective = _weighted(objective, weights, response_mask)
     loss = -aggregate_loss(objective, response_mask, num_tokens=num_tokens, num_responses=num_responses)
     with torch.no_grad():
         stats = _ratio_stats(new_logprobs, logprobs, response_mask, num_tokens)
     return loss, stats
+
+
+def importance_weights(
+    logprobs: Float[Tensor, "*S"],
+    sampling_logprobs: Float[Tensor, "*S"],
+    response_mask: Bool[Tensor, "*S"],
+    *,
+    cap: float,
+    num_tokens: int,
+) -> tuple[Float[Tensor, "*S"], Stats]:
+    """Weights of the policy's loss for tokens that were drawn by another engine than the one that trains.
+
+        weight = min(exp(logprobs - sampling_logprobs), cap)
+
+    An engine with the same weights but kernels of its own samples from a policy mu that is not quite the trainer's pi_old.
+    E_pi_old[f] = E_mu[pi_old / mu * f], and the ratio is truncated so that its variance stays bounded: Yao et al. 2025,
+    "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+
+        E_mu[ min(pi_old / mu, cap) * grad min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) ],    ratio = pi_new / pi_old
+
+    so that only the surrogate is weighted; the terms for KL, entropy and value are not. The result is data, without
+    gradient, and 1 outside the mask. Statistics: ``importance_mean``, the mean weight; ``importance_capped``, the share of
+    tokens whose weight the cap lowers.
+    """
+    require_same_shape(response_mask=response_mask, logprobs=logprobs, sampling_logprobs=sampling_logprobs)
+    if not cap >= 1:
+        raise ConfigError(f"cap={cap} must be at least 1, 2 is usual; inf does not truncate")
+    with torch.no_grad():
+        ratio = torch.where(response_mask, logprobs - sampling_logprobs, 0.0).exp()
+        weights = ratio.clamp(max=cap)
+        stats = {
+            "importance_mean": aggregate_loss(weights, response_mask, num_tokens=num_tokens),
+            "importance_capped": aggregate_loss(
+                (weights < ratio).to(ratio.dtype), response_mask, num_tokens=num_tokens
+            ),
+        }
+    return weights, stats
 
 
 def kl_loss(
@@ -167,6 +210,14 @@ def value_loss(
         binds = (worse_errors > errors).to(loss.dtype)
         stats = {"clipfrac": aggregate_loss(binds, response_mask, num_tokens=num_tokens)}
     return loss, stats
+
+
+def _weighted(objective: Tensor, weights: Tensor | None, response_mask: Tensor) -> Tensor:
+    """The terms of the tokens times their weights, which are data."""
+    if weights is None:
+        return objective
+    require_same_shape(response_mask=response_mask, weights=weights)
+    return torch.where(response_mask, weights.detach(), 1.0) * objective
 
 
 def _ratio_stats(new_logprobs: Tensor, logprobs: Tensor, response_mask: Tensor, num_tokens: int) -> Stats:

@@ -18,7 +18,15 @@ from ppo_core.forward import (
 )
 from ppo_core.kl import exact_kl
 from ppo_core.logprobs import entropy, gather_logprobs
-from ppo_core.losses import Stats, aggregate_loss, kl_loss, pg_loss, policy_loss, value_loss
+from ppo_core.losses import (
+    Stats,
+    aggregate_loss,
+    importance_weights,
+    kl_loss,
+    pg_loss,
+    policy_loss,
+    value_loss,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +68,11 @@ def policy_objective(
         tokens = token_logprobs(policy, padded, temperature=temperature, with_entropy=True)
     new_logprobs, entropies = (spread(x, mask) for x in tokens)
 
+    weights, weight_stats = None, Stats()
+    if "sampling_logprobs" in columns:
+        weights, weight_stats = importance_weights(
+            columns["logprobs"], columns["sampling_logprobs"], mask, cap=config.importance_cap, num_tokens=num_tokens
+        )
     given = (new_logprobs, columns["logprobs"], columns["advantages"], mask)
     if config.loss == "ppo":
         loss, stats = policy_loss(
@@ -68,9 +81,11 @@ def policy_objective(
             dual_clip=config.dual_clip,
             num_tokens=num_tokens,
             num_responses=num_responses,
+            weights=weights,
         )
     else:
-        loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses)
+        loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses, weights=weights)
+    stats |= weight_stats
     stats["policy_loss"] = loss.detach()
     stats["entropy"] = aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)
     if config.entropy_coef > 0:

@@ -51,6 +51,10 @@ class UpdateStats:
     ratio_mean: float | None = None
     first_minibatch_ratio_deviation: float | None = None
     """Largest |ratio - 1| before the first step, when policy and rollout policy have the same weights."""
+    importance_mean: float | None = None
+    """Mean weight of the tokens in the surrogate, where another engine than the trainer sampled them."""
+    importance_capped: float | None = None
+    """Share of tokens whose weight is cut down to ``importance_cap``."""
     grad_norm: float | None = None
     """Norm of the policy's gradient before it was scaled down."""
     policy_epochs: int = 0
@@ -102,7 +106,8 @@ def ppo_update(
 
     Schulman et al. 2017, arXiv:1707.06347, algorithm 1, with a critic of its own. The policy needs the token columns
     logprobs and advantages, for a KL loss by an estimator ref_logprobs too; the critic values and returns. An exact KL
-    loss needs the ``reference`` model itself. Each epoch visits the rows in an order that is a function of ``seed`` and
+    loss needs the ``reference`` model itself. A column sampling_logprobs, of tokens that another engine drew, corrects the
+    surrogate as ``importance_weights`` says. Each epoch visits the rows in an order that is a function of ``seed`` and
     the epoch. The models stay in train or eval mode as they are given; dropout must be off. ``temperature`` is the one
     that the logprobs were stored at.
 
@@ -254,7 +259,8 @@ def _mean(values: list[float]) -> float:
 def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
     found: dict[str, Any] = {}
     if (policy := learners.get("policy")) is not None:
-        names = ("policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm")
+        names = ["policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm"]
+        names += ["importance_mean", "importance_capped"]
         found |= {name: policy.mean(name) for name in names}
         found["first_minibatch_ratio_deviation"] = policy.minibatches[0]["ratio_max_deviation"]
         found["policy_epochs"] = policy.epochs

@@ -15,6 +15,7 @@ __all__ = [
     "ModelError",
     "RewardError",
     "RunError",
+    "ServerError",
     "TransientError",
     "UnhealthyError",
     "UserError",
@@ -36,6 +37,10 @@ class RewardError(UserError):
 
 class RunError(UserError):
     """A run's directory is missing, damaged, or in use by another process."""
+
+
+class ServerError(UserError):
+    """A server that the configuration names refuses what it is asked, or answers something else."""
 
 
 class UnhealthyError(Exception):

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ppo_core.config import SamplingConfig
 from tasks.rewards import Rewards
+from tasks.samplers import SamplingEngine
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
@@ -27,6 +28,7 @@ class EvaluatePolicyConfig(StageConfig):
     samples_per_prompt: int
     rewards: Rewards
     held_out_rewards: Rewards
+    engine: SamplingEngine = "builtin"
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
     trust_remote_code: bool = False
@@ -47,7 +49,7 @@ def evaluate_policy(
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
     from ppo_core import Ragged
     from tasks.learners import Learners
-    from tasks.responses import Sampler, rollout_batch
+    from tasks.responses import Sampler, engine_differences, rollout_batch
     from tasks.schemas import concatenate, evaluation, with_columns
     from tasks.scoring import score_rows, weighted_sum
     from tasks.store import read_dataset, write_dataset
@@ -58,7 +60,7 @@ def evaluate_policy(
     learners = Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code)
     tables: dict[str, Table] = {}
     for number, (name, model) in enumerate({"policy": policy, "reference": reference}.items()):
-        sampler = Sampler(context, model, learners)
+        sampler = Sampler(context, model, learners, engine=config.engine)
         table = sampler.sample(
             prompts,
             samples_per_prompt=config.samples_per_prompt,
@@ -69,6 +71,7 @@ def evaluate_policy(
                 before + rows, 2 * num_rows, tokens=tokens
             ),
         )
+        engine_differences(table, context)
         batch = rollout_batch(table)
         ref_logprobs = sampler.logprobs(learners.policy(reference), batch, temperature=config.sampling.temperature)
         scores = score_rows(context, table, components, policy=policy, reward_model=reward_model, external=external)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
+from tasks.samplers import SamplingEngine
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
@@ -19,6 +20,9 @@ class RolloutsConfig(StageConfig):
     samples_per_prompt: int = Field(1, gt=0)
     shards: int = Field(1, gt=0)
     """Parts that are generated, scored and retried on their own; the rows are the same however many there are."""
+    engine: SamplingEngine = "builtin"
+    """What samples: the trainer itself, or vLLM, in process or as the server of ``execution.engine_server``. The update
+    corrects for how another engine's log-probabilities differ from the trainer's."""
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
     """A response also ends where one of these appears."""
@@ -34,12 +38,12 @@ def generate_rollouts(
 ) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
     from tasks.learners import Learners
-    from tasks.responses import Sampler, rollout_batch
+    from tasks.responses import Sampler, engine_differences, rollout_batch
     from tasks.store import read_dataset, write_dataset
 
     prompts = shard_of(prompts_of_iteration(read_dataset(data.directory / "prompts"), config, context), config, context)
     learners = Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code)
-    sampler = Sampler(context, policy, learners)
+    sampler = Sampler(context, policy, learners, engine=config.engine)
     num_rows = prompts.num_rows * config.samples_per_prompt
     rollouts = sampler.sample(
         prompts,
@@ -49,6 +53,7 @@ def generate_rollouts(
         seed_of=lambda prompt_id, index: context.seed("rollout", prompt_id, index),
         on_rows=lambda rows, tokens: context.progress(rows, num_rows, tokens=tokens),
     )
+    differences = engine_differences(rollouts, context)
     write_dataset(context.output / "rollouts", rollouts)
     batch = rollout_batch(rollouts)
     return StageOutput(
@@ -56,6 +61,7 @@ def generate_rollouts(
         metrics={
             "rollouts/response_length": float(batch.responses.lengths.double().mean()),
             "rollouts/length_cut_share": float((~batch.stopped).double().mean()),
+            **differences,
         },
     )
 

@@ -69,6 +69,15 @@ class Learners:
         adapter = self._saved_adapter(ref, POLICY)
         return self._shared_base(adapter.shape).policy(adapter)
 
+    def write_policy(self, ref: Ref, directory: Path) -> None:
+        """A policy as its checkpoint has it, also where the checkpoint's own files were not kept."""
+        if self.lora_base is None:
+            self.policy(ref).save_pretrained(str(directory))
+        else:
+            from tasks.adapters import write_adapter
+
+            write_adapter(POLICY, self._saved_adapter(ref, POLICY), directory)
+
     def critic(self, ref: Ref) -> nn.Module:
         """A critic that nobody changes. Before the first update, the one that this will start from."""
         if self.shared_trunk:

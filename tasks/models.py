@@ -260,6 +260,7 @@ class ResidentModels:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._shared: dict[str, Any] = {}
         self._recover: Callable[[Ref], None] = lambda _: None
 
     def get(self, ref: Ref, part: str, load: Callable[[], M]) -> M:
@@ -290,8 +291,18 @@ class ResidentModels:
         while len(self._kept) > MAX_RESIDENT:
             self._kept.popitem(last=False)
 
+    def shared(self, name: str, make: Callable[[], M], *, renew: Callable[[M], None]) -> M:
+        """What serves one checkpoint after another, such as an engine that is given new weights: made once, then renewed."""
+        if name in self._shared:
+            found: M = self._shared[name]
+            renew(found)
+            return found
+        self._shared[name] = made = make()
+        return made
+
     def clear(self) -> None:
         """Forget all: after an error, a model may be half changed."""
         self._kept.clear()
+        self._shared.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,7 +1,10 @@
 """Responses of a policy to prompts: sampling as the stages that sample share it, and their rows as Arrow tables."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ppo_core import (
-    AS_FEW_AS_POSSIBLE,
     InPrecision,
     PaddedBatch,
     Ragged,
@@ -17,13 +19,12 @@ from ppo_core import (
     SamplingConfig,
     exact_kl,
     forward_groups,
-    micro_batches,
     response_and_final_values,
-    sample,
     token_logits,
     token_logprobs,
 )
-from tasks.errors import ModelError
+from tasks.errors import ModelError, ServerError
+from tasks.health import Gates
 from tasks.learners import Learners
 from tasks.models import (
     POLICY,
@@ -31,16 +32,23 @@ from tasks.models import (
     part_directory,
     pick_dtype,
 )
-from tasks.schemas import ROLLOUTS, Table, ragged_column, with_columns
+from tasks.samplers import SamplingEngine, TokenSampler
+from tasks.samplers.builtin import BuiltinSampler
+from tasks.schemas import SAMPLING_LOGPROBS, Table, ragged_column, with_columns
+from tasks.schemas import rollouts as rollouts_schema
 from tasks.stage import StageContext
 from tasks.store import Ref
-from tasks.text import decode_response, load_tokenizer, stop_checker
+from tasks.text import copy_tokenizer, decode_response, load_tokenizer, stop_checker
+
+_ROWS_TO_COMPARE = 8
 
 
 class Sampler:
-    """A policy with its tokenizer, ready to sample."""
+    """A policy with its tokenizer, ready to sample by an engine; the trainer's own copy of it says the log-probabilities."""
 
-    def __init__(self, context: StageContext, policy: Ref, learners: Learners) -> None:
+    def __init__(
+        self, context: StageContext, policy: Ref, learners: Learners, *, engine: SamplingEngine = "builtin"
+    ) -> None:
         self._context = context
         self.device = learners.device
         self.dtype = pick_dtype(context.execution, self.device)
@@ -49,6 +57,9 @@ class Sampler:
         )
         self.policy = learners.policy(policy)
         self.policy_version = policy.digest
+        self._ref = policy
+        self._learners = learners
+        self._engine = engine
 
     def sample(
         self,
@@ -72,37 +83,20 @@ class Sampler:
         seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
         prompt_tokens = ragged_column(prompts, "prompt_token_ids", torch.int64)
         check_context(self.policy, prompt_tokens, sampling, prompts.column("prompt_id").to_pylist())
-        should_stop = stop_checker(self.tokenizer, stop_strings)
-        batches: list[RolloutBatch] = []
-        order: list[torch.Tensor] = []
-        done = tokens = 0
-
-        def on_tokens(new: int) -> None:
-            nonlocal tokens
-            tokens += new
-            on_rows(done, tokens)
-
-        for chosen, samples in sampling_groups(
-            prompt_tokens.lengths + sampling.max_new_tokens,
-            samples_per_prompt,
-            self._context.execution.micro_batch_tokens,
-        ):
-            of_group = (chosen[:, None] * samples_per_prompt + torch.tensor(samples)).flatten()
-            batch = sample(
-                InPrecision(self.policy, self.dtype),
-                prompt_tokens.select(chosen),
+        with self._opened_engine() as engine:
+            batch = engine.draw(
+                prompt_tokens,
+                samples_per_prompt=samples_per_prompt,
                 sampling=sampling,
-                seeds=[seeds[i] for i in of_group.tolist()],
-                samples_per_prompt=len(samples),
-                should_stop=should_stop,
-                on_tokens=on_tokens,
+                stop_strings=stop_strings,
+                should_stop=stop_checker(self.tokenizer, stop_strings),
+                seeds=seeds,
+                on_rows=on_rows,
             )
-            batches.append(batch)
-            order.append(of_group)
-            done += len(batch)
-            on_rows(done, tokens)
-        batch = RolloutBatch.concatenate(batches).select(torch.argsort(torch.cat(order)))
-        if self.dtype != torch.float32:
+        is_foreign = self._engine != "builtin"
+        if is_foreign:
+            batch = self._with_both_logprobs(batch, sampling.temperature)
+        elif self.dtype != torch.float32:
             batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
         responses = [
             decode_response(self.tokenizer, batch.responses.row(i).tolist()) for i in range(len(batch.responses))
@@ -115,9 +109,64 @@ class Sampler:
             "response": responses,
             "response_token_ids": batch.responses,
             "finish_reason": ["stop" if stopped else "length" for stopped in batch.stopped.tolist()],
-            "logprobs": batch.column("logprobs"),
+            **{name: batch.column(name) for name in batch.token_columns},
         }
-        return with_columns(rows, columns, ROLLOUTS)
+        return with_columns(rows, columns, rollouts_schema(has_sampling_logprobs=is_foreign))
+
+    @contextmanager
+    def _opened_engine(self) -> Iterator[TokenSampler]:
+        execution, digest = self._context.execution, self.policy_version
+        if self._engine == "builtin":
+            yield BuiltinSampler(InPrecision(self.policy, self.dtype), token_budget=execution.micro_batch_tokens)
+            return
+        with self._weights_on_disk() as directory:
+            if execution.engine_server is not None:
+                from tasks.samplers.vllm_server import VLLMServer
+
+                yield VLLMServer(execution.engine_server, directory, digest)
+            else:
+                from tasks.samplers.vllm_in_process import InProcessVLLM
+
+                base = self._learners.lora_base
+                yield InProcessVLLM(
+                    self._context.models,
+                    directory,
+                    digest,
+                    lora_base=None if base is None else part_directory(base, POLICY),
+                    dtype=self.dtype,
+                    trust_remote_code=self._learners.trust_remote_code,
+                )
+
+    @contextmanager
+    def _weights_on_disk(self) -> Iterator[Path]:
+        """The policy's directory; a copy for a while where its weights were not kept, since other engines read files."""
+        directory = part_directory(self._ref, POLICY)
+        if any(directory.glob("*.safetensors")):
+            yield directory
+            return
+        copy = self._context.output.parent / f"policy-{self.policy_version}"
+        try:
+            self._learners.write_policy(self._ref, copy)
+            copy_tokenizer(directory, copy)
+            yield copy
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def _with_both_logprobs(self, batch: RolloutBatch, temperature: float) -> RolloutBatch:
+        """The engine's log-probabilities as ``sampling_logprobs``, the trainer's as ``logprobs``."""
+        engines = batch.token_columns["logprobs"]
+        ours = self.logprobs(self.policy, batch, temperature=temperature)
+        if temperature != 1:
+            # vLLM's are those before temperature unless it is told otherwise, and nothing in its answer says which.
+            few = batch.select(torch.arange(min(len(batch), _ROWS_TO_COMPARE)))
+            untempered = self.logprobs(self.policy, few, temperature=1.0)
+            engines_few, ours_few = (x[: len(untempered)] for x in (engines, ours))
+            if (engines_few - untempered).abs().mean() < (engines_few - ours_few).abs().mean() / 2:
+                raise ServerError(
+                    f"rollouts.sampling.temperature={temperature}: the engine gives log-probabilities before temperature; "
+                    "start the server with --logprobs-mode processed_logprobs"
+                )
+        return batch.with_columns(logprobs=ours, **{SAMPLING_LOGPROBS: engines})
 
     def logprobs(self, model: PreTrainedModel, batch: RolloutBatch, *, temperature: float) -> torch.Tensor:
         """(N,) log-probabilities of the responses under a model, one forward pass as in training.
@@ -135,14 +184,28 @@ class Sampler:
         )
 
 
-def sampling_groups(
-    lengths: torch.Tensor, samples_per_prompt: int, token_budget: int
-) -> list[tuple[torch.Tensor, range]]:
-    """Prompts of like length and the samples of each to draw together: all, unless those of one prompt exceed the budget."""
-    together = max(1, min(samples_per_prompt, token_budget // int(lengths.max())))
-    groups = micro_batches(lengths * together, token_budget, group_cost=AS_FEW_AS_POSSIBLE)
-    parts = [range(i, min(i + together, samples_per_prompt)) for i in range(0, samples_per_prompt, together)]
-    return [(group, samples) for group in groups for samples in parts]
+def engine_differences(rollouts: Table, context: StageContext) -> dict[str, float]:
+    """How far the log-probabilities of the engine that sampled lie from the trainer's; nothing where that is the trainer.
+
+    Refuses what cannot come from the same weights.
+    """
+    if SAMPLING_LOGPROBS not in rollouts.column_names:
+        return {}
+    ours, engines = (ragged_column(rollouts, name, torch.float64).values for name in ("logprobs", SAMPLING_LOGPROBS))
+    difference = (ours - engines).abs()
+    gates = Gates(context)
+    gates.at_most(
+        "max_engine_difference",
+        float(difference.mean()),
+        context.health.max_engine_difference,
+        what="the difference between the engine's log-probabilities and the trainer's, in nats a token,",
+        advice="the engine samples from another model: look at what the server serves, and whether others use it",
+    )
+    return {
+        "rollouts/engine_logprob_difference": float(difference.mean()),
+        "rollouts/engine_logprob_max_difference": float(difference.max()),
+        "health/warnings": float(len(gates.warnings)),
+    }
 
 
 @torch.inference_mode()

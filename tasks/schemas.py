@@ -26,6 +26,9 @@ HELD_OUT = "held_out_"
 TOKEN_IDS = pa.list_(pa.int32())
 PER_TOKEN = pa.list_(pa.float32())
 
+# Log-probabilities of the engine that sampled, where that is not the trainer; ``logprobs`` are the trainer's.
+SAMPLING_LOGPROBS = "sampling_logprobs"
+
 # Conversations are kept as JSON beside their rendered text, for a reward model that has a chat template of its own.
 PROMPT_TEXT = [("prompt", pa.string()), ("messages", pa.string())]
 
@@ -65,14 +68,21 @@ ROLLOUTS = pa.schema(
 )
 
 
-def scored(components: list[str], *, has_exact_kl: bool, has_values: bool) -> pa.Schema:
+def rollouts(*, has_sampling_logprobs: bool) -> pa.Schema:
+    """Rollouts as the engine leaves them."""
+    return pa.schema([*ROLLOUTS, *([(SAMPLING_LOGPROBS, PER_TOKEN)] if has_sampling_logprobs else [])])
+
+
+def scored(
+    components: list[str], *, has_exact_kl: bool, has_values: bool, has_sampling_logprobs: bool = False
+) -> pa.Schema:
     """Rollouts with their scores: ``score`` is the weighted sum of the ``score_<component>`` columns.
 
     ``final_value`` is the critic after the last token.
     """
     return pa.schema(
         [
-            *ROLLOUTS,
+            *rollouts(has_sampling_logprobs=has_sampling_logprobs),
             ("score", pa.float32()),
             *((f"score_{name}", pa.float32()) for name in components),
             ("ref_logprobs", PER_TOKEN),

@@ -38,7 +38,7 @@ def score_rollouts(
     from tasks.learners import Learners
     from tasks.models import pick_dtype
     from tasks.responses import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
-    from tasks.schemas import ROLLOUTS, require_columns, scored, with_columns
+    from tasks.schemas import ROLLOUTS, SAMPLING_LOGPROBS, require_columns, scored, with_columns
     from tasks.scoring import score_rows, weighted_sum
     from tasks.store import read_dataset, write_dataset
 
@@ -78,7 +78,12 @@ def score_rollouts(
     if critic is not None:
         values, final_values = batch_values(learners.critic(critic), batch, **settings)
         added |= {"values": Ragged(values, offsets), "final_value": final_values.tolist()}
-    schema = scored(list(scores), has_exact_kl=config.exact_kl, has_values=critic is not None)
+    schema = scored(
+        list(scores),
+        has_exact_kl=config.exact_kl,
+        has_values=critic is not None,
+        has_sampling_logprobs=SAMPLING_LOGPROBS in table.column_names,
+    )
     write_dataset(context.output / "rollouts", with_columns(table, added, schema))
     context.progress(passes * table.num_rows, passes * table.num_rows)
     mean = {name: sum(own) / len(own) for name, own in scores.items()}

@@ -96,6 +96,11 @@ def serve_from(home: Path) -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def engine_api_key() -> str | None:
+    """The key that the server in ``execution.engine_server`` wants, if it wants one."""
+    return os.environ.get("ROUNDS_ENGINE_API_KEY")
+
+
 def mlflow_tracking_uri() -> str | None:
     """The user's own MLflow server, if one is named."""
     return os.environ.get("MLFLOW_TRACKING_URI")

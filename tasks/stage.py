@@ -5,6 +5,7 @@ nothing else of the run. ``execute`` gives it a scratch directory, commits what 
 """
 
 import importlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.errors import DamagedError
 from tasks.store import (
@@ -53,6 +54,9 @@ class HealthConfig(StageConfig):
     max_ratio_deviation: float | None = Field(None, gt=0)
     """Of ``|ratio - 1|`` in an update's first minibatch, where sampling and training must agree; null is 0.01 for float32
     and 0.5 for bfloat16 forward passes."""
+    max_engine_difference: float = Field(0.5, gt=0)
+    """Nats a token between the log-probabilities of the engine that sampled and the trainer's, mean over a shard; more, and
+    the engine samples from another model."""
     max_approx_kl: float = Field(10.0, gt=0)
     """Nats a token between the policy that sampled and the one in training, mean over a minibatch."""
     max_kl: float = Field(20.0, gt=0)
@@ -61,7 +65,9 @@ class HealthConfig(StageConfig):
     """Nats of the next-token distribution, mean over a minibatch."""
 
 
-NO_LIMITS = HealthConfig(max_ratio_deviation=inf, max_approx_kl=inf, max_kl=inf, min_entropy=0.0)
+NO_LIMITS = HealthConfig(
+    max_ratio_deviation=inf, max_engine_difference=inf, max_approx_kl=inf, max_kl=inf, min_entropy=0.0
+)
 """For what was committed once: the limits let it pass then, or were told to."""
 
 
@@ -76,10 +82,23 @@ class ExecutionConfig(StageConfig):
     """Keep each layer's input alone for the backward pass, which computes the layer again: less memory, more time."""
     micro_batch_tokens: int = Field(16384, gt=0)
     """Padded tokens in one forward and backward pass: lower it when memory runs out, results do not change."""
+    engine_server: str | None = None
+    """Address of the server that ``rollouts.engine: vllm`` samples by, as http://host:8000; null runs vLLM in this process.
+    It must see the run's directory. Its key, if it wants one, is ``ROUNDS_ENGINE_API_KEY``."""
     stage_timeout_s: float | None = Field(None, gt=0)
     """A stage that reports no progress for so long is taken for hung, killed and retried."""
     retries: int = Field(3, ge=0, le=10)
     """Further attempts after a transient error."""
+
+    @field_validator("engine_server")
+    @classmethod
+    def _is_an_address(cls, address: str | None) -> str | None:
+        # A run's configuration is written down and shown, so no password belongs there.
+        if address is not None and not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", address):
+            raise ValueError(
+                f"{address!r} is no address like http://host:8000, without user, password and query; correct it"
+            )
+        return address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

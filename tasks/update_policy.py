@@ -88,6 +88,7 @@ def update_policy(
     from tasks.loop_state import STATE_FILE
     from tasks.models import CRITIC, POLICY, part_directory, pick_dtype
     from tasks.responses import rollout_batch
+    from tasks.schemas import SAMPLING_LOGPROBS
     from tasks.store import read_dataset
     from tasks.text import copy_tokenizer
 
@@ -105,7 +106,9 @@ def update_policy(
     optimizers = restored_optimizers(context, config, policy, critic, actor, valuer)
     reference_model = learners.policy(reference) if reference is not None else None
 
-    batch = rollout_batch(table, *columns_for(config, has_critic=critic is not None))
+    columns = columns_for(config, has_critic=critic is not None)
+    columns += [SAMPLING_LOGPROBS] if SAMPLING_LOGPROBS in table.column_names else []
+    batch = rollout_batch(table, *columns)
     critic_epochs = 0 if critic is None or config.shared_trunk else config.ppo.critic_epochs or config.ppo.epochs
     total = len(batch.responses.values) * (config.ppo.epochs * config.train_policy + critic_epochs)
     done = 0

@@ -29,6 +29,28 @@ Table = list[tuple[str, str, list[tuple[str, str]]]]
 PPO_CORE: Table = [
     (
         "ppo_core/losses.py",
+        "tests/ppo_core/test_importance.py",
+        [
+            ("torch.where(response_mask, logprobs - sampling_logprobs, 0.0)", "logprobs - sampling_logprobs"),
+            ("logprobs - sampling_logprobs, 0.0)", "sampling_logprobs - logprobs, 0.0)"),
+            ("ratio.clamp(max=cap)", "ratio.clamp(min=1, max=cap)"),
+            ("ratio.clamp(max=cap)", "ratio"),
+            ("(weights < ratio)", "(weights <= ratio)"),
+            ("torch.where(response_mask, weights.detach(), 1.0) * objective", "objective"),
+            ("if not cap >= 1:", "if not cap > 0:"),
+        ],
+    ),
+    (
+        "ppo_core/update.py",
+        "tests/ppo_core/test_importance.py",
+        [
+            ("cap=config.importance_cap", "cap=2.0"),
+            ("            weights=weights,\n        )\n    else:", "        )\n    else:"),
+            ("num_responses=num_responses, weights=weights)", "num_responses=num_responses)"),
+        ],
+    ),
+    (
+        "ppo_core/losses.py",
         "tests/ppo_core/test_losses.py",
         [
             # aggregate_loss
@@ -49,7 +71,12 @@ PPO_CORE: Table = [
             ("ratio.clamp(1 - low, 1 + high)", "ratio.clamp(max=1 + high)"),
             ("torch.where(advantages < 0, torch.maximum(", "torch.where(advantages > 0, torch.maximum("),
             ("torch.maximum(objective, dual_clip", "torch.minimum(objective, dual_clip"),
-            (", objective)\n    loss = -aggregate_loss(", ", objective)\n    loss = aggregate_loss("),
+            (
+                "loss = -aggregate_loss(objective, response_mask, num_tokens=num_tokens, num_responses=num_responses)\n"
+                "    with torch.no_grad():\n        binds",
+                "loss = aggregate_loss(objective, response_mask, num_tokens=num_tokens, num_responses=num_responses)\n"
+                "    with torch.no_grad():\n        binds",
+            ),
             ("(clipped < unclipped)", "(clipped != unclipped)"),
             ("not dual_clip > 1:", "not dual_clip > 0:"),
             (
@@ -68,7 +95,12 @@ PPO_CORE: Table = [
             ("deviations.abs().max()", "deviations.max()"),
             # pg_loss
             ("objective = new_logprobs * advantages", "objective = (new_logprobs - logprobs).exp() * advantages"),
-            ("* advantages\n    loss = -aggregate_loss(", "* advantages\n    loss = aggregate_loss("),
+            (
+                "loss = -aggregate_loss(objective, response_mask, num_tokens=num_tokens, num_responses=num_responses)\n"
+                "    with torch.no_grad():\n        stats",
+                "loss = aggregate_loss(objective, response_mask, num_tokens=num_tokens, num_responses=num_responses)\n"
+                "    with torch.no_grad():\n        stats",
+            ),
             (
                 "torch.where(response_mask, x, 0.0) for x in (new_logprobs, logprobs, advantages)\n    )\n    objective",
                 "x for x in (new_logprobs, logprobs, advantages)\n    )\n    objective",
@@ -581,8 +613,8 @@ PPO_CORE: Table = [
             ("            cliprange=config.cliprange,", "            cliprange=0.2,"),
             ('if config.loss == "ppo":', 'if config.loss == "pg":'),
             (
-                "pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses)",
-                "pg_loss(*given, num_tokens=num_tokens)",
+                "pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses, weights=weights)",
+                "pg_loss(*given, num_tokens=num_tokens, weights=weights)",
             ),
             (
                 'columns["logprobs"], columns["advantages"], mask)',
@@ -703,6 +735,39 @@ PPO_CORE: Table = [
 # Changes to tasks/, noticed by tests/tasks/: entries as above.
 # ---------------------------------------------------------------------------------------------------------------------
 TASKS: Table = [
+    (
+        "tasks/samplers/vllm_rows.py",
+        "tests/tasks/test_samplers.py",
+        [
+            ("Ended(row.token_ids[:length], row.logprobs[:length], True)", "Ended(row.token_ids, row.logprobs, True)"),
+            ('"ignore_eos": True', '"ignore_eos": False'),
+            ('row.finish_reason == "stop")', "False)"),
+            ('if row.finish_reason == "length" and', "if False and"),
+        ],
+    ),
+    (
+        "tasks/samplers/vllm_server.py",
+        "tests/tasks/test_samplers.py",
+        [
+            ("stop_strings, seeds[i])", "stop_strings, seeds[0])"),
+            ("rows[i] for i in range(len(seeds))", "rows[i] for i in rows"),
+            ("trust_env=False", "trust_env=True"),
+            (" and not isinstance(x, bool)", ""),
+            ("if response.status_code >= 500 or", "if"),
+            ('    server.need("POST", "/reset_prefix_cache", advice="start it with VLLM_SERVER_DEV_MODE=1")\n', ""),
+            ("if other.startswith(_ADAPTER_PREFIX):", "if True:"),
+            ('served[0].get("root") and Path(served[0]["root"]).resolve() == directory', "True"),
+        ],
+    ),
+    (
+        "tasks/responses.py",
+        "tests/tasks/test_samplers.py",
+        [
+            ("if temperature != 1:", "if False:"),
+            ("logprobs=ours, **{SAMPLING_LOGPROBS: engines}", "logprobs=engines, **{SAMPLING_LOGPROBS: ours}"),
+            ("shutil.rmtree(copy, ignore_errors=True)", "pass"),
+        ],
+    ),
     (
         "tasks/compute_advantages.py",
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",

@@ -97,7 +97,7 @@ def test_the_configuration_cannot_be_changed():
         (
             "rollouts.trust_remote_code=true",
             "rollouts.trust_remote_code: unknown key; "
-            "known are prompts_per_iteration, samples_per_prompt, shards, sampling, stop_strings",
+            "known are prompts_per_iteration, samples_per_prompt, shards, engine, sampling, stop_strings",
         ),
         # A misspelt key is why another is missing.
         (
@@ -284,6 +284,27 @@ GROUPED = "rollouts.samples_per_prompt=4"
         (["ppo.target_kl=0"], "ppo: target_kl=0.0 must be positive"),
         (["optimizers.critic_warmup=2"], "optimizers.critic_warmup=2: the first round has 2 iterations, so it would"),
         (["reward_model.centering=-1"], "reward_model.centering=-1: input should be greater than or equal to 0"),
+        (["rollouts.engine=sglang"], "rollouts.engine='sglang': input should be 'builtin' or 'vllm'"),
+        *(
+            ([setting], f"{setting}: rollouts.engine: builtin does not use it; leave it out, or say vllm")
+            for setting in (
+                "execution.engine_server=http://host:8000",
+                "ppo.importance_cap=5.0",
+                "health.max_engine_difference=0.1",
+            )
+        ),
+        (["rollouts.engine=vllm", "ppo.importance_cap=0.5"], "ppo: importance_cap=0.5 must be at least 1, 2 is usual"),
+        (
+            ["rollouts.engine=vllm", "execution.engine_server=host:8000"],
+            "execution.engine_server: 'host:8000' is no address like http://host:8000, without user, password and query",
+        ),
+        *(
+            (
+                ["rollouts.engine=vllm", "rollouts.sampling.temperature=0.7", setting],
+                "rollouts.sampling.temperature=0.7: rollouts.engine: vllm gives log-probabilities before temperature, ",
+            )
+            for setting in ("rollouts.sampling.top_p=0.9", "rollouts.sampling.top_k=5")
+        ),
         (["health.action=ignore"], "health.action='ignore': input should be 'stop' or 'warn'"),
         (["health.max_kl=0"], "health.max_kl=0: input should be greater than 0"),
         (
@@ -310,6 +331,9 @@ def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, mess
         ["model.lora={rank: 8}", "model.critic=policy", "optimizers.critic_warmup=1"],
         ["model.shared_trunk=true", "ppo.vf_coef=0.5", "ppo.kl_loss_coef=0.1"],
         ["model.lora={}", "algorithm=grpo", GROUPED],
+        ["rollouts.engine=vllm", "rollouts.sampling.temperature=0.7", "health.max_engine_difference=.inf"],
+        ["rollouts.engine=vllm", "rollouts.sampling.top_p=0.9", "rollouts.sampling.top_k=5", "ppo.importance_cap=.inf"],
+        ["rollouts.engine=vllm", "execution.engine_server=https://host:8000/v1"],
     ],
 )
 def test_what_belongs_together_is_taken(overrides):

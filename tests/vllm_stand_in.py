@@ -1,0 +1,138 @@
+"""A stand-in for a vLLM server: it speaks what is documented, and samples from the checkpoint that it is told to load."""
+
+import http.server
+import json
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+class VLLMStandIn:
+    """What the server knows and may do, and what it was asked. ``answers`` takes the place of its own, by path, in turn."""
+
+    def __init__(self, directory, **settings):
+        self.root = directory and str(directory)
+        self.is_vllm = self.dev_mode = self.lora = True
+        self.logprobs_mode = "raw_logprobs"
+        self.bias = 0.0
+        self.overrun = 0
+        self.adapters = {}
+        self.answers = {}
+        self.key = None
+        self.is_stuck = False
+        vars(self).update(settings)
+        self.asked = []
+        self.lock = threading.Lock()
+        if directory:
+            self.load(directory)
+
+    def load(self, directory):
+        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(directory)
+
+    def bodies(self, path):
+        return [body for asked, body, _ in self.asked if asked == path]
+
+    def paths(self):
+        return [path for path, _, _ in self.asked]
+
+    def answer(self, path, body, headers):
+        with self.lock:
+            self.asked.append((path, body, headers))
+            if self.answers.get(path):
+                return self.answers[path].pop(0)
+        if self.key and headers.get("authorization") != f"Bearer {self.key}":
+            return 401, {"error": "Unauthorized"}
+        if path == "/v1/completions":
+            return self.complete(body)
+        routes = {"/v1/models": self.models}
+        if self.is_vllm:
+            routes["/version"] = lambda body: (200, {"version": "0.19.0"})
+        if self.dev_mode:
+            routes |= {"/collective_rpc": self.collective_rpc, "/reset_prefix_cache": lambda body: (200, "")}
+        if self.lora:
+            routes |= {"/v1/load_lora_adapter": self.load_adapter, "/v1/unload_lora_adapter": self.unload_adapter}
+        return routes[path](body) if path in routes else (404, {"detail": "Not Found"})
+
+    def models(self, body):
+        base = {"id": "base", "object": "model", "root": self.root, "parent": None}
+        adapters = [{"id": name, "root": path, "parent": "base"} for name, path in self.adapters.items()]
+        return 200, {"object": "list", "data": [base, *adapters]}
+
+    def collective_rpc(self, body):
+        assert body["method"] == "reload_weights"
+        if not self.is_stuck:
+            self.load(body["kwargs"]["weights_path"])
+        return 200, {"results": [None]}
+
+    def load_adapter(self, body):
+        if not Path(body["lora_path"]).exists():
+            return 404, {"error": {"message": f"No adapter found for {body['lora_path']}", "type": "NotFoundError"}}
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return 200, "Success: LoRA adapter added successfully."
+
+    def unload_adapter(self, body):
+        del self.adapters[body["lora_name"]]
+        return 200, "Success: LoRA adapter removed successfully."
+
+    @torch.no_grad()
+    def complete(self, body):
+        generator = torch.Generator().manual_seed(body["seed"])
+        ids, logprobs, reason, after_stop = [], [], "length", 0
+        while len(ids) < body["max_tokens"] and after_stop <= self.overrun:
+            z = self.model(torch.tensor([body["prompt"] + ids])).logits[0, -1]
+            tempered = (z / body["temperature"]).log_softmax(-1)
+            token = int(torch.multinomial(tempered.exp(), 1, generator=generator))
+            reported = tempered if self.logprobs_mode == "processed_logprobs" else z.log_softmax(-1)
+            ids.append(token)
+            logprobs.append(float(reported[token]) + self.bias)
+            text = self.tokenizer.decode(ids)
+            if token in body["stop_token_ids"] or any(stop in text for stop in body["stop"]):
+                reason = "stop"
+            after_stop += reason == "stop"
+        choice = {
+            "index": 0,
+            "text": self.tokenizer.decode(ids),
+            "finish_reason": reason,
+            "token_ids": ids,
+            "prompt_token_ids": body["prompt"],
+            "logprobs": {"token_logprobs": logprobs, "tokens": [], "top_logprobs": [], "text_offset": []},
+        }
+        return 200, {"object": "text_completion", "model": body["model"], "choices": [choice]}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def respond(self):
+        length = int(self.headers.get("content-length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else None
+        answer = self.server.stand_in.answer(self.path, body, {k.lower(): v for k, v in self.headers.items()})
+        if answer is None:
+            self.close_connection = True
+            return
+        status, said = answer
+        encoded = (said if isinstance(said, str) else json.dumps(said)).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(encoded)))
+        self.end_headers()
+        self.wfile.write(encoded)
+
+    do_GET = do_POST = respond
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(directory=None, **settings):
+    """The stand-in with the address that it listens at; without a directory it has no weights before it is given some."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.stand_in = VLLMStandIn(directory, **settings)
+        server.stand_in.url = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.stand_in
+        server.shutdown()
