@@ -29,18 +29,21 @@ class InProcessVLLM:
         self._models = models
         self._directory = directory
         self._digest = digest
-        adapter = directory / ADAPTER_FILE
-        self._is_adapter = adapter.exists()
-        base = json.loads(adapter.read_text())["base_model_name_or_path"] if self._is_adapter else str(directory)
-        self._base = base
-        self._options = {
+        self._base = str(directory)
+        self._options: dict[str, Any] = {
             "dtype": str(dtype).removeprefix("torch."),
             "trust_remote_code": trust_remote_code,
-            "enable_lora": self._is_adapter,
             "load_format": "safetensors",
             "gpu_memory_utilization": MEMORY_SHARE,
             "enable_sleep_mode": True,
         }
+        adapter = directory / ADAPTER_FILE
+        self._is_adapter = adapter.exists()
+        if self._is_adapter:
+            config = json.loads(adapter.read_text())
+            self._base = config["base_model_name_or_path"]
+            # vLLM takes powers of 2 from 8 on.
+            self._options |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (config["r"] - 1).bit_length())}
 
     def draw(
         self,

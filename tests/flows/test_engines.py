@@ -1,6 +1,7 @@
 """A run that samples by a server: the stages agree on the engine, and what the metrics say of it is true."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 from conftest import TINY
@@ -84,3 +85,10 @@ def test_an_engine_with_a_bias_is_seen_and_corrected(tmp_path):
     # e^-0.25
     assert metric(run, "update_policy", "update/importance_mean") == pytest.approx([0.7788], abs=1e-4)
     assert metric(run, "update_policy", "update/first_minibatch_ratio_deviation") == pytest.approx([0], abs=1e-4)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed here")
+def test_an_engine_that_is_not_installed_is_told_before_anything_is_executed(home):
+    done = home.rounds("run", TINY, "--name", "not-installed", "--set", "rollouts.engine=vllm", code=2)
+    assert "error: rollouts.engine=vllm: the package vllm is not installed here; pip install" in done.stderr
+    assert home.stages("not-installed") == {}
