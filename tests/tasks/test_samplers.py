@@ -428,6 +428,12 @@ def test_what_passes_by_itself_is_asked_again_and_changes_nothing(world, bench, 
             "POST /v1/completions was not answered .*start the server, or correct the address",
         ),
         ("/v1/completions", [answered(choice(finish_reason="abort"))], "gave up a response after 2 tokens"),
+        # What went wrong there is not what goes wrong here.
+        (
+            "/collective_rpc",
+            [(500, "[Errno 2] No such file")],
+            r"answered 500 \(\[Errno 2\] No such file\); it has to see /",
+        ),
         (
             "/collective_rpc",
             [(500, "Internal Server Error")],
