@@ -16,6 +16,7 @@ from tasks.errors import UserError
 from tasks.imports import import_function
 from tasks.retry import StageError
 from tasks.rewards import RewardConfig
+from tasks.samplers import require_available
 from tasks.store import Ref
 
 
@@ -49,6 +50,7 @@ def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
 
 def start(home: Path, name: str, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
+    require_available(config.rollouts.engine, config.execution.engine_server)
     run = create_or_open(home, name)
     is_new = not (run.root / RUN_FILE).exists()
     try:

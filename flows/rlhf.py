@@ -27,7 +27,6 @@ from flows.state import Output, RoundState, TrainState
 from flows.workspace import Run
 from tasks.engine import Engine
 from tasks.retry import StageError, worth_retrying
-from tasks.samplers import require_available
 from tasks.stage import StageCall, StageConfig
 from tasks.store import Manifest, Place, Ref, drop_recoverable
 
@@ -177,7 +176,6 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one. Returns what could not be reported;
     raises ``StageError``."""
     config = with_code_digests(config)
-    require_available(config.rollouts.engine, config.execution.engine_server)
     externals = external_models(config, run.home)
     session = Session(run, config, observer)
 

@@ -48,7 +48,7 @@ def classify(error: BaseException) -> Kind:
     number = errno_of(error)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or "out of memory" in str(error).lower():
         return "memory"
-    if number in PERMANENT_ERRNO:
+    if number in PERMANENT_ERRNO and not isinstance(error, TransientError):
         return "refused"
     if isinstance(error, OSError) or number is not None:
         return "transient"

@@ -856,7 +856,7 @@ TASKS: Table = [
                 "if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):",
                 "if isinstance(error, UnhealthyError):",
             ),
-            ('if number in PERMANENT_ERRNO:\n        return "refused"', 'if False:\n        return "refused"'),
+            ("if number in PERMANENT_ERRNO and not", "if False and not"),
         ],
     ),
 ]

@@ -42,8 +42,7 @@ class InProcessVLLM:
         self._options = {
             "dtype": str(dtype).removeprefix("torch."),
             "trust_remote_code": trust_remote_code,
-            "enable_lora": lora_base is not None,
-            **({} if lora_base is None else {"max_lora_rank": MAX_LORA_RANK}),
+            **({} if lora_base is None else {"enable_lora": True, "max_lora_rank": MAX_LORA_RANK}),
             "load_format": "safetensors",
             "gpu_memory_utilization": MEMORY_SHARE,
             "enable_sleep_mode": True,

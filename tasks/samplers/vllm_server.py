@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import httpx
 import torch
@@ -107,7 +107,7 @@ class Server:
     def __str__(self) -> str:
         return f"{FIELD}={self._url}"
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, advice: str = "") -> httpx.Response:
         """The server's answer, whatever it is, but for what may pass by itself."""
         response: httpx.Response | None = None
         for delay in (*_DELAYS_S, None):
@@ -125,16 +125,19 @@ class Server:
                 time.sleep(delay)
         assert response is not None
         if response.status_code >= 500 or response.status_code in (408, 429):
-            raise TransientError(f"{self}: {method} {path} was answered {reason(response)}")
+            raise TransientError(f"{self}: {method} {path} was answered {reason(response)}{advice and f'; {advice}'}")
         return response
 
     def need(self, method: str, path: str, body: dict[str, Any] | None = None, *, advice: str) -> httpx.Response:
         """The server's answer where it grants what it is asked; ``advice`` is the next move where it does not."""
-        response = self.ask(method, path, body)
+        return self.granted(self.ask(method, path, body, advice=advice), advice=advice)
+
+    def granted(self, response: httpx.Response, *, advice: str) -> httpx.Response:
         if response.status_code in (401, 403):
             advice = "set ROUNDS_ENGINE_API_KEY to its key"
         if response.status_code != 200:
-            raise ServerError(f"{self}: {method} {path} was refused with {reason(response)}; {advice}")
+            request = f"{response.request.method} {response.request.url.path}"
+            raise ServerError(f"{self}: {request} was refused with {reason(response)}; {advice}")
         return response
 
     def json(self, method: str, path: str, body: dict[str, Any] | None = None, *, advice: str) -> dict[str, Any]:
@@ -164,13 +167,13 @@ class Server:
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise self._misunderstood(path, "not the one choice that was asked for", answer)
         choice = choices[0]
-        token_ids: Any = choice.get("token_ids")
-        logprobs: Any = (choice.get("logprobs") or {}).get("token_logprobs")
-        if not is_list_of(int, token_ids):
+        token_ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
+        logprobs = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+        if not is_numbers(token_ids, int):
             raise self._misunderstood(path, "no token ids of the response", choice)
-        if not is_list_of(float, logprobs) or not all(math.isfinite(x) for x in logprobs):
+        if not is_numbers(logprobs, int, float) or not all(math.isfinite(x) for x in logprobs):
             raise self._misunderstood(path, "no log-probabilities of the response's tokens", choice)
-        if choice.get("prompt_token_ids", body["prompt"]) != body["prompt"]:
+        if (choice.get("prompt_token_ids") or body["prompt"]) != body["prompt"]:
             raise self._misunderstood(path, "a response to another prompt than it was given", choice)
         return Row(token_ids, [float(x) for x in logprobs], choice.get("finish_reason"))
 
@@ -184,9 +187,8 @@ class Server:
         return ServerError(f"{self}: {path} answered {what} ({shorten(answer)}); a vLLM server is expected there")
 
 
-def is_list_of(kind: type, value: Any) -> bool:
-    """Whether a value of JSON is a list of numbers of this kind; true and false are none."""
-    kinds = (int, float) if kind is float else (int,)
+def is_numbers(value: Any, *kinds: type) -> TypeGuard[list[Any]]:
+    """Whether a value of JSON is a list of numbers of these kinds; true and false are none."""
     return isinstance(value, list) and all(isinstance(x, kinds) and not isinstance(x, bool) for x in value)
 
 
@@ -204,8 +206,10 @@ def reason(response: httpx.Response) -> str:
 
 def push(server: Server, directory: Path, digest: str) -> str:
     """Have the server sample from a checkpoint's directory from now on; the name to ask for it by."""
-    if server.ask("GET", "/version").status_code != 200:
+    version = server.ask("GET", "/version")
+    if version.status_code == 404:
         return str(directory)
+    server.granted(version, advice="name a vLLM server")
     cards = server.cards()
     if (directory / ADAPTER_FILE).exists():
         return _push_adapter(server, cards, directory, digest)
@@ -218,7 +222,7 @@ def _push_weights(server: Server, cards: list[dict[str, Any]], directory: Path) 
         raise ServerError(f"{server}: it serves no model; start it with the model that the run starts from")
     body = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
     advice = f"it has to see {directory}, whose model must be of the shape of the one that it serves"
-    response = server.ask("POST", "/collective_rpc", body)
+    response = server.ask("POST", "/collective_rpc", body, advice=advice)
     if response.status_code == 404:
         # Nobody can have replaced the weights of such a server: it has those that it was started with.
         if served[0].get("root") and Path(served[0]["root"]).resolve() == directory:
@@ -227,8 +231,7 @@ def _push_weights(server: Server, cards: list[dict[str, Any]], directory: Path) 
             f"{server}: it cannot load the weights in {directory}; start it with VLLM_SERVER_DEV_MODE=1, or with that "
             "directory as its model if only adapters change"
         )
-    if response.status_code != 200:
-        raise ServerError(f"{server}: POST /collective_rpc was refused with {reason(response)}; {advice}")
+    server.granted(response, advice=advice)
     # It has keys and values of prompts under the weights before.
     server.need("POST", "/reset_prefix_cache", advice="start it with VLLM_SERVER_DEV_MODE=1")
     return str(served[0]["id"])

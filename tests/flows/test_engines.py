@@ -1,6 +1,7 @@
 """A run that samples by a server: the stages agree on the engine, and what the metrics say of it is true."""
 
 import json
+import sys
 
 import pytest
 from conftest import TINY
@@ -9,7 +10,9 @@ from test_readme import OF_OTHER_ENGINES, is_explained
 from vllm_stand_in import serving
 
 from flows.config import load_config
+from flows.launch import prepared, start
 from flows.plan import make_plan
+from tasks.errors import ConfigError
 from tasks.store import Manifest, read_dataset
 
 SMALL = ["rounds=1", "rollouts.engine=vllm"]
@@ -84,3 +87,13 @@ def test_an_engine_with_a_bias_is_seen_and_corrected(tmp_path):
     # e^-0.25
     assert metric(run, "update_policy", "update/importance_mean") == pytest.approx([0.7788], abs=1e-4)
     assert metric(run, "update_policy", "update/first_minibatch_ratio_deviation") == pytest.approx([0], abs=1e-4)
+
+
+def test_an_engine_that_is_not_installed_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    config = load_config(str(TINY), SMALL)
+    with pytest.raises(
+        ConfigError, match=r"rollouts\.engine=vllm: the package vllm is not installed here; pip install"
+    ):
+        start(tmp_path, "run", config, prepared(tmp_path, "run", config))
+    assert not (tmp_path / "runs").exists()

@@ -354,6 +354,7 @@ REFUSALS = {
     "true for an id": (answered(choice(token_ids=[True, 7])), "no token ids"),
     "texts for ids": (answered(choice(token_ids=["a", "b"])), "no token ids"),
     "no logprobs": (answered(choice(logprobs=None)), "answered no log-probabilities of the response's tokens"),
+    "a list for logprobs": (answered(choice(logprobs=[-1.0, -2.0])), "no log-probabilities"),
     "null logprobs": (answered(choice(token_logprobs=[None, -1.0])), "no log-probabilities"),
     "infinite": (answered(choice(token_logprobs=[-math.inf, -1.0])), "no log-probabilities"),
     "one short": (
@@ -425,10 +426,16 @@ def test_what_passes_by_itself_is_asked_again_and_changes_nothing(world, bench, 
             "POST /v1/completions was not answered .*start the server, or correct the address",
         ),
         ("/v1/completions", [answered(choice(finish_reason="abort"))], "gave up a response after 2 tokens"),
+        # What went wrong there is not what goes wrong here.
+        (
+            "/collective_rpc",
+            [(500, "[Errno 2] No such file")],
+            r"answered 500 \(\[Errno 2\] No such file\); it has to see /",
+        ),
         (
             "/collective_rpc",
             [(500, "Internal Server Error")],
-            r"/collective_rpc was answered 500 \(Internal Server Error\)",
+            r"was answered 500 \(Internal Server Error\); it has to see /",
         ),
     ],
 )
@@ -453,7 +460,9 @@ def test_a_server_that_is_not_there_is_worth_another_attempt(world, tmp_path, im
 def test_a_key_is_sent_and_its_lack_told(world, bench, server, monkeypatch):
     _, base, data, _ = world
     server.key = "secret"
-    with pytest.raises(ServerError, match=r"refused with 401 \(Unauthorized\); set ROUNDS_ENGINE_API_KEY to its key"):
+    with pytest.raises(
+        ServerError, match=r"GET /version was refused with 401 \(Unauthorized\); set ROUNDS_ENGINE_API_KEY to its key"
+    ):
         sampled(bench, base, data)
     monkeypatch.setenv("ROUNDS_ENGINE_API_KEY", "secret")
     assert settings.engine_api_key() == "secret"
@@ -572,7 +581,6 @@ def test_in_process_one_engine_is_kept_and_given_the_weights_of_each_checkpoint(
         "model": str(base.directory),
         "dtype": "float32",
         "trust_remote_code": False,
-        "enable_lora": False,
         "load_format": "safetensors",
         "gpu_memory_utilization": 0.4,
         "enable_sleep_mode": True,
