@@ -1,7 +1,6 @@
 """Stage: one PPO update of policy and critic; reads a checkpoint and writes the next one."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -15,9 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ppo_core.update import MinibatchStats
-    from tasks.learners import Learner
 
-MOMENTS_OF = {"policy": "policy_optimizer.safetensors", "critic": "critic_optimizer.safetensors"}
 MAX_DEVIATION, MAX_DEVIATION_IN_BFLOAT16 = 0.01, 0.5
 
 
@@ -80,19 +77,20 @@ def update_policy(
     """
     import shutil
 
-    from safetensors.torch import save_file
-
-    from ppo_core import InPrecision, Optimizers, ppo_update
+    from ppo_core import InPrecision, ppo_update
     from tasks.background import BackgroundWriter
+    from tasks.checkpoint import NextCheckpoint
     from tasks.learners import Learners
     from tasks.loop_state import STATE_FILE
-    from tasks.models import CRITIC, POLICY, part_directory, pick_dtype
+    from tasks.models import pick_dtype
     from tasks.responses import rollout_batch
     from tasks.schemas import SAMPLING_LOGPROBS
     from tasks.store import read_dataset
-    from tasks.text import copy_tokenizer
 
     table = read_dataset(experience.directory / "rollouts")
+    columns = columns_for(config, has_critic=critic is not None)
+    columns += [SAMPLING_LOGPROBS] if SAMPLING_LOGPROBS in table.column_names else []
+    batch = rollout_batch(table, *columns)
     learners = Learners(
         context=context,
         lora_base=lora_base,
@@ -100,15 +98,6 @@ def update_policy(
         trust_remote_code=config.trust_remote_code,
     )
     dtype = pick_dtype(context.execution, learners.device)
-    # Taken, not shared: the update changes them in place, and nobody may see them half changed.
-    actor = learners.take_policy(policy, config.lora)
-    valuer = learners.take_critic(critic, config.lora, actor.model) if critic is not None else None
-    optimizers = restored_optimizers(context, config, policy, critic, actor, valuer)
-    reference_model = learners.policy(reference) if reference is not None else None
-
-    columns = columns_for(config, has_critic=critic is not None)
-    columns += [SAMPLING_LOGPROBS] if SAMPLING_LOGPROBS in table.column_names else []
-    batch = rollout_batch(table, *columns)
     critic_epochs = 0 if critic is None or config.shared_trunk else config.ppo.critic_epochs or config.ppo.epochs
     total = len(batch.responses.values) * (config.ppo.epochs * config.train_policy + critic_epochs)
     done = 0
@@ -119,43 +108,21 @@ def update_policy(
         context.progress(done, total, unit="tokens", tokens=done)
 
     gates = Gates(context)
-    parts = {POLICY: actor} if valuer is None else {POLICY: actor, CRITIC: valuer}
-    resident: dict[str, Any] = {}
-
-    def keep(part: str, learner: "Learner") -> None:
-        """Write a part that will not change any more while the rest is trained."""
-
-        def save(directory: Path) -> None:
-            learner.save(directory)
-            copy_tokenizer(part_directory(policy, POLICY), directory)
-
-        resident[part] = learner.kept()
-        writer.write(context.output / part, save)
-        if part in optimizers:
-            saved = resident[MOMENTS_OF[part]] = moments(optimizers[part])
-            writer.write(context.output / MOMENTS_OF[part], lambda path: save_file(saved, str(path)))
-
-    def on_trained(name: str) -> None:
-        for part, learner in parts.items():
-            if part == name or config.shared_trunk:
-                keep(part, learner)
-
     with BackgroundWriter() as writer:
-        if not config.train_policy:
-            keep(POLICY, actor)
+        checkpoint = NextCheckpoint(context, config, learners, policy=policy, critic=critic, writer=writer)
         stats = ppo_update(
-            InPrecision(actor.model, dtype) if config.train_policy else None,
-            InPrecision(valuer.model, dtype) if valuer is not None else None,
-            Optimizers(policy=optimizers.get(POLICY), critic=optimizers.get(CRITIC)),
+            InPrecision(checkpoint.actor.model, dtype) if config.train_policy else None,
+            InPrecision(checkpoint.valuer.model, dtype) if checkpoint.valuer is not None else None,
+            checkpoint.optimizers,
             batch,
             config.ppo,
             temperature=config.temperature,
-            reference=InPrecision(reference_model, dtype) if reference_model is not None else None,
+            reference=InPrecision(learners.policy(reference), dtype) if reference is not None else None,
             micro_batch_tokens=context.execution.micro_batch_tokens,
             seed=context.seed("update"),
             before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),
             on_tokens=on_tokens,
-            on_trained=on_trained,
+            on_trained=checkpoint.on_trained,
         )
     shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
     rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
@@ -166,7 +133,7 @@ def update_policy(
             **{f"update/{name}": float(value) for name, value in {**stats.as_dict(), **rates}.items()},
             "health/warnings": float(len(gates.warnings)),
         },
-        resident=resident,
+        resident=checkpoint.resident,
         recoverable="*.safetensors",
     )
 
@@ -206,56 +173,3 @@ def require_health(gates: Gates, context: StageContext, minibatch: "MinibatchSta
         what=f"the policy's entropy, in nats a token, {where}",
         advice="raise advantages.kl_coef or ppo.entropy_coef, or lower optimizers.learning_rate",
     )
-
-
-def restored_optimizers(
-    context: StageContext,
-    config: UpdatePolicyConfig,
-    policy: Ref,
-    critic: Ref | None,
-    actor: "Learner",
-    valuer: "Learner | None",
-) -> "dict[str, torch.optim.AdamW]":
-    """AdamW for policy and critic, with the moments of their checkpoint, or fresh where there are none yet.
-
-    A head on the policy's body is trained by the policy's.
-    """
-    from tasks.models import CRITIC, POLICY
-    from tasks.training import adamw
-
-    groups: dict[str, list[tuple[list[torch.nn.Parameter], float]]] = {}
-    if config.train_policy:
-        groups[POLICY] = [(actor.parameters, config.learning_rate)]
-    if valuer is not None:
-        part = POLICY if config.shared_trunk else CRITIC
-        groups.setdefault(part, []).append((valuer.parameters, config.critic_learning_rate))
-    optimizers = {}
-    for part, own in groups.items():
-        checkpoint = policy if part == POLICY or critic is None else critic
-        optimizer = adamw(
-            [{"params": parameters, "lr": rate} for parameters, rate in own], weight_decay=config.weight_decay
-        )
-        name = MOMENTS_OF[part]
-        saved = context.models.take(checkpoint, name, lambda path=checkpoint.directory / name: saved_moments(path))  # type: ignore[misc]
-        for index, parameter in enumerate(x for parameters, _ in own for x in parameters) if saved else []:
-            names = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[parameter] = {key: saved[f"{index}.{key}"].to(parameter.device) for key in names}
-        optimizers[part] = optimizer
-    return optimizers
-
-
-def saved_moments(path: Path) -> "dict[str, torch.Tensor]":
-    """The moments in a checkpoint; none in the model that training starts from."""
-    from safetensors.torch import load_file
-
-    return load_file(str(path)) if path.exists() else {}
-
-
-def moments(optimizer: "torch.optim.AdamW") -> "dict[str, torch.Tensor]":
-    """The optimizer's state, keyed by the parameter's position in the model."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, parameter in enumerate(parameters)
-        for name, value in optimizer.state[parameter].items()
-    }

@@ -147,13 +147,13 @@ def ours(directory, case, numerics, iterations):
 
     from flows.config import checked
     from ppo_core import sampling
-    from tasks import responses
+    from tasks.samplers import builtin
     from tasks.store import Manifest, read_dataset
 
     torch.set_float32_matmul_precision(NUMERICS[numerics]["matmul"])
     rows, length = CASES[case][5:]
     forced = forced_rows(directory, length)
-    draw_tokens, row_uniforms, sample = sampling.draw_tokens, sampling.row_uniforms, responses.sample
+    draw_tokens, row_uniforms, sample = sampling.draw_tokens, sampling.row_uniforms, builtin.sample
 
     def forced_sample(model, prompts, **options):
         table = torch.tensor([forced[tuple(prompts.row(i).tolist())] for i in range(len(prompts))])
@@ -170,7 +170,7 @@ def ours(directory, case, numerics, iterations):
         finally:
             sampling.draw_tokens, sampling.row_uniforms = draw_tokens, row_uniforms
 
-    responses.sample = forced_sample
+    builtin.sample = forced_sample
     config = checked(
         {
             "iterations": iterations + 1,

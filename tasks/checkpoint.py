@@ -1,0 +1,114 @@
+"""The next checkpoint in the making: each part is read when its training begins, and written when that is over."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ppo_core import Optimizers
+from tasks.background import BackgroundWriter
+from tasks.learners import Learner, Learners
+from tasks.models import CRITIC, POLICY, part_directory
+from tasks.store import Ref
+from tasks.text import copy_tokenizer
+from tasks.training import adamw
+
+if TYPE_CHECKING:
+    from tasks.stage import StageContext
+    from tasks.update_policy import UpdatePolicyConfig
+
+MOMENTS_OF = {POLICY: "policy_optimizer.safetensors", CRITIC: "critic_optimizer.safetensors"}
+
+
+class NextCheckpoint:
+    """Policy and critic as an update changes them, from ``policy`` and ``critic`` to what lies below ``context.output``.
+
+    A model's moments take twice its memory. They are in memory while it is trained, and after that only where the files
+    that hold them are not kept.
+    """
+
+    def __init__(
+        self,
+        context: "StageContext",
+        config: "UpdatePolicyConfig",
+        learners: Learners,
+        *,
+        policy: Ref,
+        critic: Ref | None,
+        writer: BackgroundWriter,
+    ) -> None:
+        self._context, self._config, self._writer = context, config, writer
+        self._sources = {POLICY: policy} if critic is None else {POLICY: policy, CRITIC: critic}
+        # Taken, not shared: the update changes them in place, and nobody may see them half changed.
+        self.actor = learners.take_policy(policy, config.lora)
+        self.valuer = None if critic is None else learners.take_critic(critic, config.lora, self.actor.model)
+        self._optimizers: dict[str, torch.optim.AdamW] = {}
+        if config.train_policy:
+            groups = [(self.actor, config.learning_rate)]
+            if self.valuer is not None and config.shared_trunk:
+                groups.append((self.valuer, config.critic_learning_rate))
+            self._optimizers[POLICY] = self._optimizer(groups)
+        if self.valuer is not None and not config.shared_trunk:
+            self._optimizers[CRITIC] = self._optimizer([(self.valuer, config.critic_learning_rate)])
+        self.resident: dict[str, Any] = {}
+        """What stays in memory, by the part whose numbers it has."""
+        if not config.train_policy:
+            self._write(POLICY, self.actor)
+        self._restore(next(iter(self._optimizers)))
+
+    @property
+    def optimizers(self) -> Optimizers:
+        """One for each that is trained. That of a critic has its moments when the policy's training is over."""
+        return Optimizers(policy=self._optimizers.get(POLICY), critic=self._optimizers.get(CRITIC))
+
+    def on_trained(self, name: str) -> None:
+        """Write what is finished, and read what the next one needs."""
+        if name == POLICY:
+            self._write(POLICY, self.actor)
+        if self.valuer is not None and (name == CRITIC or self._config.shared_trunk):
+            self._write(CRITIC, self.valuer)
+        self._write_moments(name)
+        if name == POLICY and CRITIC in self._optimizers:
+            self._restore(CRITIC)
+
+    def _optimizer(self, groups: list[tuple[Learner, float]]) -> torch.optim.AdamW:
+        return adamw(
+            [{"params": learner.parameters, "lr": rate} for learner, rate in groups],
+            weight_decay=self._config.weight_decay,
+        )
+
+    def _restore(self, part: str) -> None:
+        """The moments of the checkpoint before; none where training only begins."""
+        source, name = self._sources[part], MOMENTS_OF[part]
+        path = source.directory / name
+        saved = self._context.models.take(source, name, lambda: load_file(str(path)) if path.exists() else {})
+        optimizer = self._optimizers[part]
+        for index, parameter in enumerate(_parameters(optimizer) if saved else []):
+            names = ("step", "exp_avg", "exp_avg_sq")
+            optimizer.state[parameter] = {key: saved[f"{index}.{key}"].to(parameter.device) for key in names}
+
+    def _write(self, part: str, learner: Learner) -> None:
+        def write(directory: Path) -> None:
+            learner.save(directory)
+            copy_tokenizer(part_directory(self._sources[POLICY], POLICY), directory)
+
+        self.resident[part] = learner.kept()
+        self._writer.write(self._context.output / part, write)
+
+    def _write_moments(self, part: str) -> None:
+        optimizer = self._optimizers[part]
+        moments = {
+            f"{index}.{name}": value.detach().cpu().contiguous()
+            for index, parameter in enumerate(_parameters(optimizer))
+            for name, value in optimizer.state[parameter].items()
+        }
+        optimizer.state.clear()
+        if not self._context.keeps_recoverable:
+            self.resident[MOMENTS_OF[part]] = moments
+        self._writer.write(self._context.output / MOMENTS_OF[part], lambda path: save_file(moments, str(path)))
+
+
+def _parameters(optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
+    """In the order of their numbers in a checkpoint."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
