@@ -8,7 +8,7 @@ from torch import Tensor
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Float, Int
 
-_CHUNK_ELEMENTS = 2**24
+_CHUNK_ELEMENTS = 2**25
 # Stands for the logarithm of a probability of 0: its product with 0 is 0, where that of minus infinity is not a number.
 _LOG_OF_ZERO = -1e4
 
@@ -82,7 +82,7 @@ def linear_logprobs(
     """``gather_logprobs`` of ``logits = hidden @ lm_head_weight.T + bias``, and the ``entropy`` of ``logits /
     temperature`` if asked for.
 
-    Works through ``chunk`` tokens at a time, by default so many that their logits take 64 MiB: logits of all tokens never
+    Works through ``chunk`` tokens at a time, by default so many that their logits take 128 MiB: logits of all tokens never
     exist, neither forward nor backward, where all chunks but the first are computed again. The product is computed in
     ``dtype``, by default that of ``hidden``; what follows in float32 or wider. Can be differentiated once.
     """

@@ -51,26 +51,27 @@ class NextCheckpoint:
             self._optimizers[POLICY] = self._optimizer(groups)
         if self.valuer is not None and not config.shared_trunk:
             self._optimizers[CRITIC] = self._optimizer([(self.valuer, config.critic_learning_rate)])
+        self._restored: set[str] = set()
         self.resident: dict[str, Any] = {}
         """What stays in memory, by the part whose numbers it has."""
+        for part, optimizer in self._optimizers.items():
+            optimizer.register_step_pre_hook(lambda *_, part=part: self._restore(part))
         if not config.train_policy:
             self._write(POLICY, self.actor)
-        self._restore(next(iter(self._optimizers)))
 
     @property
     def optimizers(self) -> Optimizers:
-        """One for each that is trained. That of a critic has its moments when the policy's training is over."""
+        """One for each that is trained, which has its moments from its first step on."""
         return Optimizers(policy=self._optimizers.get(POLICY), critic=self._optimizers.get(CRITIC))
 
     def on_trained(self, name: str) -> None:
-        """Write what is finished, and read what the next one needs."""
+        """Write what is finished."""
+        # The moments first: their memory is what the next model's take.
+        self._write_moments(name)
         if name == POLICY:
             self._write(POLICY, self.actor)
         if self.valuer is not None and (name == CRITIC or self._config.shared_trunk):
             self._write(CRITIC, self.valuer)
-        self._write_moments(name)
-        if name == POLICY and CRITIC in self._optimizers:
-            self._restore(CRITIC)
 
     def _optimizer(self, groups: list[tuple[Learner, float]]) -> torch.optim.AdamW:
         return adamw(
@@ -79,7 +80,10 @@ class NextCheckpoint:
         )
 
     def _restore(self, part: str) -> None:
-        """The moments of the checkpoint before; none where training only begins."""
+        """Before the first step, the moments of the checkpoint before; none where training only begins."""
+        if part in self._restored:
+            return
+        self._restored.add(part)
         source, name = self._sources[part], MOMENTS_OF[part]
         path = source.directory / name
         saved = self._context.models.take(source, name, lambda: load_file(str(path)) if path.exists() else {})
@@ -105,8 +109,14 @@ class NextCheckpoint:
         }
         optimizer.state.clear()
         if not self._context.keeps_recoverable:
-            self.resident[MOMENTS_OF[part]] = moments
-        self._writer.write(self._context.output / MOMENTS_OF[part], lambda path: save_file(moments, str(path)))
+            self.resident[MOMENTS_OF[part]] = dict(moments)
+
+        def write(path: Path) -> None:
+            save_file(moments, str(path))
+            # Now, not when their digest is known too.
+            moments.clear()
+
+        self._writer.write(self._context.output / MOMENTS_OF[part], write)
 
 
 def _parameters(optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
