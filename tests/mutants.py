@@ -43,11 +43,7 @@ PPO_CORE: Table = [
     (
         "ppo_core/update.py",
         "tests/ppo_core/test_importance.py",
-        [
-            ("cap=config.importance_cap", "cap=2.0"),
-            ("            weights=weights,\n        )\n    else:", "        )\n    else:"),
-            ("num_responses=num_responses, weights=weights)", "num_responses=num_responses)"),
-        ],
+        [],
     ),
     (
         "ppo_core/losses.py",
@@ -323,15 +319,15 @@ PPO_CORE: Table = [
             ("logits if temperature == 1 else logits.div_(temperature)", "logits"),
             ("        logits += bias\n", "        pass\n"),
             ("for start in range(0, length, chunk)]", "for start in range(0, length, length)]"),
-            ("log_p.exp().mul_(log_p.clamp_(min=_LOG_OF_ZERO)).sum(dim=-1)", "log_p.exp().mul_(log_p).sum(dim=-1)"),
-            ("entropies[part] = -log_p.exp()", "entropies[part] = log_p.exp()"),
-            ("logsumexps[part] = logsumexp\n", "logsumexps[part] = 0\n"),
+            ("z.clamp_(min=_LOG_OF_ZERO)", "pass"),
+            ("entropies[part] = total.log() - z.mul_", "entropies[part] = total.log() + z.mul_"),
+            ("logsumexps[part] = largest[:, 0] + total.log()", "logsumexps[part] = total.log()"),
             ("            d_z.scatter_add_(-1, token_ids[part, None], d_logprobs[part, None])\n", ""),
-            ("(d_z / temperature if temperature != 1 else d_z).to(dtype)", "d_z.to(dtype)"),
-            ("d_z = log_p.exp_().mul_(-d_logprobs[part, None])", "d_z = log_p.exp_().mul_(d_logprobs[part, None])"),
+            ("(d_z.div_(temperature) if temperature != 1 else d_z).to(dtype)", "d_z.to(dtype)"),
+            ("d_z = p.mul_(-d_logprobs[part, None])", "d_z = p.mul_(d_logprobs[part, None])"),
             (".add_(entropies[part, None])\n", "\n"),
-            (".mul_(d_entropies[part, None]).add_(d_logprobs[part, None])", ".mul_(d_entropies[part, None])"),
-            ("d_z = p.mul_(factor).neg_()", "d_z = p.mul_(factor)"),
+            (".mul_(-d_entropies[part, None]).sub_(d_logprobs[part, None])", ".mul_(-d_entropies[part, None])"),
+            ("first, ctx.first_weights = ctx.first_weights, None", "first = ctx.first_weights"),
             ("d_hidden[part] = d_z @ cast", "d_hidden[part] = 0"),
             ("d_bias += d_z.sum(dim=0)", "d_bias += d_z.mean(dim=0)"),
             ("return (logprobs, entropies.view(token_ids.shape)) if", "return (logprobs, entropies) if"),
@@ -551,16 +547,13 @@ PPO_CORE: Table = [
         [
             # ppo_update
             ("config.critic_epochs or config.epochs", "config.epochs"),
-            ("            config.critic_max_grad_norm,", "            config.max_grad_norm,"),
+            ("max_grad_norm=config.critic_max_grad_norm", "max_grad_norm=config.max_grad_norm"),
             ("derive_seed(seed, epoch)", "derive_seed(seed, 0)"),
             ("derive_seed(seed, epoch)", "derive_seed(0, epoch)"),
             ("num_tokens=len(minibatch.responses.values)", "num_tokens=len(batch.responses.values)"),
             ("num_responses=len(minibatch) if", "num_responses=len(batch) if"),
             ('num_responses=len(minibatch) if config.aggregation == "seq_mean" else None', "num_responses=None"),
-            (
-                "                learner.optimizer.step()\n                learner.optimizer.zero_grad()\n",
-                "                learner.optimizer.step()\n",
-            ),
+            ("                learner.optimizer.zero_grad()\n                for lines", "                for lines"),
             ("                learner.optimizer.step()\n", "                pass\n"),
             ("on_tokens(len(padded.response_ids))", "on_tokens(padded.response_mask.numel())"),
             ('if before_step is not None and name == "policy":', "if before_step is not None:"),
@@ -573,60 +566,17 @@ PPO_CORE: Table = [
                 '                if before_step is not None and name == "policy":\n'
                 "                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))\n",
             ),
-            ('if "policy" in learning and config.target_kl', "if config.target_kl"),
-            ('learners["policy"].minibatches[-config.num_minibatches :]', 'learners["policy"].minibatches'),
+            (
+                'if name == "policy" and config.target_kl is not None',
+                'if "approx_kl" in stats and config.target_kl is None',
+            ),
+            ("learner.minibatches[-config.num_minibatches :]", "learner.minibatches"),
             ('_mean([stats["approx_kl"] for stats in latest])', 'max([stats["approx_kl"] for stats in latest])'),
             ('_mean([stats["approx_kl"] for stats in latest])', '_mean([stats["k1_kl"] for stats in latest])'),
-            ('learners["policy"].epochs = epoch', "break"),
+            ("on_trained(name)\n", 'on_trained("policy")\n'),
             # the policy's loss
-            (
-                "logits = token_logits(policy, padded, temperature=temperature)",
-                "logits = token_logits(policy, padded, temperature=1.0)",
-            ),
-            (
-                "token_logprobs(policy, padded, temperature=temperature",
-                "token_logprobs(policy, padded, temperature=1.0",
-            ),
             ('if stats["grad_norm"] > self.max_grad_norm:', "if False:"),
-            ("loss = loss - config.entropy_coef", "loss = loss + config.entropy_coef"),
-            (
-                "            entropies, mask, num_tokens=num_tokens, num_responses=num_responses",
-                "            entropies, mask, num_tokens=num_tokens",
-            ),
-            ("loss = loss + config.kl_loss_coef", "loss = loss - config.kl_loss_coef"),
-            ("loss = loss + config.kl_loss_coef * divergence", "loss = loss + divergence"),
-            ('if config.kl_loss_direction == "reverse" else', 'if config.kl_loss_direction == "forward" else'),
-            ("direction=config.kl_loss_direction,", 'direction="reverse",'),
-            ("estimator=kl_estimator,", 'estimator="k1",'),
-            (
-                "token_logits(reference, padded, temperature=temperature)",
-                "token_logits(reference, padded, temperature=1.0)",
-            ),
-            (
-                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses",
-                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens",
-            ),
-            ('stats["kl_loss"] = divergence.detach()', 'stats["kl_loss"] = config.kl_loss_coef * divergence.detach()'),
-            ('stats["policy_loss"] = loss.detach()', 'stats["policy_loss"] = -loss.detach()'),
-            ("aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)", "entropies.detach().mean()"),
-            ("            dual_clip=config.dual_clip,\n", ""),
-            ("            cliprange=config.cliprange,", "            cliprange=0.2,"),
-            ('if config.loss == "ppo":', 'if config.loss == "pg":'),
-            (
-                "pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses, weights=weights)",
-                "pg_loss(*given, num_tokens=num_tokens, weights=weights)",
-            ),
-            (
-                'columns["logprobs"], columns["advantages"], mask)',
-                'new_logprobs.detach(), columns["advantages"], mask)',
-            ),
             # the critic's loss
-            (
-                'padded.token_columns["values"],\n        padded.token_columns["returns"],',
-                'padded.token_columns["returns"],\n        padded.token_columns["values"],',
-            ),
-            ("cliprange_value=config.cliprange_value", "cliprange_value=None"),
-            ("num_responses=counts.num_responses,", "num_responses=None,"),
             # minibatches and their statistics
             ('_MAXIMA = ("ratio_max_deviation",)', "_MAXIMA = ()"),
             ('(math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"]))', "True"),
@@ -694,7 +644,7 @@ PPO_CORE: Table = [
             ("if not 0 <= getattr(self, name) < math.inf:", "if not 0 < getattr(self, name) < math.inf:"),
             ("if not 0 <= getattr(self, name) < math.inf:", "if not 0 <= getattr(self, name) <= math.inf:"),
             ("if not 0 <= getattr(self, name) < math.inf:", "if not -1 <= getattr(self, name) < math.inf:"),
-            ('for name in ("kl_loss_coef", "entropy_coef"):', 'for name in ("kl_loss_coef",):'),
+            ('for name in ("kl_loss_coef", "entropy_coef", "vf_coef"):', 'for name in ("kl_loss_coef",):'),
             (
                 '(self.kl_loss_estimator, self.kl_loss_direction) != ("k3", "reverse")',
                 'self.kl_loss_estimator != "k3"',
@@ -727,6 +677,95 @@ PPO_CORE: Table = [
         [
             ("if name not in __all__:", "if not name:"),
             ('    "kl_loss",\n', ""),
+        ],
+    ),
+    (
+        "ppo_core/objectives.py",
+        "tests/ppo_core/test_importance.py",
+        [
+            ("cap=config.importance_cap", "cap=2.0"),
+            ("            weights=weights,\n        )\n    else:", "        )\n    else:"),
+            ("num_responses=num_responses, weights=weights)", "num_responses=num_responses)"),
+        ],
+    ),
+    (
+        "ppo_core/objectives.py",
+        "tests/ppo_core/test_update.py tests/ppo_core/test_update_formulas.py tests/ppo_core/test_laws.py",
+        [
+            (
+                "logits = token_logits(policy, padded, temperature=temperature)",
+                "logits = token_logits(policy, padded, temperature=1.0)",
+            ),
+            (
+                "token_logprobs(policy, padded, temperature=temperature",
+                "token_logprobs(policy, padded, temperature=1.0",
+            ),
+            ("loss = loss - config.entropy_coef", "loss = loss + config.entropy_coef"),
+            (
+                "            entropies, mask, num_tokens=num_tokens, num_responses=num_responses",
+                "            entropies, mask, num_tokens=num_tokens",
+            ),
+            ("loss = loss + config.kl_loss_coef", "loss = loss - config.kl_loss_coef"),
+            ("loss = loss + config.kl_loss_coef * divergence", "loss = loss + divergence"),
+            ('if config.kl_loss_direction == "reverse" else', 'if config.kl_loss_direction == "forward" else'),
+            ("direction=config.kl_loss_direction,", 'direction="reverse",'),
+            ("estimator=kl_estimator,", 'estimator="k1",'),
+            (
+                "token_logits(reference, padded, temperature=temperature)",
+                "token_logits(reference, padded, temperature=1.0)",
+            ),
+            (
+                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses",
+                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens",
+            ),
+            ('stats["kl_loss"] = divergence.detach()', 'stats["kl_loss"] = config.kl_loss_coef * divergence.detach()'),
+            ('stats["policy_loss"] = loss.detach()', 'stats["policy_loss"] = -loss.detach()'),
+            ("aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)", "entropies.detach().mean()"),
+            ("            dual_clip=config.dual_clip,\n", ""),
+            ("            cliprange=config.cliprange,", "            cliprange=0.2,"),
+            ('if config.loss == "ppo":', 'if config.loss == "pg":'),
+            (
+                "pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses, weights=weights)",
+                "pg_loss(*given, num_tokens=num_tokens, weights=weights)",
+            ),
+            (
+                'columns["logprobs"], columns["advantages"], mask)',
+                'new_logprobs.detach(), columns["advantages"], mask)',
+            ),
+            (
+                'padded.token_columns["values"],\n        padded.token_columns["returns"],',
+                'padded.token_columns["returns"],\n        padded.token_columns["values"],',
+            ),
+            ("cliprange_value=config.cliprange_value", "cliprange_value=None"),
+            ("num_responses=counts.num_responses,", "num_responses=None,"),
+        ],
+    ),
+    (
+        "ppo_core/objectives.py",
+        "tests/ppo_core/test_trunk.py",
+        [
+            ("loss = loss + config.vf_coef * own_loss", "loss = loss + own_loss"),
+            ("loss = loss + config.vf_coef * own_loss", "loss = loss - config.vf_coef * own_loss"),
+            ("stats |= own_stats", "pass"),
+        ],
+    ),
+    (
+        "ppo_core/forward.py",
+        "tests/ppo_core/test_trunk.py tests/ppo_core/test_forward.py",
+        [
+            (
+                "values = inner.values(hidden)[padded.predicts_response]",
+                "values = inner.values(hidden.detach())[padded.predicts_response]",
+            ),
+            ("torch.equal(packed, beside_other) and is_close", "is_close"),
+        ],
+    ),
+    (
+        "ppo_core/update.py",
+        "tests/ppo_core/test_trunk.py",
+        [
+            ("trunk_critic = critic if shares_trunk(critic) else None", "trunk_critic = None"),
+            ("own_critic = None if shares_trunk(critic) else critic", "own_critic = critic"),
         ],
     ),
 ]
@@ -794,11 +833,13 @@ TASKS: Table = [
         "tasks/update_policy.py",
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
-            ("InPrecision(policy_model, dtype) if config.train_policy else None", "InPrecision(policy_model, dtype)"),
+            (
+                "InPrecision(checkpoint.actor.model, dtype) if config.train_policy else None",
+                "InPrecision(checkpoint.actor.model, dtype)",
+            ),
             ("temperature=config.temperature,", "temperature=1.0,"),
             ("before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),", ""),
             ("shutil.copyfile(experience.directory / STATE_FILE", "shutil.copyfile(policy.directory / STATE_FILE"),
-            ("for index, parameter in enumerate(parameters if saved else [])", "for index, parameter in enumerate([])"),
             ("if minibatch.epoch == minibatch.minibatch == 0:", "if False:"),
         ],
     ),
@@ -827,7 +868,7 @@ TASKS: Table = [
         "tasks/score_rollouts.py",
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
-            ("batch_exact_kl(load(policy), reference_model,", "batch_exact_kl(reference_model, load(policy),"),
+            ("learners.policy(policy), reference_model", "reference_model, learners.policy(policy)"),
             ('"final_value": final_values.tolist()', '"final_value": [0.0] * table.num_rows'),
         ],
     ),
@@ -857,6 +898,42 @@ TASKS: Table = [
                 "if isinstance(error, UnhealthyError):",
             ),
             ("if number in PERMANENT_ERRNO and not", "if False and not"),
+        ],
+    ),
+    (
+        "tasks/adapters.py",
+        "tests/tasks/test_adapters.py",
+        [
+            ("parameter.requires_grad_(True)", "pass"),
+            ("weights[own] = torch.zeros(parameter.shape)", "weights[own] = torch.ones(parameter.shape)"),
+            ("x * (alpha / rank)", "x"),
+            ("change.T if adapter.is_transposed else change", "change"),
+            ("layer.enable_adapters(name is not None)", "layer.enable_adapters(True)"),
+        ],
+    ),
+    (
+        "tasks/learners.py",
+        "tests/tasks/test_adapters.py",
+        [
+            ("POLICY if shared_trunk else part", "part"),
+            ("self.context.run_seed if part == POLICY else self._critic_seed", "self.context.run_seed"),
+        ],
+    ),
+    (
+        "tasks/checkpoint.py",
+        "tests/tasks/test_adapters.py tests/tasks/test_stages.py tests/flows/test_memory.py",
+        [
+            ("enumerate(_parameters(optimizer) if saved else [])", "enumerate([])"),
+            ("optimizer.state.clear()", "pass"),
+            ("if not self._context.keeps_recoverable:", "if False:"),
+        ],
+    ),
+    (
+        "tasks/background.py",
+        "tests/tasks/test_background.py",
+        [
+            ("            for future in self._futures:\n                future.result()", "            pass"),
+            ("        known_digest(file)\n", ""),
         ],
     ),
 ]
