@@ -1,10 +1,12 @@
 """The next checkpoint in the making: each part is read when its training begins, and written when that is over."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ppo_core import Optimizers
 from tasks.background import BackgroundWriter
@@ -86,11 +88,14 @@ class NextCheckpoint:
         self._restored.add(part)
         source, name = self._sources[part], MOMENTS_OF[part]
         path = source.directory / name
-        saved = self._context.models.take(source, name, lambda: load_file(str(path)) if path.exists() else {})
+        kept: dict[str, torch.Tensor] = self._context.models.take(source, name, dict)
+        if not kept and not path.exists():
+            return
         optimizer = self._optimizers[part]
-        for index, parameter in enumerate(_parameters(optimizer) if saved else []):
-            names = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[parameter] = {key: saved[f"{index}.{key}"].to(parameter.device) for key in names}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            names = {key: f"{index}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            saved = {key: kept.pop(own) for key, own in names.items()} if kept else _copied(path, names)
+            optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in saved.items()}
 
     def _write(self, part: str, learner: Learner) -> None:
         def write(directory: Path) -> None:
@@ -117,6 +122,15 @@ class NextCheckpoint:
             moments.clear()
 
         self._writer.write(self._context.output / MOMENTS_OF[part], write)
+
+
+def _copied(path: Path, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Tensors of a file, in memory of our own: steps over memory that is a file's, and not aligned, take far longer.
+
+    The file is opened for these few alone, since what was read of it counts as ours until it is closed.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(own).clone() for key, own in names.items()}
 
 
 def _parameters(optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
