@@ -35,7 +35,7 @@ POLICY, CRITIC, REWARD_MODEL = "policy", "critic", "reward_model"
 # Where Hugging Face's sequence classifiers for decoders keep their linear head.
 HEAD = "score"
 HEAD_FILE, HEAD_WEIGHT = "head.safetensors", f"{HEAD}.weight"
-# Policy, critic, their optimizers, reference, reward model, and one more: what an iteration needs, and no stale weights.
+# Policy, critic, their moments where no file keeps them, reference, reward model, and one more: what an iteration needs.
 MAX_RESIDENT = 7
 
 M = TypeVar("M")
