@@ -97,8 +97,7 @@ class TrackedRun:
     config: Mapping[str, Any]
     rounds: Sequence[TrackedRound]
     policy: Path | None = None
-    """The final policy, as ``from_pretrained`` reads it, with ``model.lora`` its adapter, as PEFT does; None while rounds are
-    to come."""
+    """The final policy, as ``from_pretrained`` reads it, or its adapter, as PEFT does; None while rounds are to come."""
     policy_digest: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
