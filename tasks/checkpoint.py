@@ -125,7 +125,7 @@ class NextCheckpoint:
 
 
 def _copied(path: Path, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Tensors of a file, in memory of our own: steps over memory that is a file's, and not aligned, take far longer.
+    """Tensors of a file, in aligned memory of our own, which an optimizer steps over sooner than over a mapped file's.
 
     The file is opened for these few alone, since what was read of it counts as ours until it is closed.
     """
