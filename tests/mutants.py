@@ -1004,7 +1004,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> str:
     """``killed by`` the first test that fails, ``SURVIVED`` where none does."""
     options = ["-x", "-q", "-rfE", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
     try:
-        run = python(tree, "-m", "pytest", *options, *tests)
+        run = python(tree, "-m", "pytest", "-n", "0", *options, *tests)
     except subprocess.TimeoutExpired:
         return f"killed by the time limit of {TIME_LIMIT_S} s"
     if run.returncode == 0:
