@@ -193,7 +193,10 @@ class SharedBase:
         )
 
     def choose(self, name: str | None) -> None:
-        """Let forward passes go through the adapters of this name from now on; None through none."""
+        """Let forward passes go through the adapters of this name from now on; None through none.
+
+        The library freezes the others, so a backward pass has to come before another choice.
+        """
         if not self._layers:
             return
         first = self._layers[0]
@@ -203,9 +206,6 @@ class SharedBase:
             layer.enable_adapters(name is not None)
             if name is not None:
                 layer.set_adapter(name)
-        # The library freezes what it switches off, and with it the gradient of a forward pass that is already done.
-        for parameter in self._factors.values():
-            parameter.requires_grad_(True)
 
     def _view(self, name: str | None) -> Adapted:
         return Adapted(self, self._model, name, Adapted(self, self._model.base_model, name))

@@ -904,7 +904,6 @@ TASKS: Table = [
         "tasks/adapters.py",
         "tests/tasks/test_adapters.py",
         [
-            ("parameter.requires_grad_(True)", "pass"),
             ("weights[own] = torch.zeros(parameter.shape)", "weights[own] = torch.ones(parameter.shape)"),
             ("x * (alpha / rank)", "x"),
             ("change.T if adapter.is_transposed else change", "change"),
