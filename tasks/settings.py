@@ -52,11 +52,15 @@ MLFLOW_CLIENT: Mapping[str, str] = {
 }
 
 
-# For glibc: keep what is freed. Gradients of large vocabularies otherwise go back to the kernel after each step, and every
-# page of the next ones is asked for again.
-ALLOCATOR: Mapping[str, str] = {
+MEMORY: Mapping[str, str] = {
+    # For glibc: keep what is freed. Gradients of large vocabularies otherwise go back to the kernel after each step, and
+    # every page of the next ones is asked for again.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    # For oneDNN, which multiplies bfloat16 on a processor: both of its caches hold about a megabyte of code for each
+    # combination of shapes, a thousand by default, and every micro-batch has a length of its own. A pass needs about 15.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
 }
 
 
@@ -129,5 +133,5 @@ def engine_environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # cuBLAS is deterministic only with a fixed workspace.
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
-        **ALLOCATOR,
+        **MEMORY,
     }

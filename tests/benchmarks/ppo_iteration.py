@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents
 
 import harness  # noqa: E402
 
-from tasks.settings import ALLOCATOR  # noqa: E402
+from tasks.settings import MEMORY  # noqa: E402
 
 EOS, PAD = 1, 0
 EPOCHS, MINIBATCHES = 4, 4
@@ -310,7 +310,7 @@ def compare(case, work, *, numerics, versus, repeat, iterations, directory):
         place = ("--directory", directory, "--iterations", iterations)
         options = ("--system", system, "--case", case, "--numerics", how, *place)
         # Ours runs in the engine's environment.
-        return lambda: harness.child(script, *options, env=ALLOCATOR if system == "ours" else None)
+        return lambda: harness.child(script, *options, env=MEMORY if system == "ours" else None)
 
     found = harness.interleaved({"ours": run("ours", numerics), "trl": run("trl", versus)}, repeat)
     for name in ("entropy", "score"):
