@@ -54,9 +54,11 @@ def is_standard(cache: Any) -> bool:
     return cache is not None and all(hasattr(x, name) for x in getattr(cache, "layers", [cache]) for name in wanted)
 
 
-def prepare(cache: Any, *, repeats: int, length: int) -> None:
+def prepare(cache: Any, *, repeats: int, length: int, has_padding: bool) -> None:
     """Give a cache that has read the prompts every row ``repeats`` times, and room for ``length`` tokens where it grows."""
     for layer in getattr(cache, "layers", [cache]):
+        # The library otherwise asks the mask for every token whether it hides anything, and the device has to stop and say.
+        layer.is_compileable = has_padding
         if type(layer).__name__ == _GROWING and layer.keys is not None and layer.keys.numel() > 0:
             _Room(layer, repeats=repeats, length=length)
         elif repeats > 1:

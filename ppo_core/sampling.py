@@ -161,7 +161,7 @@ def _read_prompts(model: Any, prompts: Ragged, repeats: int, result: _Result) ->
     cache = getattr(said, "past_key_values", None)
     if not is_standard(cache):
         return None
-    prepare(cache, repeats=repeats, length=width + result.max_length)
+    prepare(cache, repeats=repeats, length=width + result.max_length, has_padding=has_padding)
     return _Running(
         logits=said.logits[:, -1].repeat_interleave(repeats, dim=0),
         cache=cache,
