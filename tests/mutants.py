@@ -481,8 +481,9 @@ PPO_CORE: Table = [
     ),
     (
         "ppo_core/kv_cache.py",
-        "tests/ppo_core/test_sampling.py",
+        "tests/ppo_core/test_sampling.py tests/ppo_core/test_accelerator.py",
         [
+            ("layer.is_compileable = has_padding", "layer.is_compileable = False"),
             ("buffer[:num_rows, :, before:end] = new", "buffer[:num_rows, :, before - 1 : end - 1] = new"),
             ("x.index_select(0, rows)", "x[: len(rows)]"),
             (".copy_(x[:, None])", ".copy_(x[:, None].flip(0))"),

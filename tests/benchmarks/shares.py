@@ -2,7 +2,8 @@
 
     python tests/benchmarks/shares.py [--cases 15M …] [--numerics float32 …] [--readme]
 
-An update over one epoch of two minibatches of 8 ragged rows, under PyTorch's profiler: shares of the time inside operators.
+One epoch of four minibatches over rows like those of ``ppo_iteration``'s ragged work, under PyTorch's profiler: shares of the
+time inside operators. Positions are what a model computes for each token that there is: padding is the rest of them.
 """
 
 import argparse
@@ -15,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents
 import harness  # noqa: E402
 from ppo_iteration import CASES  # noqa: E402
 
-ROWS, PROMPT, LENGTH = 16, 20, 64
+PROMPT = (8, 32)
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "mkldnn", "linear"),
     "attention": ("scaled_dot_product",),
@@ -46,7 +47,7 @@ def measure(case, numerics):
     from tasks.models import ScalarModel
     from tasks.training import adamw
 
-    hidden, inner, layers, heads, vocabulary = CASES[case][:5]
+    hidden, inner, layers, heads, vocabulary, rows, longest = CASES[case]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
@@ -54,12 +55,13 @@ def measure(case, numerics):
     )  # fmt: skip
     policy = AutoModelForCausalLM.from_config(config).eval()
     critic = ScalarModel(AutoModelForSequenceClassification.from_config(config).eval())
-    lengths = torch.randint(1, LENGTH, (ROWS,)).tolist()
+    prompt_lengths = torch.randint(PROMPT[0], PROMPT[1] + 1, (rows,)).tolist()
+    lengths = torch.randint(1, longest + 1, (rows,)).tolist()
     tokens = sum(lengths)
     batch = RolloutBatch(
-        prompts=Ragged.from_rows([torch.randint(vocabulary, (PROMPT,)) for _ in lengths], torch.int64),
+        prompts=Ragged.from_rows([torch.randint(vocabulary, (n,)) for n in prompt_lengths], torch.int64),
         responses=Ragged.from_rows([torch.randint(vocabulary, (n,)) for n in lengths], torch.int64),
-        stopped=torch.ones(ROWS, dtype=torch.bool),
+        stopped=torch.ones(rows, dtype=torch.bool),
         token_columns={
             "logprobs": torch.full((tokens,), -7.0),
             "values": torch.zeros(tokens),
@@ -72,10 +74,12 @@ def measure(case, numerics):
     models = InPrecision(policy, dtype), InPrecision(critic, dtype)
 
     def run():
-        settings = PPOConfig(epochs=1, num_minibatches=2)
+        settings = PPOConfig(epochs=1, num_minibatches=4)
         ppo_update(*models, Optimizers(policy=first, critic=second), batch, settings, seed=0)
 
     run()
+    computed = []
+    policy.get_input_embeddings().register_forward_hook(lambda _, given, __: computed.append(given[0].numel()))
     with profile(activities=[ProfilerActivity.CPU], with_flops=True) as recorded:
         run()
     events = recorded.key_averages()
@@ -88,7 +92,10 @@ def measure(case, numerics):
     operations = sum(e.flops for e in products if e.key in ("aten::mm", "aten::addmm", "aten::bmm"))
     rate = operations / (shares["matrix products"] / 1e6)
     rest = total - sum(shares.values())
-    return {**{kind: x / total for kind, x in shares.items()}, "the rest": rest / total, "rate": rate / peak(dtype)}
+    shares = [*(x / total for x in shares.values()), rest / total]
+    real = tokens + sum(prompt_lengths)
+    padded = rows * (max(prompt_lengths) + longest)
+    return shares, rate / peak(dtype), sum(computed) / real, padded / real
 
 
 def main():
@@ -100,10 +107,11 @@ def main():
     rows = []
     for case in given.cases:
         for numerics in given.numerics:
-            found = measure(case, numerics)
-            rows.append([case, numerics, *(f"{x:.0%}" for x in found.values())])
+            shares, rate, own, padded = measure(case, numerics)
+            rows.append([case, numerics, *(f"{x:.0%}" for x in shares), f"{rate:.0%}", f"{own:.2f} / {padded:.2f}"])
             print(" | ".join(rows[-1]), flush=True)
     titles = ["case", "numerics", *KINDS, "the rest", "products, of large ones' throughput"]
+    titles.append("positions a token, here / in a padded grid")
     text = f"{harness.in_words(harness.machine())}.\n\n{harness.table(titles, rows)}"
     print(text)
     if given.readme:
