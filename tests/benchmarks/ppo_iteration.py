@@ -144,9 +144,13 @@ def ours(directory, case, numerics, iterations):
     settings.quieten(hub=False)
     import torch
     from direct_run import run_directly
+    from transformers.models.llama import modeling_llama  # noqa: F401
 
     from flows.config import checked
     from ppo_core import sampling
+
+    # All that stages import when they first need it, so that it does not count as theirs.
+    from tasks import checkpoint, learners, responses, scoring, training  # noqa: F401
     from tasks.samplers import builtin
     from tasks.store import Manifest, read_dataset
 
@@ -227,6 +231,7 @@ def trl(directory, case, numerics, iterations):
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.models.llama import modeling_llama  # noqa: F401
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     torch.set_float32_matmul_precision(NUMERICS[numerics]["matmul"])

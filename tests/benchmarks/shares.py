@@ -2,8 +2,8 @@
 
     python tests/benchmarks/shares.py [--cases 15M …] [--numerics float32 …] [--readme]
 
-One epoch of four minibatches over rows like those of ``ppo_iteration``'s ragged work, under PyTorch's profiler: shares of the
-time inside operators. Positions are what a model computes for each token that there is: padding is the rest of them.
+One epoch of four minibatches over rows like those of ``ppo_iteration``'s ragged work, under PyTorch's profiler: shares of
+the time inside operators. Positions are what a model computes for each token that there is: the rest is padding.
 """
 
 import argparse
