@@ -6,6 +6,7 @@ token sees what stands after it, and a batch is no wider than its longest row.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -289,20 +290,25 @@ def micro_batches(lengths: Tensor, token_budget: int, *, group_cost: int = 0) ->
 def packed_lines(lengths: Tensor, line_tokens: int) -> list[Tensor]:
     """Row indices of lines that hold rows end to end: no more tokens than ``line_tokens``, or than the longest row has.
 
-    First fit, longest rows first; fuller lines first.
+    Best fit, longest rows first; fuller lines first.
     """
     if len(lengths) == 0:
         return []
     room = max(line_tokens, int(lengths.max()))
     order = torch.argsort(lengths, descending=True, stable=True)
-    free = torch.full((len(lengths),), room)
-    lines: list[list[int]] = [[] for _ in range(len(lengths))]
+    lines: list[list[int]] = []
+    # What is free on each line, and which line it is, in rising order. A list, not a tensor: there are many small steps.
+    free: list[tuple[int, int]] = []
     for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        line = int((free >= length).int().argmax())
-        free[line] -= length
+        place = bisect_left(free, (length, 0))
+        if place == len(free):
+            left, line = room, len(lines)
+            lines.append([])
+        else:
+            left, line = free.pop(place)
         lines[line].append(row)
-    used = [i for i in torch.argsort(free, stable=True).tolist() if lines[i]]
-    return [torch.tensor(lines[i]) for i in used]
+        insort(free, (left - length, line))
+    return [torch.tensor(lines[line]) for _, line in free]
 
 
 def minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[Tensor]:

@@ -6,6 +6,7 @@ stands on the right, where no real token sees it, so neither gets a mask. Neithe
 dropout must be off, or the ratio of the first minibatch is not 1.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ppo_core.shapes import Float
 _PROBE_TOKENS = 4
 # So many pairs of tokens cost in attention what one token costs elsewhere: measured for a model of width 384 on a CPU.
 _PAIRS_TO_A_TOKEN = 1500
+# Lines are tried up to so many times as wide as the longest row, each width so much wider than the one before.
+_WIDEST, _FINER = 5, 1.03
 
 
 class InPrecision(nn.Module):
@@ -63,14 +66,14 @@ def forward_groups(models: Sequence[Any], lengths: Tensor, token_budget: int) ->
         # What a pass costs besides its tokens: some milliseconds of calls, in which a GPU would do thousands of them.
         groups = micro_batches(lengths, token_budget, group_cost=64 if is_cpu else 4096)
         return [list(group.split(1)) for group in groups]
-    longest = int(lengths.max())
-    widths = [min(token_budget, round(longest * factor)) for factor in _LINE_FACTORS]
-    lines = min((packed_lines(lengths, width) for width in widths), key=lambda packed: _price(lengths, packed))
+    longest, together = int(lengths.max()), int(lengths.sum())
+    # Few rows fill lines badly, unless their width is chosen for them.
+    widest = min(together, _WIDEST * longest)
+    steps = math.ceil(math.log(widest / longest) / math.log(_FINER))
+    widths = {min(token_budget, round(longest * _FINER**step), widest) for step in range(steps + 1)}
+    lines = min((packed_lines(lengths, width) for width in sorted(widths)), key=lambda packed: _price(lengths, packed))
     sizes = torch.tensor([int(lengths[line].sum()) for line in lines])
     return [[lines[i] for i in group.tolist()] for group in micro_batches(sizes, token_budget, group_cost=512)]
-
-
-_LINE_FACTORS = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0)
 
 
 def _price(lengths: Tensor, lines: list[Tensor]) -> float:

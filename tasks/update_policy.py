@@ -108,7 +108,7 @@ def update_policy(
         context.progress(done, total, unit="tokens", tokens=done)
 
     gates = Gates(context)
-    with BackgroundWriter() as writer:
+    with BackgroundWriter(flushes=context.keeps_recoverable) as writer:
         checkpoint = NextCheckpoint(context, config, learners, policy=policy, critic=critic, writer=writer)
         stats = ppo_update(
             InPrecision(checkpoint.actor.model, dtype) if config.train_policy else None,

@@ -419,9 +419,10 @@ PPO_CORE: Table = [
             ("if token_budget < 1:", "if token_budget < 0:"),
             # packed_lines
             ("room = max(line_tokens, int(lengths.max()))", "room = 2 * max(line_tokens, int(lengths.max()))"),
-            ("line = int((free >= length).int().argmax())", "line = int(free.argmax())"),
-            ("        free[line] -= length\n", "        free[line] = 0\n"),
-            ("torch.argsort(free, stable=True).tolist()", "range(len(free))"),
+            ("place = bisect_left(free, (length, 0))", "place = len(free)"),
+            ("place = bisect_left(free, (length, 0))", "place = min(len(free), 0)"),
+            ("insort(free, (left - length, line))", "insort(free, (left, line))"),
+            ("insort(free, (left - length, line))", "free.append((left - length, line))"),
             # minibatches
             ("permutation.tensor_split(num_minibatches)", "permutation.split(num_minibatches)"),
             ("row_uniforms([seed], num_rows)", "row_uniforms([0], num_rows)"),
@@ -933,7 +934,12 @@ TASKS: Table = [
         "tests/tasks/test_background.py",
         [
             ("            for future in self._futures:\n                future.result()", "            pass"),
-            ("        known_digest(file)\n", ""),
+            ("            known_digest(file)\n", ""),
+            ("self._pool.submit(self._write, path, write)", "self._pool.submit(write, path)"),
+            ("if self._flushes else None", "if False else None"),
+            ("if self._flushes else None", ""),
+            ("                flushed.result()", "                pass"),
+            ("        self._flushing.shutdown()\n", ""),
         ],
     ),
 ]

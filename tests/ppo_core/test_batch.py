@@ -228,7 +228,7 @@ def test_lines_hold_every_row_once_within_their_room(lengths, room):
     sums = [sum(lengths[row] for row in line) for line in lines]
     assert all(total <= max(room, max(lengths)) for total in sums)
     assert sums == sorted(sums, reverse=True)
-    # First fit: no line could take the rows of a later one.
+    # No two lines could have been one.
     assert all(a + b > max(room, max(lengths)) for a, b in itertools.combinations(sums, 2))
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tasks import store
+from tasks import background, store
 from tasks.background import BackgroundWriter
 
 
@@ -43,6 +43,24 @@ def test_what_was_written_need_not_be_read_again_for_its_digest(tmp_path, monkey
     assert store.digests_below(tmp_path) == expected
 
 
+@pytest.mark.parametrize("flushes", [True, False])
+def test_what_is_to_stay_is_on_the_disk_on_leaving(tmp_path, monkeypatch, flushes):
+    flushed = []
+    monkeypatch.setattr(background, "flush", flushed.append)
+    with BackgroundWriter(flushes=flushes) as writer:
+        writer.write(tmp_path / "file", lambda path: path.write_text("weights"))
+    assert flushed == ([tmp_path / "file"] if flushes else [])
+
+
+def test_a_flush_that_fails_is_told_on_leaving(tmp_path, monkeypatch):
+    def flush(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(background, "flush", flush)
+    with pytest.raises(OSError, match="Input/output"), BackgroundWriter() as writer:
+        writer.write(tmp_path / "file", lambda path: path.write_text("weights"))
+
+
 def test_a_file_that_was_changed_later_is_read_again(tmp_path):
     with BackgroundWriter() as writer:
         writer.write(tmp_path / "file", lambda path: path.write_text("before"))
@@ -72,4 +90,4 @@ def test_an_error_of_the_stage_waits_for_the_writers_and_is_what_is_told(tmp_pat
     with pytest.raises(ValueError, match="not finite"):
         stage()
     assert (tmp_path / "file").exists()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("writer")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("writer", "flusher"))]

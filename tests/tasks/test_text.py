@@ -102,7 +102,11 @@ BOS_ADDED = {"llama": 1, "llama3": 1, "both ends": 1, "appends eos": 0, "gpt2": 
 kinds = pytest.mark.parametrize("kind", BOS_ADDED)
 # "▁" is the space of SentencePiece's kind, so as a character of its own it cannot come back.
 characters = st.characters(codec="utf-8", exclude_characters="▁") | st.sampled_from(" \n athel")
-texts = st.text(characters, min_size=1, max_size=20).filter(str.strip)
+# A text that spells a special token is that token, as everywhere with these tokenizers, and not what the laws are about.
+SPECIAL = ("<s>", "</s>", "<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+texts = (
+    st.text(characters, min_size=1, max_size=20).filter(str.strip).filter(lambda t: not any(s in t for s in SPECIAL))
+)
 LAWS = settings(deadline=None, max_examples=60)
 
 
