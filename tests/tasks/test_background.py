@@ -8,6 +8,10 @@ from tasks import background, store
 from tasks.background import BackgroundWriter
 
 
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("writer", "flusher"))]
+
+
 def test_the_caller_goes_on_while_a_file_is_written_and_leaving_waits_for_it(tmp_path):
     may_write, order = threading.Event(), []
 
@@ -50,6 +54,7 @@ def test_what_is_to_stay_is_on_the_disk_on_leaving(tmp_path, monkeypatch, flushe
     with BackgroundWriter(flushes=flushes) as writer:
         writer.write(tmp_path / "file", lambda path: path.write_text("weights"))
     assert flushed == ([tmp_path / "file"] if flushes else [])
+    assert not threads()
 
 
 def test_a_flush_that_fails_is_told_on_leaving(tmp_path, monkeypatch):
@@ -90,4 +95,4 @@ def test_an_error_of_the_stage_waits_for_the_writers_and_is_what_is_told(tmp_pat
     with pytest.raises(ValueError, match="not finite"):
         stage()
     assert (tmp_path / "file").exists()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("writer", "flusher"))]
+    assert not threads()
