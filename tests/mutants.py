@@ -525,7 +525,10 @@ PPO_CORE: Table = [
             ('"bias": head.bias, "temperature": temperature, "dtype"', '"bias": head.bias, "dtype"'),
             ("torch.allclose(parts, logits)", "True"),
             ('else {"position_ids": padded.position_ids}', "else {}"),
-            ("min(token_budget, round(longest * factor))", "round(longest * factor)"),
+            ("{min(token_budget, round(longest * _FINER**step), widest)", "{min(round(longest * _FINER**step), widest)"),
+            ("_WIDEST, _FINER = 5, 1.03", "_WIDEST, _FINER = 5, 1.5"),
+            ("_WIDEST, _FINER = 5, 1.03", "_WIDEST, _FINER = 1, 1.03"),
+            ("width * (1 + width / _PAIRS_TO_A_TOKEN)", "width"),
             ("if not all(can_pack(model) for model in models):", "if False:"),
             ("x.new_zeros(mask.shape).masked_scatter(mask, x)", "x.new_ones(mask.shape).masked_scatter(mask, x)"),
             (
@@ -922,7 +925,7 @@ TASKS: Table = [
     ),
     (
         "tasks/checkpoint.py",
-        "tests/tasks/test_adapters.py tests/tasks/test_stages.py tests/flows/test_memory.py",
+        "tests/tasks/test_adapters.py tests/tasks/test_stages.py tests/flows/test_memory.py tests/flows/test_durability.py",
         [
             ("if not kept and not path.exists():", "if True:"),
             ("optimizer.state.clear()", "pass"),

@@ -168,6 +168,30 @@ def test_a_pass_stays_within_its_budget_and_every_row_is_in_one(lengths, budget,
         assert packs or all(len(line) == 1 for line in lines)
 
 
+def partitions(rows):
+    """All ways to put rows on lines."""
+    if not rows:
+        yield []
+        return
+    for rest in partitions(rows[1:]):
+        yield [[rows[0]], *rest]
+        for i, line in enumerate(rest):
+            yield [*rest[:i], [rows[0], *line], *rest[i + 1 :]]
+
+
+@law
+@given(st.lists(st.integers(10, 200), min_size=1, max_size=6))
+def test_lines_cost_next_to_no_more_than_the_best_there_are(lengths):
+    def price(lines):
+        # Every position is one token's work, and one pair with each position of its line in attention.
+        width = max(map(sum, lines))
+        return len(lines) * width * (1 + width / 1500)
+
+    (chosen,) = forward_groups([LlamaCritic()], tensor(lengths), 10_000)
+    chosen = [[lengths[row] for row in line.tolist()] for line in chosen]
+    assert price(chosen) <= 1.1 * min(map(price, partitions(lengths)))
+
+
 class NoPositions(torch.nn.Module):
     """A critic that knows no positions."""
 

@@ -92,27 +92,54 @@ def linear_case(seed, *shape):
 
 
 @law
-@given(seeds, temperatures, st.integers(1, 8), st.sampled_from([(), (1,), (7,), (2, 3), (2, 1, 3)]))
-def test_linear_logprobs_and_their_gradients_equal_those_of_the_full_logits(seed, temperature, chunk, shape):
+@given(
+    seeds,
+    temperatures,
+    st.integers(1, 8),
+    st.sampled_from([(), (1,), (7,), (2, 3), (2, 1, 3)]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_linear_logprobs_and_their_gradients_equal_those_of_the_full_logits(
+    seed, temperature, chunk, shape, with_bias, with_entropy
+):
     hidden, weight, token_ids = linear_case(seed, *shape)
     weights = Draws(seed + 1).normal(2, *shape)
+    bias = Draws(seed + 2).normal(5)
 
     def run(function):
-        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        logprobs, entropies = function(*leaves)
-        (weights[0] * logprobs + weights[1] * entropies).sum().backward()
-        return [logprobs.detach(), entropies.detach(), *(leaf.grad for leaf in leaves)]
+        leaves = [x.clone().requires_grad_() for x in (hidden, weight, *([bias] if with_bias else []))]
+        results = function(*leaves)
+        sum((x * y).sum() for x, y in zip(weights, results, strict=False)).backward()
+        return [*(x.detach() for x in results), *(leaf.grad for leaf in leaves)]
 
-    def all_at_once(hidden, weight):
-        choices = Categorical(logits=torch.nn.functional.linear(hidden, weight) / temperature)
-        return choices.log_prob(token_ids), choices.entropy()
+    def all_at_once(*leaves):
+        choices = Categorical(logits=torch.nn.functional.linear(*leaves) / temperature)
+        return (choices.log_prob(token_ids), choices.entropy())[: 1 + with_entropy]
 
-    ours = run(lambda h, w: linear_logprobs(h, w, token_ids, temperature=temperature, chunk=chunk, with_entropy=True))
-    for got, expected in zip(ours, run(all_at_once), strict=True):
+    def in_chunks(hidden, weight, bias=None):
+        settings = {"bias": bias, "temperature": temperature, "chunk": chunk}
+        if with_entropy:
+            return linear_logprobs(hidden, weight, token_ids, with_entropy=True, **settings)
+        return (linear_logprobs(hidden, weight, token_ids, **settings),)
+
+    for got, expected in zip(run(in_chunks), run(all_at_once), strict=True):
         assert got.shape == expected.shape
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-    alone = linear_logprobs(hidden, weight, token_ids, temperature=temperature, chunk=chunk)
-    assert torch.equal(alone, ours[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_linear_logprobs_of_tokens_that_a_bias_rules_out(chunk):
+    # Two tokens of equal odds and one that cannot occur, for two states: the last one is a chunk of its own, or is not.
+    hidden, weight = torch.ones(2, 1, requires_grad=True), torch.zeros(3, 1, requires_grad=True)
+    bias = tensor([0.0, 0.0, -math.inf])
+    logprobs, entropies = linear_logprobs(hidden, weight, tensor([0, 1]), bias=bias, chunk=chunk, with_entropy=True)
+    assert logprobs.tolist() == pytest.approx([math.log(1 / 2)] * 2)
+    assert entropies.tolist() == pytest.approx([math.log(2)] * 2)
+    (logprobs[0] + entropies.sum()).backward()
+    # d logprob / d z is (1/2, -1/2, 0) in the first state; the entropy is at its maximum.
+    assert weight.grad[:, 0].tolist() == pytest.approx([1 / 2, -1 / 2, 0])
+    assert hidden.grad.tolist() == [[0], [0]]
 
 
 def test_linear_logprobs_worked_example():

@@ -19,7 +19,7 @@ from ppo_core import (
     row_uniforms,
     sample,
 )
-from ppo_core.sampling import draw_tokens, keep_likely
+from ppo_core.sampling import _first_beyond, draw_tokens, keep_likely
 
 INT = torch.int64
 PROMPTS = [[1], [2, 3, 4], [5, 6], [7, 1, 2, 3, 4, 5], [2], [3, 3, 3], [4, 1], [6]]
@@ -138,6 +138,18 @@ def test_a_token_is_found_in_a_vocabulary_of_any_size(seed, vocabulary, uniform,
     assert weights[:token].sum().item() <= uniform * total + tolerance * total
     assert weights[: token + 1].sum().item() >= uniform * total - tolerance * total
     assert logprob.item() == pytest.approx(math.log(weights[token] / total), abs=tolerance * 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_never_leads_beyond_the_last_token_that_can_occur(dtype):
+    # Sums of a block and of its tokens one by one differ by rounding, and a number just below 1 leaves nothing else. The
+    # last block is not a full one.
+    weights = (10 * Draws(0).normal(2000, 600)).exp().to(torch.float32)
+    weights[:, 590:595] = 0
+    below_one = torch.full((2000,), 1 - torch.finfo(dtype).eps / 2, dtype=dtype)
+    drawn = _first_beyond(weights, below_one)
+    assert (drawn < 600).all()
+    assert (weights.gather(1, drawn[:, None]) > 0).all()
 
 
 def test_a_number_of_zero_finds_the_first_token_that_can_occur_however_far():

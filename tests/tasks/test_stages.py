@@ -417,6 +417,23 @@ def test_the_second_update_goes_on_with_the_moments_of_the_first(world):
     assert steps == [4.0, 8.0]
 
 
+def test_moments_are_held_while_their_model_is_trained_and_no_longer(world, monkeypatch):
+    from tasks.checkpoint import NextCheckpoint
+
+    bench, base, data, _ = world
+    held, on_trained = [], NextCheckpoint.on_trained
+
+    def recorded(checkpoint, name):
+        optimizers = {"policy": checkpoint.optimizers.policy, "critic": checkpoint.optimizers.critic}
+        before = {part for part, optimizer in optimizers.items() if optimizer.state}
+        on_trained(checkpoint, name)
+        held.append((name, before, {part for part, optimizer in optimizers.items() if optimizer.state}))
+
+    monkeypatch.setattr(NextCheckpoint, "on_trained", recorded)
+    an_update(bench, base, data, weight_decay=0.5)
+    assert held == [("policy", {"policy"}, set()), ("critic", {"critic"}, set())]
+
+
 def test_policy_and_critic_learn_at_their_own_rates(world):
     bench, base, data, _ = world
 
