@@ -525,7 +525,10 @@ PPO_CORE: Table = [
             ('"bias": head.bias, "temperature": temperature, "dtype"', '"bias": head.bias, "dtype"'),
             ("torch.allclose(parts, logits)", "True"),
             ('else {"position_ids": padded.position_ids}', "else {}"),
-            ("{min(token_budget, round(longest * _FINER**step), widest)", "{min(round(longest * _FINER**step), widest)"),
+            (
+                "{min(token_budget, round(longest * _FINER**step), widest)",
+                "{min(round(longest * _FINER**step), widest)",
+            ),
             ("_WIDEST, _FINER = 5, 1.03", "_WIDEST, _FINER = 5, 1.5"),
             ("_WIDEST, _FINER = 5, 1.03", "_WIDEST, _FINER = 1, 1.03"),
             ("width * (1 + width / _PAIRS_TO_A_TOKEN)", "width"),
