@@ -3,11 +3,13 @@
     python tests/benchmarks/overhead.py [--case 15M] [--iterations N] [--repeat N] [--out FILE.json] [--readme]
 
 The flow is ``rounds run``: Prefect's server and tasks, the engine's process, data sets, checkpoints with both optimizers,
-digests, flushes, an audit, MLflow. The loop calls the same functions one after the other and writes nothing. Both
-sample the same rows.
+digests, flushes, an audit, MLflow; once with every checkpoint kept, once with none of those between (``checkpoint_every``).
+The loop calls the same functions one after the other and writes nothing. All sample the same rows. Beside them, what the
+files of one checkpoint cost alone: as many bytes written, hashed and flushed by the standard library.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -21,11 +23,14 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents
 import harness  # noqa: E402
 from ppo_iteration import CASES, EPOCHS, MINIBATCHES, make_case  # noqa: E402
 
+from tasks.settings import MEMORY  # noqa: E402
 
-def configuration(directory, case, iterations):
+
+def configuration(directory, case, iterations, every=1):
     rows, length = CASES[case][5:]
     return {
         "iterations": iterations,
+        "checkpoint_every": every,
         "model": {"policy": str(directory / "policy"), "critic": str(directory / "critic")},
         "data": {
             "prompts": [str(directory / "prompts.jsonl")],
@@ -40,15 +45,16 @@ def configuration(directory, case, iterations):
     }
 
 
-def flow(directory, case, iterations):
-    """Seconds between the ends of iterations, as their manifests tell."""
+def flow(directory, case, iterations, every=1):
+    """Seconds between the ends of iterations, as their manifests tell. The last one counts as little as the first: its
+    checkpoint is kept in any case."""
     import yaml
 
     from tasks.store import Manifest
 
     with tempfile.TemporaryDirectory() as home:
         path = Path(home) / "config.yaml"
-        path.write_text(yaml.safe_dump(configuration(directory, case, iterations)))
+        path.write_text(yaml.safe_dump(configuration(directory, case, iterations, every)))
         rounds = [str(Path(sys.executable).with_name("rounds")), "--home", home]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
         subprocess.run([*rounds, "run", str(path)], check=True, capture_output=True, env=environment)
@@ -60,7 +66,28 @@ def flow(directory, case, iterations):
             ends.append(Manifest.read(done).committed_at)
         (scored,) = (root / f"iteration-{iterations:03d}/score_rollouts/shard-000").iterdir()
         score = Manifest.read(scored).metrics["score/mean"]
-    return {"wall": (ends[-1] - ends[0]) / (iterations - 1), "score": score}
+        (first,) = (root / "iteration-001/update_policy").iterdir()
+        size = sum(entry["size"] for entry in Manifest.read(first).files.values())
+    return {"wall": (ends[-2] - ends[0]) / (iterations - 2), "score": score, "bytes": size}
+
+
+def sparse_flow(directory, case, iterations):
+    """The same, where the iterations that are measured keep no weights."""
+    return flow(directory, case, iterations, every=iterations)
+
+
+def files(directory, size):
+    """Seconds for a new file of so many bytes."""
+    content = bytes(2**20) * (size // 2**20)
+    path = directory / "file"
+    began = time.perf_counter()
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        hashlib.file_digest(file, "sha256")
+        os.fsync(file.fileno())
+    took = time.perf_counter() - began
+    path.unlink()
+    return took
 
 
 def loop(directory, case, iterations):
@@ -148,7 +175,7 @@ def loop(directory, case, iterations):
             seed=context.seed("update"),
         )
         ends.append(time.time())
-    return {"wall": (ends[-1] - ends[0]) / (iterations - 1), "score": float(scores.mean())}
+    return {"wall": (ends[-2] - ends[0]) / (iterations - 2), "score": float(scores.mean())}
 
 
 def main():
@@ -162,32 +189,46 @@ def main():
     parser.add_argument("--directory", type=Path)
     given = parser.parse_args()
     sys.path.insert(0, str(harness.ROOT / "tests" / "flows"))
+    systems = {"flow": flow, "sparse": sparse_flow, "loop": loop}
     if given.system:
-        run = {"flow": flow, "loop": loop}[given.system]
-        print(json.dumps(run(given.directory, given.case, given.iterations)))
+        print(json.dumps(systems[given.system](given.directory, given.case, given.iterations)))
         return
     with tempfile.TemporaryDirectory() as directory:
         make_case(Path(directory), given.case, ragged=True)
         place = ("--case", given.case, "--iterations", given.iterations, "--directory", directory)
         found = harness.interleaved(
             {
-                name: lambda name=name: harness.child(Path(__file__), "--system", name, *place)
-                for name in ("flow", "loop")
+                name: lambda name=name: harness.child(Path(__file__), "--system", name, *place, env=MEMORY)
+                for name in systems
             },
             given.repeat,
         )
-    a, b = found["flow"][0]["score"], found["loop"][0]["score"]
-    if abs(a - b) > 1e-3 * max(1.0, abs(b)):
-        raise SystemExit(f"the last iteration's score is {a} in the flow and {b} in the loop: not the same work")
-    shares = [1 - b["wall"] / a["wall"] for a, b in zip(found["flow"], found["loop"], strict=True)]
-    row = [
-        given.case,
-        f"{harness.median(found['flow'], 'wall'):.2f} s",
-        f"{harness.median(found['loop'], 'wall'):.2f} s",
-        harness.spread([100 * share for share in shares], 1) + " %",
+        size = found["flow"][0]["bytes"]
+        alone = [files(Path(directory), size) for _ in range(given.repeat)]
+    rows = []
+    for name, title in (("flow", "kept, each"), ("sparse", "not kept")):
+        a, b = found[name][0]["score"], found["loop"][0]["score"]
+        if abs(a - b) > 1e-3 * max(1.0, abs(b)):
+            raise SystemExit(f"the last score is {a} in the flow and {b} in the loop: not the same work")
+        shares = [1 - b["wall"] / a["wall"] for a, b in zip(found[name], found["loop"], strict=True)]
+        rows.append([
+            given.case,
+            title,
+            f"{harness.median(found[name], 'wall'):.2f} s",
+            f"{harness.median(found['loop'], 'wall'):.2f} s",
+            harness.spread([100 * share for share in shares], 1) + " %",
+        ])  # fmt: skip
+    titles = [
+        "case",
+        "checkpoints",
+        "through the flow",
+        "as a bare loop",
+        "share of orchestration, persistence, tracking",
     ]
-    titles = ["case", "iteration through the flow", "as a bare loop", "share of orchestration, persistence, tracking"]
-    text = f"{harness.in_words(harness.machine())}; {given.repeat} turns.\n\n{harness.table(titles, [row])}"
+    text = (
+        f"{harness.in_words(harness.machine())}; {given.repeat} turns. The files of a checkpoint, {size / 2**20:.0f} MiB, "
+        f"written, hashed and flushed alone: {harness.spread(alone)} s.\n\n{harness.table(titles, rows)}"
+    )
     print(text)
     if given.out:
         given.out.write_text(json.dumps({"machine": harness.machine(), **found}, indent=1))
