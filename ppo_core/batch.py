@@ -287,28 +287,27 @@ def micro_batches(lengths: Tensor, token_budget: int, *, group_cost: int = 0) ->
     return [order[first[end] : end] for end in reversed(ends)]
 
 
-def packed_lines(lengths: Tensor, line_tokens: int) -> list[Tensor]:
+def packed_lines(lengths: Sequence[int], line_tokens: int) -> list[list[int]]:
     """Row indices of lines that hold rows end to end: no more tokens than ``line_tokens``, or than the longest row has.
 
     Best fit, longest rows first; fuller lines first.
     """
-    if len(lengths) == 0:
+    if not lengths:
         return []
-    room = max(line_tokens, int(lengths.max()))
-    order = torch.argsort(lengths, descending=True, stable=True)
+    room = max(line_tokens, *lengths)
     lines: list[list[int]] = []
-    # What is free on each line, and which line it is, in rising order. A list, not a tensor: there are many small steps.
+    # What is free on each line, and which line it is, in rising order.
     free: list[tuple[int, int]] = []
-    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        place = bisect_left(free, (length, 0))
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        place = bisect_left(free, (lengths[row], 0))
         if place == len(free):
             left, line = room, len(lines)
             lines.append([])
         else:
             left, line = free.pop(place)
         lines[line].append(row)
-        insort(free, (left - length, line))
-    return [torch.tensor(lines[line]) for _, line in free]
+        insort(free, (left - lengths[row], line))
+    return [lines[line] for _, line in free]
 
 
 def minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[Tensor]:

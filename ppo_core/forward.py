@@ -6,7 +6,6 @@ stands on the right, where no real token sees it, so neither gets a mask. Neithe
 dropout must be off, or the ratio of the first minibatch is not 1.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from ppo_core.shapes import Float
 _PROBE_TOKENS = 4
 # So many pairs of tokens cost in attention what one token costs elsewhere: measured for a model of width 384 on a CPU.
 _PAIRS_TO_A_TOKEN = 1500
-# Lines are tried up to so many times as wide as the longest row, each width so much wider than the one before.
-_WIDEST, _FINER = 5, 1.03
+# Lines are tried up to so many times as wide as the longest row; in fewer widths where there are more rows to place.
+_WIDEST = 5
+_FEWEST_WIDTHS, _MOST_WIDTHS, _ROWS_TO_PLACE = 6, 55, 2048
 
 
 class InPrecision(nn.Module):
@@ -66,19 +66,21 @@ def forward_groups(models: Sequence[Any], lengths: Tensor, token_budget: int) ->
         # What a pass costs besides its tokens: some milliseconds of calls, in which a GPU would do thousands of them.
         groups = micro_batches(lengths, token_budget, group_cost=64 if is_cpu else 4096)
         return [list(group.split(1)) for group in groups]
-    longest, together = int(lengths.max()), int(lengths.sum())
-    # Few rows fill lines badly, unless their width is chosen for them.
+    own = lengths.tolist()
+    longest, together = max(own), sum(own)
+    # Few rows fill lines badly, unless their width is chosen for them; many fill any.
     widest = min(together, _WIDEST * longest)
-    steps = math.ceil(math.log(widest / longest) / math.log(_FINER))
-    widths = {min(token_budget, round(longest * _FINER**step), widest) for step in range(steps + 1)}
-    lines = min((packed_lines(lengths, width) for width in sorted(widths)), key=lambda packed: _price(lengths, packed))
-    sizes = torch.tensor([int(lengths[line].sum()) for line in lines])
-    return [[lines[i] for i in group.tolist()] for group in micro_batches(sizes, token_budget, group_cost=512)]
+    steps = max(_FEWEST_WIDTHS, min(_MOST_WIDTHS, _ROWS_TO_PLACE // len(own)))
+    widths = {min(token_budget, round(longest * (widest / longest) ** (step / steps))) for step in range(steps + 1)}
+    lines = min((packed_lines(own, width) for width in sorted(widths)), key=lambda packed: _price(own, packed))
+    sizes = torch.tensor([sum(own[row] for row in line) for line in lines])
+    groups = micro_batches(sizes, token_budget, group_cost=512)
+    return [[torch.tensor(lines[i]) for i in group.tolist()] for group in groups]
 
 
-def _price(lengths: Tensor, lines: list[Tensor]) -> float:
+def _price(lengths: list[int], lines: list[list[int]]) -> float:
     """What a forward pass over these lines costs, in tokens: padding counts, and attention looks at all pairs of a line."""
-    width = max(int(lengths[line].sum()) for line in lines)
+    width = max(sum(lengths[row] for row in line) for line in lines)
     return len(lines) * width * (1 + width / _PAIRS_TO_A_TOKEN)
 
 

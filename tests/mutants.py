@@ -418,11 +418,11 @@ PPO_CORE: Table = [
             ("allowed = area <= token_budget", "allowed = area <= 2 * token_budget"),
             ("if token_budget < 1:", "if token_budget < 0:"),
             # packed_lines
-            ("room = max(line_tokens, int(lengths.max()))", "room = 2 * max(line_tokens, int(lengths.max()))"),
-            ("place = bisect_left(free, (length, 0))", "place = len(free)"),
-            ("place = bisect_left(free, (length, 0))", "place = min(len(free), 0)"),
-            ("insort(free, (left - length, line))", "insort(free, (left, line))"),
-            ("insort(free, (left - length, line))", "free.append((left - length, line))"),
+            ("room = max(line_tokens, *lengths)", "room = 2 * max(line_tokens, *lengths)"),
+            ("place = bisect_left(free, (lengths[row], 0))", "place = len(free)"),
+            ("place = bisect_left(free, (lengths[row], 0))", "place = min(len(free), 0)"),
+            ("insort(free, (left - lengths[row], line))", "insort(free, (left, line))"),
+            ("insort(free, (left - lengths[row], line))", "free.append((left - lengths[row], line))"),
             # minibatches
             ("permutation.tensor_split(num_minibatches)", "permutation.split(num_minibatches)"),
             ("row_uniforms([seed], num_rows)", "row_uniforms([0], num_rows)"),
@@ -525,12 +525,9 @@ PPO_CORE: Table = [
             ('"bias": head.bias, "temperature": temperature, "dtype"', '"bias": head.bias, "dtype"'),
             ("torch.allclose(parts, logits)", "True"),
             ('else {"position_ids": padded.position_ids}', "else {}"),
-            (
-                "{min(token_budget, round(longest * _FINER**step), widest)",
-                "{min(round(longest * _FINER**step), widest)",
-            ),
-            ("_WIDEST, _FINER = 5, 1.03", "_WIDEST, _FINER = 5, 1.5"),
-            ("_WIDEST, _FINER = 5, 1.03", "_WIDEST, _FINER = 1, 1.03"),
+            ("{min(token_budget, round(", "{min(2**40, round("),
+            ("min(_MOST_WIDTHS, _ROWS_TO_PLACE // len(own))", "0"),
+            ("_WIDEST = 5\n", "_WIDEST = 1\n"),
             ("width * (1 + width / _PAIRS_TO_A_TOKEN)", "width"),
             ("if not all(can_pack(model) for model in models):", "if False:"),
             ("x.new_zeros(mask.shape).masked_scatter(mask, x)", "x.new_ones(mask.shape).masked_scatter(mask, x)"),
@@ -970,6 +967,9 @@ def main(arguments: Sequence[str]) -> int:
         for old, new in changes
     ]
     mutants = [mutant for mutant in mutants if wanted in f"{mutant} {mutant.old} {mutant.new}"]
+    if not mutants:
+        print(f"No mutant has {wanted!r} in its path, its old or its new text; without one, all are tried")
+        return 2
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(os.cpu_count()) as workers:
         original = Path(folder) / "original"
