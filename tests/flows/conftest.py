@@ -63,6 +63,8 @@ class Home:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
+    """Where runs are made by name. Fixtures that make one last a session too: the tests of a module may come to a worker in
+    two parts, with others between, and the second part would find the run made already."""
     home = Home(tmp_path_factory.mktemp("home"))
     yield home
     home.rounds("down")

@@ -13,7 +13,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def adapted(home):
     home.rounds("run", TINY, "--name", "adapted", *overrides(SETTINGS))
     return "adapted"

@@ -120,7 +120,7 @@ def test_a_run_cancelled_in_the_prefect_ui_stops(home, tiny):
     assert flow_run["state_type"] == "CANCELLED"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def changed(home, tiny):
     """A copy of the finished run, for tests that go on with it."""
     home.rounds("run", TINY, "--name", "changed")

@@ -67,7 +67,7 @@ class Stopped:
     stages: dict
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stopped(home):
     """Stopped by a gate in its first update: over 300 tokens, no distribution has an entropy of 50 nats."""
     set_ = overrides({**GROUPED, "health.min_entropy": 50})
@@ -75,13 +75,13 @@ def stopped(home):
     return Stopped("alone", done.stderr, home.stages("alone"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def resumed(home, stopped):
     """What the command says that goes on with it, with the same limit and no more than a warning."""
     return home.rounds("rerun", stopped.name, "--set", "health.action=warn").stderr
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(home, stopped, resumed):
     """The finished run without a critic, not to be changed."""
     return stopped.name
@@ -179,7 +179,7 @@ def test_the_policy_is_exported_and_a_critic_refused(here, alone, tmp_path):
     assert not (tmp_path / "critic").exists()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def adaptive(home):
     """A finished run of two rounds whose KL coefficient follows the KL."""
     home.rounds("run", TINY, "--name", "adaptive", *overrides(ADAPTIVE))
