@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -20,7 +21,7 @@ from flows.config import load_config
 from flows.plan import external_models, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.workspace import create_or_open
-from tasks import store
+from tasks import background, store
 from tasks.models import ResidentModels
 from tasks.stage import execute
 
@@ -51,11 +52,13 @@ def die_at(point):
     """Count flushes and renames, the moments at which a crash could leave something half done; die before one of them."""
     passed = [0]
     flush, rename = store.flush, Path.rename
+    one_at_a_time = Lock()
 
     def count():
-        passed[0] += 1
-        if passed[0] == point:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with one_at_a_time:
+            passed[0] += 1
+            if passed[0] == point:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def counting_flush(path):
         count()
@@ -65,7 +68,8 @@ def die_at(point):
         count()
         return rename(self, target)
 
-    store.flush, Path.rename = counting_flush, counting_rename
+    store.flush = background.flush = counting_flush
+    Path.rename = counting_rename
     return passed
 
 
