@@ -85,6 +85,7 @@ def prepared_data(
         from_scratch=config.model.from_scratch if before is None else None,
         response_tokens=config.rollouts.sampling.max_new_tokens,
         source_digests=tuple(source_digest(source, seed=config.seed) for source in known),
+        adapted_layers=config.model.lora.target_modules if config.model.lora else (),
         trust_remote_code=config.model.trust_remote_code,
     )
     # From the second round on, the policy is what the first one started from, whether given or made there.

@@ -12,4 +12,4 @@ class AdapterConfig(StageConfig):
     alpha: int = Field(32, gt=0)
     """An adapter's product has the weight alpha / rank."""
     target_modules: tuple[str, ...] = ()
-    """Last parts of the names of the layers that get adapters; empty: all linear layers but the head."""
+    """Last parts of the names of the linear layers that get adapters; empty: all but the head."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppo_core import HeadCritic, derive_seed
-from tasks.errors import ConfigError, ModelError
+from tasks.errors import ModelError
 from tasks.models import CRITIC, HEAD, POLICY, fresh_head
 from tasks.store import read_json, write_json
 
@@ -125,7 +125,7 @@ class SharedBase:
         return shape in (self.shape, self._asked) and self.shape is not None
 
     def make_place(self, shape: AdapterShape) -> None:
-        """Let the layers that the shape names, or all linear ones, have adapters."""
+        """Let the layers that the shape names, which the model has, or all linear ones, have adapters."""
         assert self.shape is None, "the places of adapters do not change"
         rank, alpha, target_modules = self._asked = shape
         lora = LoraConfig(
@@ -134,14 +134,11 @@ class SharedBase:
             target_modules=list(target_modules) if target_modules else "all-linear",
             fan_in_fan_out=self._is_transposed,
         )
-        try:
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                # That the second adapter stands beside the first is what is wanted.
-                warnings.simplefilter("ignore")
-                for name in (POLICY, CRITIC):
-                    inject_adapter_in_model(lora, self._model, name)
-        except ValueError as error:
-            raise ConfigError(f"model.lora: {str(error).splitlines()[0]}; name linear layers of the policy") from error
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # That the second adapter stands beside the first is what is wanted.
+            warnings.simplefilter("ignore")
+            for name in (POLICY, CRITIC):
+                inject_adapter_in_model(lora, self._model, name)
         self._layers += [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
         self._factors |= {
             name: parameter

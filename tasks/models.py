@@ -23,9 +23,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from ppo_core.randomness import derive_seed
-from tasks.errors import ModelError
+from tasks.errors import ConfigError, ModelError
 from tasks.store import Ref
 
 if TYPE_CHECKING:
@@ -120,6 +121,21 @@ def require_weights(directory: Path, model: PreTrainedModel, absent: list[str]) 
             f"{directory} lacks {len(absent)} of the weights of its {type(model).__name__}, among them {absent[0]}, or has "
             "them in another shape; name a directory whose weights fit its config.json and that was saved as such a model"
         )
+
+
+def require_layers(directory: Path, names: tuple[str, ...], *, trust_remote_code: bool = False) -> None:
+    """Refuse names that are not the last parts of those of linear layers before the head; no weight is read."""
+    config = read_model_config(directory, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    head = model.get_output_embeddings()
+    layers = [
+        name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head
+    ]
+    for asked in names:
+        if not any(f".{name}".endswith(f".{asked}") for name in layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ConfigError(f"model.lora.target_modules: {asked!r} is no linear layer of {directory}; it has {known}")
 
 
 def first_line(error: BaseException) -> str:

@@ -51,6 +51,8 @@ class PrepareDataConfig(StageConfig):
     response_tokens: int
     """Longest response that will be sampled: a prompt must leave room for it."""
     source_digests: tuple[str, ...] = ()
+    adapted_layers: tuple[str, ...] = ()
+    """What the policy's layers that get adapters are called, which the model must have; empty: no names to check."""
     trust_remote_code: bool = False
 
 
@@ -58,7 +60,7 @@ class PrepareDataConfig(StageConfig):
 def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref | None) -> StageOutput:
     """Read, check, split and tokenise all sources. ``base`` is the model to prepare for; None makes a new one."""
     from tasks.errors import DataError
-    from tasks.models import POLICY, context_length, part_directory, read_text_config
+    from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers
     from tasks.records import to_preferences, to_prompts, to_texts
     from tasks.store import write_dataset
     from tasks.text import check_tokenizer, load_tokenizer
@@ -76,6 +78,8 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
     model_config = read_text_config(directory, trust_remote_code=config.trust_remote_code)
     tokenizer = load_tokenizer(str(directory), trust_remote_code=config.trust_remote_code)
     check_tokenizer(tokenizer, model_config.vocab_size, name=str(directory))
+    if config.adapted_layers:
+        require_layers(directory, config.adapted_layers, trust_remote_code=config.trust_remote_code)
 
     encoder = Encoder(
         tokenizer, limit=context_length(model_config), drops=data.too_long == "drop", dropped=Counter(dropped)

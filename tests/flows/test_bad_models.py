@@ -72,6 +72,16 @@ def empty_response(directory):
     }
 
 
+def no_such_layers(directory):
+    a_model(directory)
+    return {}
+
+
+def head_as_a_layer(directory):
+    a_model(directory)
+    return {}
+
+
 # What makes the mistake, and what must be said: where, what, and what to do.
 CASES = {
     no_pad: r"the tokenizer of (\S*/no_pad) has no pad token; add \"pad_token\": \"</s>\" to \1/tokenizer_config\.json",
@@ -80,7 +90,12 @@ CASES = {
     prompt_too_long: r"prompts\.jsonl, row 2: a prompt of \d+ tokens with a response of up to 8 .*context is 32; shorten it",
     one_response_in_a_ranking: r"preferences\.jsonl, row 1: .*responses.*at least two",
     empty_response: r"preferences\.jsonl, row 2: .*rejected.*empty",
+    # One that there is does not make up for one that there is not.
+    no_such_layers: r"model\.lora\.target_modules: 'wings' is no linear layer of \S*/no_such_layers; it has "
+    "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj$",
+    head_as_a_layer: r"model\.lora\.target_modules: 'lm_head' is no linear layer of \S*/head_as_a_layer; it has down_proj",
 }
+ADAPTED = {no_such_layers: "[q_proj, wings]", head_as_a_layer: "[lm_head]"}
 
 
 # The command takes seconds for what the stage says at once, so only one mistake of each kind goes through it.
@@ -100,6 +115,8 @@ def overrides_of(case, root):
         "data.texts=[]",
         "data.num_held_out_prompts=1",
     ]
+    if case in ADAPTED:
+        overrides.append(f"model.lora={{target_modules: {ADAPTED[case]}}}")
     for kind, rows in files.items():
         path = root / f"{case.__name__}-data" / f"{kind}.jsonl"
         path.parent.mkdir(exist_ok=True)

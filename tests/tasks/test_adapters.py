@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ppo_core import PPOConfig, Ragged, RolloutBatch, response_logprobs, response_values
 from tasks.adapter_config import AdapterConfig
-from tasks.errors import ConfigError, ModelError
+from tasks.errors import ModelError
 from tasks.learners import Learners, write_whole
 from tasks.models import checkpoint_gradients, load_policy
 from tasks.stage import ExecutionConfig, HealthConfig, StageContext
@@ -231,13 +231,6 @@ def test_only_the_layers_that_are_named_get_adapters_and_another_shape_takes_the
     done = an_update(bench, base, data, lora=AdapterConfig(rank=2, alpha=2, target_modules=("q_proj",)))
     settings = json.loads((done.directory / "policy/adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 2, ["q_proj"])
-
-
-def test_layers_that_do_not_exist_are_a_mistake(world, tmp_path):
-    _, base, _, _ = world
-    learners = learners_of(a_bench(tmp_path / "run"), base, tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.lora: .*wings.*; name linear layers of the policy"):
-        learners.take_policy(base, AdapterConfig(target_modules=("wings",)))
 
 
 def test_a_model_without_such_layers_is_told_that_they_cannot_be_computed_again():
