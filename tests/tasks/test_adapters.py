@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ppo_core import PPOConfig, Ragged, RolloutBatch, response_logprobs, response_values
 from tasks.adapter_config import AdapterConfig
-from tasks.errors import ModelError
+from tasks.errors import ConfigError, ModelError
 from tasks.learners import Learners, write_whole
-from tasks.models import checkpoint_gradients, load_policy
+from tasks.models import POLICY, checkpoint_gradients, load_policy, part_directory, require_layers
 from tasks.stage import ExecutionConfig, HealthConfig, StageContext
 from tasks.store import Place
 
@@ -231,6 +231,23 @@ def test_only_the_layers_that_are_named_get_adapters_and_another_shape_takes_the
     done = an_update(bench, base, data, lora=AdapterConfig(rank=2, alpha=2, target_modules=("q_proj",)))
     settings = json.loads((done.directory / "policy/adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 2, ["q_proj"])
+
+
+@pytest.mark.parametrize("name", ["lm_head", "proj", "mlp", "wings"])
+def test_what_is_no_linear_layer_before_the_head_gets_no_adapter(world, name):
+    directory = part_directory(world[1], POLICY)
+    require_layers(directory, ("q_proj", "self_attn.v_proj"))
+    with pytest.raises(
+        ConfigError, match=rf"target_modules: '{name}' is no linear layer of .*; it has down_proj, gate_"
+    ):
+        require_layers(directory, ("q_proj", name))
+
+
+def test_the_linear_layers_of_gpt2_are_of_a_kind_of_their_own(tmp_path):
+    directory = part_directory(a_model(tmp_path / "model", family="gpt2"), POLICY)
+    require_layers(directory, ("c_attn", "mlp.c_proj"))
+    with pytest.raises(ConfigError, match=r"'q_proj' is no linear layer of .*; it has c_attn, c_fc, c_proj$"):
+        require_layers(directory, ("q_proj",))
 
 
 def test_a_model_without_such_layers_is_told_that_they_cannot_be_computed_again():
