@@ -12,7 +12,7 @@ from small_world import Workbench, a_model
 
 from ppo_core import PPOConfig, SamplingConfig
 from tasks import settings
-from tasks.compute_advantages import AdvantagesConfig
+from tasks.compute_advantages import ComputeAdvantagesConfig
 from tasks.evaluate_policy import EvaluatePolicyConfig
 from tasks.generate_rollouts import GenerateRolloutsConfig
 from tasks.models import pick_device, pick_dtype
@@ -108,7 +108,7 @@ def score(bench, world, rollouts, reward_model):
 
 def update(bench, world, scored, reward_model):
     warm, _ = world
-    experience = bench.run("compute_advantages", AdvantagesConfig(), scored=[scored])
+    experience = bench.run("compute_advantages", ComputeAdvantagesConfig(), scored=[scored], checkpoint=warm)
     config = UpdatePolicyConfig(
         ppo=PPOConfig(epochs=2, num_minibatches=4),
         temperature=SAMPLING.temperature,
@@ -116,7 +116,7 @@ def update(bench, world, scored, reward_model):
         critic_learning_rate=1e-3,
         weight_decay=0.0,
     )
-    return bench.run("update_policy", config, experience=experience, policy=warm, critic=reward_model)
+    return bench.run("update_policy", config, experience=experience, policy=warm, critic=reward_model, reference=None)
 
 
 def an_iteration(bench, world):
