@@ -26,10 +26,18 @@ from tasks.train_reward_model import TrainRewardModelConfig
 from tasks.update_policy import UpdatePolicyConfig
 from tasks.warm_up import WarmUpStageConfig
 
-pytestmark = [
+CUDA = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and this PyTorch sees none"),
-]
+)
+
+
+def on_cuda(test):
+    for mark in CUDA:
+        test = mark(test)
+    return test
+
+
 SAMPLING = SamplingConfig(max_new_tokens=12)
 REWARDS = {"preference": RewardConfig(model="trained")}
 
@@ -135,6 +143,7 @@ def deviation(bench, checkpoint):
     return bench.metrics(checkpoint)["update/first_minibatch_ratio_deviation"]
 
 
+@on_cuda
 def test_auto_takes_the_cuda_device_and_bfloat16_where_it_has_it():
     device = pick_device(ExecutionConfig())
     assert device.type == "cuda"
@@ -146,6 +155,7 @@ def test_auto_takes_the_cuda_device_and_bfloat16_where_it_has_it():
     assert pick_dtype(ExecutionConfig(dtype="float32"), device) == torch.float32
 
 
+@on_cuda
 def test_the_models_of_a_stage_are_on_the_device_and_their_weights_float32(world, tmp_path):
     bench = bench_on(tmp_path)
     warm, _ = world
@@ -154,6 +164,7 @@ def test_the_models_of_a_stage_are_on_the_device_and_their_weights_float32(world
     assert {(p.device.type, p.dtype) for p in policy.parameters()} == {("cuda", torch.float32)}
 
 
+@on_cuda
 def test_by_default_the_update_has_the_numerics_of_the_rollouts(world, tmp_path):
     default = bench_on(tmp_path / "default")
     *_, checkpoint = an_iteration(default, world)
@@ -167,12 +178,14 @@ def test_by_default_the_update_has_the_numerics_of_the_rollouts(world, tmp_path)
     assert deviation(default, checkpoint) < rounding / 10
 
 
+@on_cuda
 def test_in_float32_the_first_ratio_is_one(world, tmp_path):
     bench = bench_on(tmp_path, dtype="float32")
     *_, checkpoint = an_iteration(bench, world)
     assert deviation(bench, checkpoint) < 1e-4
 
 
+@on_cuda
 def test_in_float32_the_device_samples_what_the_processor_samples(world, tmp_path):
     theirs = rows(generate(bench_on(tmp_path / "cpu", device="cpu", dtype="float32"), world))
     ours = rows(generate(bench_on(tmp_path / "cuda", dtype="float32"), world))
@@ -186,6 +199,7 @@ def test_in_float32_the_device_samples_what_the_processor_samples(world, tmp_pat
         assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-4)
 
 
+@on_cuda
 def test_in_float32_the_device_scores_and_trains_as_the_processor_does(world, tmp_path):
     cpu = bench_on(tmp_path / "cpu", device="cpu", dtype="float32")
     cuda = bench_on(tmp_path / "cuda", dtype="float32")
@@ -201,13 +215,22 @@ def test_in_float32_the_device_scores_and_trains_as_the_processor_does(world, tm
         assert ours[name] == pytest.approx(theirs[name], rel=1e-2, abs=1e-4), name
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_the_same_device_gives_the_same_bytes(world, tmp_path, dtype):
-    one = an_iteration(bench_on(tmp_path / "one", dtype=dtype), world)
-    other = an_iteration(bench_on(tmp_path / "other", dtype=dtype), world)
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        # What these tests call must not change unseen where there is no GPU.
+        ("cpu", "float32"),
+        pytest.param("cuda", "auto", marks=CUDA),
+        pytest.param("cuda", "float32", marks=CUDA),
+    ],
+)
+def test_the_same_device_gives_the_same_bytes(world, tmp_path, device, dtype):
+    one = an_iteration(bench_on(tmp_path / "one", device=device, dtype=dtype), world)
+    other = an_iteration(bench_on(tmp_path / "other", device=device, dtype=dtype), world)
     assert [ref.digest for ref in one] == [ref.digest for ref in other]
 
 
+@on_cuda
 def test_evaluation_runs_on_the_device_and_finds_no_gain_of_the_reference_over_itself(world, tmp_path):
     warm, data = world
     bench = bench_on(tmp_path)
