@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from ppo_core.logprobs import linear_in_float32
+from ppo_core.randomness import derive_seed
 from tasks.errors import ConfigError, ModelError
 from tasks.store import Ref
 
@@ -205,11 +206,12 @@ class ScalarModel(nn.Module):
         self.model.save_pretrained(str(directory))
 
 
-def load_scalar_model(directory: Path, *, trust_remote_code: bool = False) -> ScalarModel:
-    """A reward model or critic; from a causal language model, its body with a new head, which is zeros.
+def load_scalar_model(directory: Path, *, seed: int | None = None, trust_remote_code: bool = False) -> ScalarModel:
+    """A reward model or critic; from a causal language model, its body with a new head: drawn from ``seed``, else zeros.
 
-    Zeros say the same of everything, which is what is known: a critic whose head is random explains less than a constant
-    would, until it has unlearnt that. The head's own gradient is not zero, so that from the second step on the body learns.
+    A critic whose head is random explains less than a constant would, until it has unlearnt that. A reward model's scores
+    are compared with each other and rescaled when it is trained, and its body learns from the first step on where its head
+    is not zero.
     """
     # Not that of the text part: it does not say that the whole is a classifier.
     config = read_model_config(directory, trust_remote_code=trust_remote_code)
@@ -231,11 +233,23 @@ def load_scalar_model(directory: Path, *, trust_remote_code: bool = False) -> Sc
         with torch.no_grad():
             for parameter in getattr(model, HEAD).parameters():
                 parameter.zero_()
+            if seed is not None:
+                weight = getattr(model, HEAD).weight
+                weight.copy_(random_head(weight.shape[1], seed))
     return ScalarModel(model)
 
 
+def random_head(hidden_size: int, seed: int) -> Tensor:
+    """(1, hidden_size) weights of a reward model's head before training: over normal hidden states, scores of about 1.
+
+    Stiennon et al. 2020, arXiv:2009.01325.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
+    return torch.randn(1, hidden_size, generator=generator) / (hidden_size + 1) ** 0.5
+
+
 def new_head(hidden_size: int) -> nn.Linear:
-    """A scalar head before any training: zeros, as ``load_scalar_model`` says."""
+    """A critic's head before any training: zeros, as ``load_scalar_model`` says."""
     with torch.random.fork_rng(devices=[]):
         head = nn.Linear(hidden_size, 1, bias=False)
     nn.init.zeros_(head.weight)

@@ -74,7 +74,7 @@ def train_reward_model(
     device = pick_device(context.execution)
     dtype = pick_dtype(context.execution, device)
     tokenizer = load_tokenizer(str(source), trust_remote_code=config.trust_remote_code)
-    model = load_scalar_model(source, trust_remote_code=config.trust_remote_code).to(device)
+    model = load_scalar_model(source, seed=context.seed("head"), trust_remote_code=config.trust_remote_code).to(device)
     train = read_dataset(data.directory / "preferences").to_pylist()
     held_out = read_dataset(data.directory / "held_out_preferences").to_pylist()
     if config.use_margins and all(row["margin"] is None for row in train):

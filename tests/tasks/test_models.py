@@ -224,6 +224,18 @@ def test_a_new_head_learns_from_its_first_step_on_and_its_body_from_the_second(t
     assert gradients == [[True, False], [True, True]]
 
 
+def test_a_reward_models_new_head_is_a_function_of_the_seed_with_variance_one_over_width_plus_one(tmp_path):
+    # Stiennon et al. 2020, arXiv:2009.01325: a reward head's weights have standard deviation 1 / sqrt(d + 1).
+    causal(tmp_path)
+    torch.manual_seed(1)
+    weights = torch.cat([head(load_scalar_model(tmp_path, seed=seed)) for seed in range(40)])
+    torch.manual_seed(2)
+    assert torch.equal(weights[5], head(load_scalar_model(tmp_path, seed=5))[0])
+    assert weights.shape == (40, 16)
+    assert weights.std().item() == pytest.approx(17**-0.5, rel=0.1)
+    assert abs(weights.mean().item()) < 4 / (17 * 640) ** 0.5
+
+
 def test_the_body_under_a_new_head_is_the_language_models(tmp_path):
     theirs = causal(tmp_path)
     body = load_scalar_model(tmp_path).model.base_model.state_dict()
@@ -232,7 +244,8 @@ def test_the_body_under_a_new_head_is_the_language_models(tmp_path):
 
 def test_a_trained_head_is_kept(tmp_path):
     theirs = classifier(tmp_path)
-    assert torch.equal(head(load_scalar_model(tmp_path)), theirs.score.weight)
+    for seed in (None, 5):
+        assert torch.equal(head(load_scalar_model(tmp_path, seed=seed)), theirs.score.weight)
 
 
 def test_a_trained_head_over_text_and_images_is_kept(tmp_path):
