@@ -38,13 +38,18 @@ SHAPES = {
 }
 
 
+WITH_REWARDS_TO_GO = ("reinforce", "vanilla_pg")
+"""Algorithms whose advantage can be that of a token, without a critic."""
+ONE_STEP: Mapping[str, Any] = {"loss": "pg", "epochs": 1, "num_minibatches": 1}
+"""What the policy gradient without a ratio is right for, and what ``vanilla_pg`` is."""
 COMPARES_SAMPLES = ("rloo", "grpo", "dr_grpo")
 """Algorithms whose advantage is 0, or does not exist, for a prompt with one sample."""
 OF_THE_CRITIC = (
     "model.critic",
     "model.shared_trunk",
-    "advantages.gamma",
     "advantages.lam",
+    "advantages.lam_alpha",
+    "advantages.critic_lam",
     "advantages.horizon",
     "advantages.bootstrap",
     "ppo.cliprange_value",
@@ -154,6 +159,31 @@ class RunConfig(StageConfig):
     def has_critic(self) -> bool:
         return self.algorithm == "ppo"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _vanilla_pg_is_what_its_name_says(cls, document: Any) -> Any:
+        if not isinstance(document, Mapping) or document.get("algorithm") != "vanilla_pg":
+            return document
+        given = document.get("ppo", {})
+        return {**document, "ppo": {**ONE_STEP, **given}} if isinstance(given, Mapping) else document
+
+    @model_validator(mode="after")
+    def _policy_gradient_takes_one_step(self) -> Self:
+        for name, value in ONE_STEP.items():
+            own = getattr(self.ppo, name)
+            if own == value:
+                continue
+            if self.algorithm == "vanilla_pg":
+                raise ValueError(
+                    f"ppo.{name}={own}: algorithm: vanilla_pg is one step without a ratio; leave it out, or say reinforce"
+                )
+            if self.ppo.loss == "pg":
+                raise ValueError(
+                    f"ppo.loss=pg: with ppo.{name}={own} it is off-policy from its second step on, without a ratio; set "
+                    "ppo.epochs and ppo.num_minibatches to 1, or take ppo.loss: ppo"
+                )
+        return self
+
     @model_validator(mode="after")
     def _algorithm_is_served(self) -> Self:
         rollouts, advantages = self.rollouts, self.advantages
@@ -164,6 +194,16 @@ class RunConfig(StageConfig):
             )
         if not self.has_critic:
             self._require_defaults(OF_THE_CRITIC, f"algorithm: {self.algorithm} has no critic")
+            if not advantages.reward_to_go:
+                self._require_defaults(
+                    ("advantages.gamma",),
+                    "without a critic it discounts the rewards of advantages.reward_to_go alone",
+                )
+        if self.algorithm not in WITH_REWARDS_TO_GO:
+            self._require_defaults(
+                ("advantages.reward_to_go",),
+                f"only {' and '.join(WITH_REWARDS_TO_GO)} give each token its own",
+            )
         if self.model.shared_trunk:
             self._require_defaults(OF_A_CRITIC_WITH_A_BODY, "with model.shared_trunk the critic learns with the policy")
             if self.ppo.kl_loss_coef > 0 and self.ppo.kl_loss_estimator == "exact":

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppo_core.advantages import gae, group_advantages
+    from ppo_core.advantages import gae, group_advantages, length_adaptive_lam, rewards_to_go
     from ppo_core.batch import AS_FEW_AS_POSSIBLE, PaddedBatch, Ragged, RolloutBatch, micro_batches, minibatches
     from ppo_core.config import GroupEstimator, PPOConfig, SamplingConfig
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
@@ -66,6 +66,7 @@ __all__ = [
     "importance_weights",
     "kl_estimate",
     "kl_loss",
+    "length_adaptive_lam",
     "linear_logprobs",
     "masked_mean",
     "masked_whiten",
@@ -80,6 +81,7 @@ __all__ = [
     "response_and_final_values",
     "response_logprobs",
     "response_values",
+    "rewards_to_go",
     "row_uniforms",
     "sample",
     "token_logits",

@@ -16,7 +16,8 @@ def gae(
     response_mask: Bool[Tensor, "B T"],
     *,
     gamma: float,
-    lam: float,
+    lam: float | Float[Tensor, " B"],
+    critic_lam: float | None = None,
     horizon: int | None = None,
     bootstrap_values: Float[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
@@ -24,12 +25,14 @@ def gae(
 
         delta_t = r_t + gamma * V_{t+1} - V_t        V after the last token: bootstrap_values, 0 without them
         A_t     = sum of (gamma * lam)^k * delta_{t+k} over 0 <= k < horizon
-        R_t     = A_t + V_t
+        R_t     = A_t + V_t                         with critic_lam instead of lam, where that is given
 
     Schulman et al. 2016, arXiv:1506.02438, eq. 16; without a horizon, as the recursion
-    ``A_t = delta_t + gamma * lam * A_{t+1}``. Give a bootstrap value of 0 to a response that stopped by itself.
-    Advantages are not whitened here. Results are 0 outside ``response_mask``; inputs there are never read, so they may
-    be NaN, and a row with a gap in its mask gets what the row without the gap would get.
+    ``A_t = delta_t + gamma * lam * A_{t+1}``. ``lam`` may be one number per response. Two lambdas, for policy and critic:
+    Yuan et al. 2025, arXiv:2503.01491; with ``critic_lam=1`` the targets are what was received, whatever V says. Give a
+    bootstrap value of 0 to a response that stopped by itself. Advantages are not whitened here. Results are 0 outside
+    ``response_mask``; inputs there are never read, so they may be NaN, and a row with a gap in its mask gets what the row
+    without the gap would get.
     """
     require_same_shape(response_mask=response_mask, rewards=rewards, values=values)
     if horizon is not None and horizon < 1:
@@ -52,9 +55,36 @@ def gae(
     # Beyond the last token delta is 0, so that sums may run into the padding.
     deltas = torch.where(mask, packed_rewards + gamma * next_values - packed_values, 0.0)
 
-    packed_advantages = _discounted_sums(deltas, gamma * lam, horizon)
-    advantages = torch.zeros_like(packed_advantages).scatter(1, order, torch.where(mask, packed_advantages, 0.0))
-    return advantages, torch.where(response_mask, advantages + torch.where(response_mask, values, 0.0), 0.0)
+    def advantages_by(discount: float | Tensor) -> Tensor:
+        packed = _discounted_sums(deltas, discount, horizon)
+        return torch.zeros_like(packed).scatter(1, order, torch.where(mask, packed, 0.0))
+
+    advantages = advantages_by(gamma * lam)
+    of_critic = advantages if critic_lam is None else advantages_by(gamma * critic_lam)
+    return advantages, torch.where(response_mask, of_critic + torch.where(response_mask, values, 0.0), 0.0)
+
+
+def length_adaptive_lam(response_mask: Bool[Tensor, "B T"], *, alpha: float) -> Float[Tensor, " B"]:
+    """A lambda for each response that grows with its length T: ``max(0, 1 - 1 / (alpha * T))``.
+
+    The sum of the weights ``lam^k`` is then ``alpha * T`` in every response, where a fixed lambda lets the final score reach
+    no more than some ``1 / (1 - lam)`` tokens back. Yue et al. 2025, arXiv:2504.05118.
+    """
+    if not alpha > 0:
+        raise ConfigError(f"alpha={alpha} must be positive; 0.05 is that of the paper")
+    lengths = response_mask.sum(dim=1).clamp(min=1)
+    return (1 - 1 / (alpha * lengths)).clamp(min=0)
+
+
+def rewards_to_go(
+    rewards: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"], *, gamma: float
+) -> Float[Tensor, "B T"]:
+    """What was received from each token on: ``R_t = sum of gamma^k * r_{t+k}``, without a critic. 0 outside the mask.
+
+    Williams 1992; that of a token leaves out what came before it, which the token could not change.
+    """
+    nothing = torch.zeros_like(rewards)
+    return gae(rewards, nothing, response_mask, gamma=gamma, lam=1.0)[0]
 
 
 def _shifted(x: Tensor) -> Tensor:
@@ -62,14 +92,16 @@ def _shifted(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x[:, 1:], (0, 1)) if x.shape[1] else x
 
 
-def _discounted_sums(x: Float[Tensor, "B T"], discount: float, horizon: int | None) -> Float[Tensor, "B T"]:
-    """``sum of discount^k * x_{t+k}`` over ``0 <= k < horizon``."""
+def _discounted_sums(
+    x: Float[Tensor, "B T"], discount: float | Float[Tensor, " B"], horizon: int | None
+) -> Float[Tensor, "B T"]:
+    """``sum of discount^k * x_{t+k}`` over ``0 <= k < horizon``; the discount is that of all rows, or one per row."""
     num_columns = x.shape[1]
     if horizon is not None and horizon < num_columns:
         # Horner's rule, all columns at once; subtracting the tail from the unlimited sum would cancel digits.
-        sums = x
+        sums, of_row = x, discount[:, None] if isinstance(discount, Tensor) else discount
         for _ in range(horizon - 1):
-            sums = x + discount * _shifted(sums)
+            sums = x + of_row * _shifted(sums)
         return sums
     columns: list[Tensor] = []
     running = x.new_zeros(len(x))

@@ -51,7 +51,8 @@ class PPOConfig:
     """Hyperparameters of one policy update. Learning rates belong to the optimizers."""
 
     loss: Loss = "ppo"
-    """The clipped surrogate, or ``pg``: minus log-probability times advantage, without ratio or clip."""
+    """The clipped surrogate, or ``pg``: minus log-probability times advantage, without ratio or clip. Right for one
+    step: after it, the policy is no longer the one that sampled."""
 
     aggregation: Aggregation = "token_mean"
     """Mean over the tokens of a minibatch, or ``seq_mean``: over the tokens of each response, then over responses."""
@@ -59,8 +60,9 @@ class PPOConfig:
     cliprange: float | tuple[float, float] = 0.2
     """Half-width of the ratio clip, or (below, above) 1: 0.2 keeps the ratio's gain within [0.8, 1.2]."""
 
-    cliprange_value: float | None = 0.2
-    """How far a new value may move from the stored one before its loss stops falling; None does not clip."""
+    cliprange_value: float | None = None
+    """How far a new value may move from the stored one before its loss stops falling, in units of the scores; None does
+    not clip. Rewards have no usual size: clipped to 0.2, a critic of rewards of 100 would take 500 updates to say so."""
 
     vf_coef: float = 0.1
     """Weight of the value loss in the one loss of a policy and a critic on its body; a critic with a body of its own has

@@ -7,7 +7,7 @@ dropout must be off, or the ratio of the first minibatch is not 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppo_core.batch import PaddedBatch, micro_batches, packed_lines
 from ppo_core.errors import ConfigError, ShapeError
-from ppo_core.logprobs import at_least_float32, entropy, gather_logprobs, linear_logprobs
+from ppo_core.logprobs import at_least_float32, entropy, gather_logprobs, linear_in_float32, linear_logprobs
 from ppo_core.shapes import Float
 
 _PROBE_TOKENS = 4
@@ -29,24 +29,71 @@ _FEWEST_WIDTHS, _MOST_WIDTHS, _ROWS_TO_PLACE = 6, 55, 2048
 
 
 class InPrecision(nn.Module):
-    """A model whose every call runs in ``dtype`` over its own weights. The context closes with the call, since autocast
-    keeps its low-precision copies of the weights until then, and an optimizer step in between would leave them stale."""
+    """A model whose every call runs in ``dtype`` over its own weights, but for the vocabulary's head, whose logits are
+    computed in ``head_dtype`` where that is wider.
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    Rounded to bfloat16, logits are off by up to half a percent, and log-probabilities by 0.01 and more; with the head in
+    float32 by what the body rounds alone: MiniMax 2025, arXiv:2506.13585; Khatri et al. 2025, arXiv:2510.13786.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, head_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
+        self.head_dtype = torch.promote_types(dtype, head_dtype)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with precision(device_of(self.model), self.dtype):
+        # The context closes with the call, since autocast keeps its low-precision copies of the weights until then, and an
+        # optimizer step in between would leave them stale.
+        with self.opened():
             return self.model(*args, **kwargs)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The numerics of a call, the same for sampling, scoring and training: ratio 1 needs that."""
+        with torch.autocast(device_of(self.model).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            if self.head_dtype == self.dtype:
+                yield
+            else:
+                with _head_in_float32(self.model):
+                    yield
 
 
 @contextmanager
-def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Forward passes in ``dtype`` over float32 weights, the same for sampling, scoring and training: ratio 1 needs that."""
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+def _head_in_float32(model: Any) -> Iterator[None]:
+    """The layer that makes the logits leaves the autocast around it: a model's own forward pass calls it within."""
+    head = _output_layer(model)
+    if head is None or isinstance(own := head.forward, _Float32Forward):
         yield
+        return
+    was_replaced = "forward" in vars(head)
+    head.forward = _Float32Forward(head, own)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if was_replaced:
+            head.forward = own  # type: ignore[method-assign]
+        else:
+            del head.forward
+
+
+class _Float32Forward:
+    """The forward pass of a layer in float32: what it is while ``_head_in_float32`` is open."""
+
+    def __init__(self, layer: nn.Module, own: Callable[..., Any]) -> None:
+        self.layer, self.own = layer, own
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if type(self.layer) is nn.Linear:
+            return linear_in_float32(self.layer, hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.own(at_least_float32(hidden), *args, **kwargs)
+
+
+def _output_layer(model: Any) -> nn.Module | None:
+    """What makes a language model's logits of hidden states; None for a model without such a layer."""
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return layer if isinstance(layer, nn.Module) else None
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -120,7 +167,7 @@ def can_pack(model: Any) -> bool:
 class HeadCritic(nn.Module):
     """A critic that is a head on a body which belongs to somebody else: ``values = head(body(...).last_hidden_state)``.
 
-    Its parameters are those of the head alone, a linear layer with one output.
+    Its parameters are those of the head alone, a linear layer with one output, which computes in float32.
     """
 
     def __init__(self, body: Callable[..., Any], head: nn.Linear) -> None:
@@ -136,7 +183,7 @@ class HeadCritic(nn.Module):
 
     def values(self, hidden: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
         """Of hidden states of the body."""
-        return at_least_float32(self.head(hidden)).squeeze(-1)
+        return linear_in_float32(self.head, hidden).squeeze(-1)
 
 
 class TrunkCritic(HeadCritic):
@@ -159,7 +206,7 @@ class LinearHead:
     weight: Tensor
     bias: Tensor | None
     dtype: torch.dtype | None
-    """In which the product is computed; None for that of the hidden states."""
+    """In which the product is computed; None for that of the hidden states, but at least float32."""
 
 
 _has_linear_head: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
@@ -171,22 +218,21 @@ def linear_head(model: Any) -> LinearHead | None:
     Whether the parts give the model's logits is tried once, on a few tokens.
     """
     inner: Any = model.model if isinstance(model, InPrecision) else model
-    dtype = model.dtype if isinstance(model, InPrecision) else None
-    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    head = _output_layer(inner)
     body = getattr(inner, "base_model", inner)
     if not isinstance(head, nn.Linear) or body is inner:
         return None
     if inner not in _has_linear_head:
-        with torch.no_grad():
+        with torch.no_grad(), model.opened() if isinstance(model, InPrecision) else nullcontext():
             ids = torch.arange(_PROBE_TOKENS, device=device_of(inner))[None] % head.out_features
             logits = inner(input_ids=ids, use_cache=False).logits
             parts = head(body(input_ids=ids, use_cache=False).last_hidden_state)
             _has_linear_head[inner] = parts.shape == logits.shape and torch.allclose(parts, logits)
     if not _has_linear_head[inner]:
         return None
-    if dtype is None:
+    if not isinstance(model, InPrecision):
         return LinearHead(body, head.weight, head.bias, None)
-    return LinearHead(InPrecision(body, dtype), head.weight, head.bias, dtype)
+    return LinearHead(InPrecision(body, model.dtype), head.weight, head.bias, model.head_dtype)
 
 
 def token_logits(model: Any, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "N V"]:
@@ -242,9 +288,7 @@ def token_logprobs_and_values(
     hidden = _hidden_states(head, padded)
     logprobs, entropies = _of_hidden_states(hidden, head, padded, temperature=temperature, with_entropy=True)
     assert entropies is not None
-    with precision(hidden.device, head.dtype or torch.float32):
-        values = inner.values(hidden)[padded.predicts_response]
-    return logprobs, entropies, values
+    return logprobs, entropies, inner.values(hidden)[padded.predicts_response]
 
 
 def _hidden_states(head: LinearHead, padded: PaddedBatch) -> Float[Tensor, "G L D"]:

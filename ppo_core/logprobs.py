@@ -1,9 +1,11 @@
 """Log-probabilities of tokens and the entropy of next-token distributions, from logits or from hidden states."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Float, Int
@@ -83,8 +85,9 @@ def linear_logprobs(
     temperature`` if asked for.
 
     Works through ``chunk`` tokens at a time, by default so many that their logits take 128 MiB: logits of all tokens never
-    exist, neither forward nor backward, where all chunks but the first are computed again. The product is computed in
-    ``dtype``, by default that of ``hidden``; what follows in float32 or wider. Can be differentiated once.
+    exist, neither forward nor backward, where all chunks but the first are computed again. The product and its
+    gradient are computed in ``dtype``, by default float32 or wider whatever ``hidden`` is, also within autocast; what
+    follows always in float32 or wider. Can be differentiated once.
     """
     if chunk is None:
         chunk = max(1, _CHUNK_ELEMENTS // len(lm_head_weight))
@@ -95,11 +98,34 @@ def linear_logprobs(
             f"token_ids is {tuple(token_ids.shape)} but hidden is {tuple(hidden.shape)}; give one id per row"
         )
     flat = hidden.reshape(-1, hidden.shape[-1])
+    dtype = dtype or torch.promote_types(hidden.dtype, torch.float32)
     logprobs, entropies = _LinearLogprobs.apply(
-        flat, lm_head_weight, bias, token_ids.reshape(-1), temperature, chunk, dtype or hidden.dtype, with_entropy
+        flat, lm_head_weight, bias, token_ids.reshape(-1), temperature, chunk, dtype, with_entropy
     )
     logprobs = logprobs.view(token_ids.shape)
     return (logprobs, entropies.view(token_ids.shape)) if with_entropy else logprobs
+
+
+def linear_in_float32(layer: nn.Linear, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
+    """``layer(hidden)``, computed in float32 or wider whatever the dtype of either is, also within autocast.
+
+    bfloat16 has 8 bits of mantissa: of 4096 values around 12 with a standard deviation of 1, about a hundred stay apart.
+    """
+    bias = None if layer.bias is None else at_least_float32(layer.bias)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(at_least_float32(hidden), at_least_float32(layer.weight), bias)
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of an autograd function in the types of its tensors, whatever the caller's context would cast them to."""
+
+    @wraps(function)
+    def wrapped(ctx: Any, first: Tensor, *others: Any) -> Any:
+        device = next(x.device for x in (first, *others) if isinstance(x, Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return function(ctx, first, *others)
+
+    return wrapped
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -112,6 +138,7 @@ class _LinearLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
+    @_without_autocast
     def forward(
         ctx: Any,
         hidden: Tensor,
@@ -149,6 +176,7 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @_without_autocast
     def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Any, ...]:
         hidden, weight, bias, token_ids, logsumexps, entropies = ctx.saved_tensors
         temperature, chunk, dtype = ctx.settings

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppo_core.batch import Ragged, RolloutBatch
 from ppo_core.config import SamplingConfig
 from ppo_core.errors import ShapeError
-from ppo_core.forward import InPrecision, device_of, precision
+from ppo_core.forward import InPrecision, device_of
 from ppo_core.kv_cache import is_standard, keep_rows, prepare
 from ppo_core.logprobs import at_least_float32
 from ppo_core.randomness import row_uniforms
@@ -60,7 +60,7 @@ def sample(
         return RolloutBatch(prompts=prompts, responses=nothing, stopped=none.bool(), token_columns={"logprobs": none})
     result = _Result(sampling, seeds, device_of(model), should_stop)
     # Open for all steps, since the weights stay: their low-precision copies are then made once.
-    with precision(result.device, model.dtype) if isinstance(model, InPrecision) else nullcontext():
+    with model.opened() if isinstance(model, InPrecision) else nullcontext():
         running = _read_prompts(model, prompts, samples_per_prompt, result)
         if running is None:
             _generate(model, prompts, samples_per_prompt, result, on_tokens)

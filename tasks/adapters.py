@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ppo_core import HeadCritic, derive_seed
 from tasks.errors import ModelError
-from tasks.models import CRITIC, HEAD, POLICY, fresh_head
+from tasks.models import CRITIC, HEAD, POLICY, new_head
 from tasks.store import read_json, write_json
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -102,7 +102,7 @@ class SharedBase:
         self._layers: list[BaseTunerLayer] = []
         self._is_transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
         self._factors: dict[str, nn.Parameter] = {}
-        self._head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False)
+        self._head = new_head(model.config.get_text_config().hidden_size)
         self.shape: AdapterShape | None = None
         """Of the adapters that there is place for, with the layers by name; None before there was one."""
         self._asked: AdapterShape | None = None
@@ -170,17 +170,16 @@ class SharedBase:
         return dict(sorted(found.items()))
 
     def fresh(self, name: str, seed: int) -> Adapter:
-        """Where training starts: the product of the two factors is 0, so that the model is the base."""
+        """Where training starts: the product of the two factors is 0, so that the body is the base's; a head is 0."""
         weights: dict[str, Tensor] = {}
         for own, parameter in self.parameters(name).items():
             if ".lora_A." in own:
                 generator = torch.Generator().manual_seed(derive_seed(seed, "lora", name, own))
                 uniform = torch.rand(parameter.shape, generator=generator)
                 weights[own] = (2 * uniform - 1) / parameter.shape[1] ** 0.5
-            elif ".lora_B." in own:
-                weights[own] = torch.zeros(parameter.shape)
             else:
-                weights[own] = fresh_head(parameter.shape[1], seed)
+                # The second factor, and a critic's head.
+                weights[own] = torch.zeros(parameter.shape)
         return self._adapter(weights)
 
     def state(self, name: str) -> Adapter:

@@ -40,7 +40,16 @@ class AdvantagesConfig(StageConfig):
     whiten_scores: bool = False
     """Then give the scores of an iteration standard deviation 1; their mean stays."""
     gamma: float = Field(1.0, ge=0, le=1)
+    """Discount of what a critic expects, and of rewards to go."""
     lam: float = Field(0.95, ge=0, le=1)
+    """Lambda of the policy's advantages."""
+    lam_alpha: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Instead of ``lam``, one that grows with the length T of a response: 1 - 1 / (lam_alpha T), 0.05 in the paper."""
+    critic_lam: float = Field(1.0, ge=0, le=1)
+    """Lambda of the critic's targets: 1 takes what came, less what the critic itself expected further on."""
+    reward_to_go: bool = False
+    """Without a critic, with reinforce or vanilla_pg: a token's advantage is the discounted reward from there on, and not
+    the response's."""
     horizon: int | None = Field(None, gt=0)
     """Steps that an advantage looks ahead; null looks to the end of the response."""
     bootstrap: bool = False
@@ -54,6 +63,8 @@ class AdvantagesConfig(StageConfig):
             raise ValueError("kl_target steers kl_coef, which stays 0 once it is 0; give kl_coef a positive start")
         if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
             raise ValueError("kl_horizon says nothing without kl_target; set that too")
+        if self.lam_alpha is not None and self.lam != type(self).model_fields["lam"].default:
+            raise ValueError("lam_alpha stands in the place of lam; leave one of them out")
         return self
 
 
@@ -63,7 +74,7 @@ class ComputeAdvantagesConfig(AdvantagesConfig):
     algorithm: Algorithm = "ppo"
 
 
-@stage(version="2", config=ComputeAdvantagesConfig, uses_models=False)
+@stage(version="3", config=ComputeAdvantagesConfig, uses_models=False)
 def compute_advantages(
     context: StageContext, config: ComputeAdvantagesConfig, *, scored: list[Ref], checkpoint: Ref
 ) -> StageOutput:
@@ -179,7 +190,7 @@ def advantages_of(
     """Advantages, and with a critic the returns that it learns; without whitening."""
     import torch
 
-    from ppo_core import gae, group_advantages
+    from ppo_core import gae, group_advantages, length_adaptive_lam, masked_mean, rewards_to_go
 
     if config.algorithm == "ppo":
         bootstrap_values = None
@@ -192,11 +203,16 @@ def advantages_of(
             padded_column(table, "values"),
             mask,
             gamma=config.gamma,
-            lam=config.lam,
+            lam=config.lam if config.lam_alpha is None else length_adaptive_lam(mask, alpha=config.lam_alpha),
+            critic_lam=config.critic_lam,
             horizon=config.horizon,
             bootstrap_values=bootstrap_values,
         )
         return {"advantages": advantages, "returns": returns}
+    if config.reward_to_go:
+        to_go = rewards_to_go(rewards, mask, gamma=config.gamma)
+        baseline = masked_mean(to_go, mask) if config.algorithm == "reinforce" else 0.0
+        return {"advantages": torch.where(mask, to_go - baseline, 0.0)}
     # The response is one action: its reward is the sum of its tokens', score less penalty, and all tokens share it.
     numbers = {prompt_id: number for number, prompt_id in enumerate(table.column("prompt_id").unique().to_pylist())}
     groups = torch.tensor([numbers[prompt_id] for prompt_id in table.column("prompt_id").to_pylist()])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ppo_core import HeadCritic, TrunkCritic, derive_seed
+from ppo_core import HeadCritic, TrunkCritic
 from tasks.models import (
     CRITIC,
     HEAD,
@@ -22,7 +22,9 @@ from tasks.models import (
     part_directory,
     pick_device,
     pick_dtype,
+    pick_head_dtype,
     save_head,
+    with_weights_in,
 )
 from tasks.store import Ref
 
@@ -130,7 +132,7 @@ class Learners:
         assert new is not None
         if ref.digest == self.lora_base.digest:
             shared = self._shared_base((new.rank, new.alpha, new.target_modules))
-            adapter = shared.fresh(part, self.context.run_seed if part == POLICY else self._critic_seed)
+            adapter = shared.fresh(part, self.context.run_seed)
         else:
             adapter = self._saved_adapter(ref, part)
             shared = self._shared_base(adapter.shape)
@@ -149,7 +151,8 @@ class Learners:
         assert base is not None
 
         def load() -> "SharedBase":
-            return SharedBase(self._load_policy(base).to(pick_dtype(self.context.execution, self.device)))
+            dtype = pick_dtype(self.context.execution, self.device)
+            return SharedBase(with_weights_in(self._load_policy(base), dtype, pick_head_dtype(self.context.execution)))
 
         shared = self.context.models.get(base, BASE, load)
         if shape is not None and not shared.has_place(shape):
@@ -170,16 +173,11 @@ class Learners:
         return load_policy(part_directory(ref, POLICY), trust_remote_code=self.trust_remote_code)
 
     def _load_critic(self, ref: Ref) -> Any:
-        return load_critic(ref, self._critic_seed, trust_remote_code=self.trust_remote_code)
+        return load_critic(ref, trust_remote_code=self.trust_remote_code)
 
     def _load_head(self, ref: Ref, policy: Any) -> nn.Linear:
         hidden_size = policy.config.get_text_config().hidden_size
-        return load_head(ref.directory / CRITIC, hidden_size, seed=self._critic_seed).to(self.device)
-
-    @property
-    def _critic_seed(self) -> int:
-        # The run's alone: the first critic is read for scores before an update first writes it.
-        return derive_seed(self.context.run_seed, "critic")
+        return load_head(ref.directory / CRITIC, hidden_size).to(self.device)
 
     def _spare_memory(self, model: nn.Module) -> None:
         if self.context.execution.gradient_checkpointing:
@@ -202,12 +200,12 @@ def write_whole(
     if part == POLICY:
         model = load_policy(source, trust_remote_code=trust_remote_code)
     else:
-        model = load_scalar_model(source, seed=0, trust_remote_code=trust_remote_code).model
+        model = load_scalar_model(source, trust_remote_code=trust_remote_code).model
     if lora_base is not None:
         from tasks.adapters import merge, read_adapter
 
         merge(model, read_adapter(checkpoint / body))
     if part == CRITIC and shared_trunk:
         head = getattr(model, HEAD)
-        head.load_state_dict(load_head(checkpoint / CRITIC, head.in_features, seed=0).state_dict())
+        head.load_state_dict(load_head(checkpoint / CRITIC, head.in_features).state_dict())
     model.save_pretrained(str(directory))

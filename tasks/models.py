@@ -25,6 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from ppo_core.logprobs import linear_in_float32
 from ppo_core.randomness import derive_seed
 from tasks.errors import ConfigError, ModelError
 from tasks.store import Ref
@@ -69,6 +70,22 @@ def pick_dtype(execution: "ExecutionConfig", device: torch.device) -> torch.dtyp
     if execution.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if execution.dtype == "bfloat16" else torch.float32
+
+
+def pick_head_dtype(execution: "ExecutionConfig") -> torch.dtype:
+    """The precision of logits, where that of forward passes is lower."""
+    return torch.bfloat16 if execution.head_dtype == "bfloat16" else torch.float32
+
+
+def with_weights_in(model: PreTrainedModel, dtype: torch.dtype, head_dtype: torch.dtype) -> PreTrainedModel:
+    """A model that is never trained with its weights in ``dtype``, but for those of its head, which every call would
+    otherwise have to widen."""
+    head = model.get_output_embeddings()
+    own = {} if head is None else {name: x.data for name, x in head.named_parameters()}
+    model.to(dtype)
+    for name, x in own.items():
+        head.get_parameter(name).data = x.to(torch.promote_types(dtype, head_dtype))
+    return model
 
 
 def prefer_determinism() -> None:
@@ -177,7 +194,7 @@ class ScalarModel(nn.Module):
         """(B, L) scalars for (B, L) tokens, padded on the right; positions where several rows share a line."""
         positions = {} if position_ids is None else {"position_ids": position_ids}
         hidden = self.model.base_model(input_ids=input_ids, **positions, use_cache=False).last_hidden_state
-        raw = getattr(self.model, HEAD)(hidden).squeeze(-1).float()
+        raw = linear_in_float32(getattr(self.model, HEAD), hidden).squeeze(-1)
         return (raw - self.mean) / self.std
 
     def calibrate(self, mean: float, std: float) -> None:
@@ -189,16 +206,20 @@ class ScalarModel(nn.Module):
         self.model.save_pretrained(str(directory))
 
 
-def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = False) -> ScalarModel:
-    """A reward model or critic; from a causal language model, its body with a new head drawn from ``seed``."""
+def load_scalar_model(directory: Path, *, seed: int | None = None, trust_remote_code: bool = False) -> ScalarModel:
+    """A reward model or critic; from a causal language model, its body with a new head: drawn from ``seed``, else zeros.
+
+    A critic whose head is random explains less than a constant would, until it has unlearnt that. A reward model's scores
+    are compared with each other and rescaled when it is trained, and its body learns from the first step on where its head
+    is not zero.
+    """
     # Not that of the text part: it does not say that the whole is a classifier.
     config = read_model_config(directory, trust_remote_code=trust_remote_code)
     has_head = any("ForSequenceClassification" in name for name in config.architectures or [])
     if has_head and config.num_labels != 1:
         raise ModelError(f"{directory} has {config.num_labels} labels; a reward model has exactly one output")
     with torch.random.fork_rng(devices=[]):
-        # The library draws the new head from the global generator.
-        torch.manual_seed(seed)
+        # The library draws a new head from the global generator.
         model, absent = load_pretrained(
             AutoModelForSequenceClassification, directory, trust_remote_code=trust_remote_code, num_labels=1
         )
@@ -210,29 +231,43 @@ def load_scalar_model(directory: Path, *, seed: int, trust_remote_code: bool = F
     require_weights(directory, model, [name for name in absent if has_head or not name.startswith(f"{HEAD}.")])
     if not has_head:
         with torch.no_grad():
-            getattr(model, HEAD).weight.copy_(fresh_head(getattr(model, HEAD).weight.shape[1], seed))
+            for parameter in getattr(model, HEAD).parameters():
+                parameter.zero_()
+            if seed is not None:
+                weight = getattr(model, HEAD).weight
+                weight.copy_(random_head(weight.shape[1], seed))
     return ScalarModel(model)
 
 
-def fresh_head(hidden_size: int, seed: int) -> Tensor:
-    """(1, hidden_size) weights of a scalar head before any training: over normal hidden states, values of about 1."""
+def random_head(hidden_size: int, seed: int) -> Tensor:
+    """(1, hidden_size) weights of a reward model's head before training: over normal hidden states, scores of about 1.
+
+    Stiennon et al. 2020, arXiv:2009.01325.
+    """
     generator = torch.Generator().manual_seed(derive_seed(seed, "head"))
     return torch.randn(1, hidden_size, generator=generator) / (hidden_size + 1) ** 0.5
 
 
-def load_critic(ref: Ref, seed: int, *, trust_remote_code: bool = False) -> ScalarModel:
-    """The critic of a checkpoint, or the first one of a run, from a reward model or a policy; ``seed`` is a new head's."""
-    directory = part_directory(ref, CRITIC, REWARD_MODEL, POLICY)
-    return load_scalar_model(directory, seed=seed, trust_remote_code=trust_remote_code)
+def new_head(hidden_size: int) -> nn.Linear:
+    """A critic's head before any training: zeros, as ``load_scalar_model`` says."""
+    with torch.random.fork_rng(devices=[]):
+        head = nn.Linear(hidden_size, 1, bias=False)
+    nn.init.zeros_(head.weight)
+    return head
 
 
-def load_head(directory: Path, hidden_size: int, *, seed: int) -> nn.Linear:
-    """The head of a critic on the policy's body; where there is no such directory, a new one from ``seed``."""
-    head = nn.Linear(hidden_size, 1, bias=False)
+def load_critic(ref: Ref, *, trust_remote_code: bool = False) -> ScalarModel:
+    """The critic of a checkpoint, or the first one of a run, from a reward model or a policy."""
+    return load_scalar_model(part_directory(ref, CRITIC, REWARD_MODEL, POLICY), trust_remote_code=trust_remote_code)
+
+
+def load_head(directory: Path, hidden_size: int) -> nn.Linear:
+    """The head of a critic on the policy's body; where there is no such directory, a new one."""
+    head = new_head(hidden_size)
     path = directory / HEAD_FILE
-    weight = load_file(str(path))[HEAD_WEIGHT] if path.exists() else fresh_head(hidden_size, seed)
-    with torch.no_grad():
-        head.weight.copy_(weight)
+    if path.exists():
+        with torch.no_grad():
+            head.weight.copy_(load_file(str(path))[HEAD_WEIGHT])
     return head
 
 

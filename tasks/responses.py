@@ -31,6 +31,7 @@ from tasks.models import (
     context_length,
     part_directory,
     pick_dtype,
+    pick_head_dtype,
 )
 from tasks.samplers import SamplingEngine, TokenSampler
 from tasks.samplers.builtin import BuiltinSampler
@@ -52,6 +53,7 @@ class Sampler:
         self._context = context
         self.device = learners.device
         self.dtype = pick_dtype(context.execution, self.device)
+        self.head_dtype = pick_head_dtype(context.execution)
         self.tokenizer: Any = load_tokenizer(
             str(part_directory(policy, POLICY)), trust_remote_code=learners.trust_remote_code
         )
@@ -117,7 +119,8 @@ class Sampler:
     def _opened_engine(self) -> Iterator[TokenSampler]:
         execution, digest = self._context.execution, self.policy_version
         if self._engine == "builtin":
-            yield BuiltinSampler(InPrecision(self.policy, self.dtype), token_budget=execution.micro_batch_tokens)
+            policy = InPrecision(self.policy, self.dtype, self.head_dtype)
+            yield BuiltinSampler(policy, token_budget=execution.micro_batch_tokens)
             return
         with self._weights_on_disk() as directory:
             if execution.engine_server is not None:
@@ -181,6 +184,7 @@ class Sampler:
             token_budget=self._context.execution.micro_batch_tokens,
             device=self.device,
             dtype=self.dtype,
+            head_dtype=self.head_dtype,
         )
 
 
@@ -217,10 +221,11 @@ def batch_logprobs(
     token_budget: int,
     device: torch.device,
     dtype: torch.dtype,
+    head_dtype: torch.dtype,
 ) -> torch.Tensor:
     """(N,) log-probabilities of a batch's responses under ``model``, aligned with its ragged values."""
 
-    policy = InPrecision(model, dtype)
+    policy = InPrecision(model, dtype, head_dtype)
 
     def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
         return (token_logprobs(policy, padded, temperature=temperature),)
@@ -238,10 +243,11 @@ def batch_exact_kl(
     token_budget: int,
     device: torch.device,
     dtype: torch.dtype,
+    head_dtype: torch.dtype,
 ) -> torch.Tensor:
     """(N,) KL(model || reference) of the distribution that each response token was drawn from."""
 
-    models = [InPrecision(m, dtype) for m in (model, reference)]
+    models = [InPrecision(m, dtype, head_dtype) for m in (model, reference)]
 
     def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
         logits, ref_logits = (token_logits(m, padded, temperature=temperature) for m in models)

@@ -36,7 +36,7 @@ def score_rollouts(
 
     from ppo_core import Ragged
     from tasks.learners import Learners
-    from tasks.models import pick_dtype
+    from tasks.models import pick_dtype, pick_head_dtype
     from tasks.responses import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
     from tasks.schemas import ROLLOUTS, SAMPLING_LOGPROBS, require_columns, scored, with_columns
     from tasks.scoring import score_rows, weighted_sum
@@ -56,13 +56,14 @@ def score_rollouts(
         "device": learners.device,
         "dtype": pick_dtype(context.execution, learners.device),
     }
+    of_policy = {**settings, "head_dtype": pick_head_dtype(context.execution), "temperature": config.temperature}
     passes = 2 + config.exact_kl + (critic is not None)
 
     scores = score_rows(context, table, config.rewards, policy=policy, reward_model=reward_model, external=external)
     context.progress(table.num_rows, passes * table.num_rows)
     offsets = batch.responses.offsets
     reference_model = learners.policy(reference)
-    ref_logprobs = batch_logprobs(reference_model, batch, temperature=config.temperature, **settings)
+    ref_logprobs = batch_logprobs(reference_model, batch, **of_policy)
     context.progress(2 * table.num_rows, passes * table.num_rows)
     total = weighted_sum(scores, config.rewards)
     added: dict[str, Any] = {
@@ -71,9 +72,7 @@ def score_rollouts(
         "ref_logprobs": Ragged(ref_logprobs, offsets),
     }
     if config.exact_kl:
-        exact_kl = batch_exact_kl(
-            learners.policy(policy), reference_model, batch, temperature=config.temperature, **settings
-        )
+        exact_kl = batch_exact_kl(learners.policy(policy), reference_model, batch, **of_policy)
         added["exact_kl"] = Ragged(exact_kl, offsets)
     if critic is not None:
         values, final_values = batch_values(learners.critic(critic), batch, **settings)

@@ -160,7 +160,7 @@ def load_reward_model(directory: Path) -> ScalarModel:
             f"{directory} is a {(config.architectures or ['model without architecture'])[0]}, not a sequence classifier; "
             "name a reward model, or train one with the reward_model section"
         )
-    return load_scalar_model(directory, seed=0)
+    return load_scalar_model(directory)
 
 
 def weighted_sum(scores: Mapping[str, Sequence[float]], rewards: Mapping[str, RewardConfig]) -> list[float]:

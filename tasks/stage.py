@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.errors import DamagedError
 from tasks.store import (
@@ -72,12 +72,15 @@ NO_LIMITS = HealthConfig(
 
 
 class ExecutionConfig(StageConfig):
-    """Where and how stages run. Only ``dtype`` changes results, so only it is part of a fingerprint."""
+    """Where and how stages run. Only the two dtypes change results, so only they are part of a fingerprint."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto takes CUDA, else Apple's MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward passes; weights that are trained stay float32. auto: bfloat16 on CUDA, float32 elsewhere."""
+    head_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the layer that makes logits, where the rest of a forward pass is in bfloat16: bfloat16 is faster and
+    rounds log-probabilities by 0.01 and more. The heads of critic and reward model are always in float32."""
     gradient_checkpointing: bool = False
     """Keep each layer's input alone for the backward pass, which computes the layer again: less memory, more time."""
     micro_batch_tokens: int = Field(16384, gt=0)
@@ -89,6 +92,12 @@ class ExecutionConfig(StageConfig):
     """A stage that reports no progress for so long is taken for hung, killed and retried."""
     retries: int = Field(3, ge=0, le=10)
     """Further attempts after a transient error."""
+
+    @model_validator(mode="after")
+    def _head_is_no_narrower_than_all(self) -> Self:
+        if self.dtype == "float32" and self.head_dtype == "bfloat16":
+            raise ValueError("head_dtype=bfloat16 says nothing with dtype=float32; leave it out, or set dtype too")
+        return self
 
     @field_validator("engine_server")
     @classmethod
@@ -123,7 +132,9 @@ class StageCall:
 
     def recipe(self) -> Recipe:
         stage = load_stage(self.stage)
-        settings = {**self.settings, "dtype": self.execution["dtype"]} if stage.uses_models else dict(self.settings)
+        settings = dict(self.settings)
+        if stage.uses_models:
+            settings |= {name: self.execution[name] for name in ("dtype", "head_dtype")}
         return Recipe(
             stage=self.stage,
             version=stage.version,

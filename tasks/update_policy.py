@@ -82,7 +82,7 @@ def update_policy(
     from tasks.checkpoint import NextCheckpoint
     from tasks.learners import Learners
     from tasks.loop_state import STATE_FILE
-    from tasks.models import pick_dtype
+    from tasks.models import pick_dtype, pick_head_dtype
     from tasks.responses import rollout_batch
     from tasks.schemas import SAMPLING_LOGPROBS
     from tasks.store import read_dataset
@@ -97,7 +97,7 @@ def update_policy(
         shared_trunk=config.shared_trunk,
         trust_remote_code=config.trust_remote_code,
     )
-    dtype = pick_dtype(context.execution, learners.device)
+    dtype, head_dtype = pick_dtype(context.execution, learners.device), pick_head_dtype(context.execution)
     critic_epochs = 0 if critic is None or config.shared_trunk else config.ppo.critic_epochs or config.ppo.epochs
     total = len(batch.responses.values) * (config.ppo.epochs * config.train_policy + critic_epochs)
     done = 0
@@ -111,13 +111,13 @@ def update_policy(
     with BackgroundWriter(flushes=context.keeps_recoverable) as writer:
         checkpoint = NextCheckpoint(context, config, learners, policy=policy, critic=critic, writer=writer)
         stats = ppo_update(
-            InPrecision(checkpoint.actor.model, dtype) if config.train_policy else None,
+            InPrecision(checkpoint.actor.model, dtype, head_dtype) if config.train_policy else None,
             InPrecision(checkpoint.valuer.model, dtype) if checkpoint.valuer is not None else None,
             checkpoint.optimizers,
             batch,
             config.ppo,
             temperature=config.temperature,
-            reference=InPrecision(learners.policy(reference), dtype) if reference is not None else None,
+            reference=InPrecision(learners.policy(reference), dtype, head_dtype) if reference is not None else None,
             micro_batch_tokens=context.execution.micro_batch_tokens,
             seed=context.seed("update"),
             before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),

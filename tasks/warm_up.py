@@ -38,7 +38,7 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     import torch
 
     from ppo_core import AS_FEW_AS_POSSIBLE, InPrecision, forward_groups, micro_batches, token_logprobs
-    from tasks.models import POLICY, load_policy, part_directory, pick_device, pick_dtype
+    from tasks.models import POLICY, load_policy, part_directory, pick_device, pick_dtype, pick_head_dtype
     from tasks.schemas import ragged_column
     from tasks.store import read_dataset
     from tasks.text import copy_tokenizer
@@ -52,12 +52,13 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
         ragged_column(table, "token_ids", torch.int64), torch.tensor(table.column("prompt_length").to_pylist())
     )
     model = load_policy(source, trust_remote_code=config.trust_remote_code).to(device)
+    policy = InPrecision(model, dtype, pick_head_dtype(context.execution))
 
     def backward(batch: Sequence[int]) -> float:
         chosen = texts.select(torch.tensor(batch))
         total = 0.0
         for lines in forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens):
-            logprobs = token_logprobs(InPrecision(model, dtype), chosen.padded(lines, device), temperature=1.0)
+            logprobs = token_logprobs(policy, chosen.padded(lines, device), temperature=1.0)
             loss = -logprobs.sum() / len(chosen.responses.values)
             loss.backward()
             total += float(loss.detach())

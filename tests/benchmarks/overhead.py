@@ -125,7 +125,7 @@ def loop(directory, case, iterations):
     policy_ref = Ref(str(directory / "policy"), "policy")
     models = ResidentModels()
     reference, policy = (load_policy(directory / "policy") for _ in "ab")
-    critic, reward = (load_scalar_model(directory / part, seed=0) for part in ("critic", "reward"))
+    critic, reward = (load_scalar_model(directory / part) for part in ("critic", "reward"))
     models.keep(policy_ref, "policy", policy)
     rates = config.optimizers
     optimizers = Optimizers(
@@ -155,7 +155,7 @@ def loop(directory, case, iterations):
         )
         batch = rollout_batch(rollouts, "logprobs")
         _, scores = batch_values(reward, batch, **settings_of)
-        ref_logprobs = batch_logprobs(reference, batch, temperature=1.0, **settings_of)
+        ref_logprobs = batch_logprobs(reference, batch, temperature=1.0, head_dtype=torch.float32, **settings_of)
         values, _ = batch_values(critic, batch, **settings_of)
         batch = batch.with_columns(ref_logprobs=ref_logprobs, values=values)
         columns, mask = batch.padded().token_columns, batch.responses.mask()

@@ -216,7 +216,10 @@ GROUPED = "rollouts.samples_per_prompt=4"
             for name in ("rloo", "grpo", "dr_grpo")
         ),
         *(
-            ([f"algorithm={name}", GROUPED, setting], f"{setting}: algorithm: {name} has no critic; leave it out")
+            (
+                [f"algorithm={name}", GROUPED, "ppo={}", setting],
+                f"{setting}: algorithm: {name} has no critic; leave it out",
+            )
             for name in ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
             for setting in ("ppo.critic_epochs=2", "advantages.lam=0.9")
         ),
@@ -224,7 +227,8 @@ GROUPED = "rollouts.samples_per_prompt=4"
             (["algorithm=reinforce", setting], f"{setting}: algorithm: reinforce has no critic; leave it out")
             for setting in (
                 "model.critic=policy",
-                "advantages.gamma=0.9",
+                "advantages.lam_alpha=0.05",
+                "advantages.critic_lam=0.5",
                 "advantages.horizon=4",
                 "advantages.bootstrap=True",
                 "ppo.cliprange_value=0.5",
@@ -245,6 +249,44 @@ GROUPED = "rollouts.samples_per_prompt=4"
         (
             ["model.shared_trunk=true", "ppo.kl_loss_coef=0.1", "ppo.kl_loss_estimator=exact"],
             "ppo.kl_loss_estimator=exact: with model.shared_trunk the update makes no logits to compare; take k3",
+        ),
+        *(
+            (
+                [f"algorithm={name}", GROUPED, "ppo={}", "advantages.gamma=0.9"],
+                "advantages.gamma=0.9: without a critic it discounts the rewards of advantages.reward_to_go alone; leave it",
+            )
+            for name in ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
+        ),
+        *(
+            (
+                [f"algorithm={name}", GROUPED, "advantages.reward_to_go=true"],
+                "advantages.reward_to_go=True: only reinforce and vanilla_pg give each token its own; leave it out",
+            )
+            for name in ("ppo", "rloo", "grpo", "dr_grpo")
+        ),
+        (
+            ["advantages.lam_alpha=0.05", "advantages.lam=0.9"],
+            "advantages: lam_alpha stands in the place of lam; leave",
+        ),
+        (["advantages.lam_alpha=0"], "advantages.lam_alpha=0: input should be greater than 0"),
+        (["advantages.critic_lam=1.1"], "advantages.critic_lam=1.1: input should be less than or equal to 1"),
+        *(
+            (
+                ["algorithm=reinforce", "ppo.loss=pg", *settings],
+                f"ppo.loss=pg: with ppo.{told} it is off-policy from its second step on, without a ratio; set ppo.epochs",
+            )
+            for settings, told in (
+                ([], "epochs=2"),
+                (["ppo.epochs=1"], "num_minibatches=2"),
+                (["ppo.num_minibatches=1"], "epochs=2"),
+            )
+        ),
+        *(
+            (
+                ["algorithm=vanilla_pg", "ppo={}", f"ppo.{setting}"],
+                f"ppo.{setting}: algorithm: vanilla_pg is one step without a ratio; leave it out, or say reinforce",
+            )
+            for setting in ("loss=ppo", "epochs=2", "num_minibatches=4")
         ),
         (["ppo.vf_coef=0.5"], "ppo.vf_coef=0.5: only a critic with model.shared_trunk shares a loss; leave it out"),
         (["ppo.vf_coef=-1"], "ppo: vf_coef=-1.0 must be at least 0"),
@@ -321,10 +363,12 @@ def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, mess
     "overrides",
     [
         ["algorithm=grpo", GROUPED, "ppo.kl_loss_coef=0.1", "ppo.kl_loss_estimator=exact", "ppo.aggregation=seq_mean"],
-        ["algorithm=dr_grpo", GROUPED, "ppo.loss=pg"],
+        ["algorithm=dr_grpo", GROUPED, "ppo.loss=pg", "ppo.epochs=1", "ppo.num_minibatches=1"],
+        ["algorithm=reinforce", "advantages.gamma=0.9", "advantages.reward_to_go=true"],
         ["algorithm=rloo", "rollouts.samples_per_prompt=2", "advantages.whiten=true"],
         ["algorithm=reinforce"],
-        ["algorithm=vanilla_pg", "ppo.loss=pg"],
+        ["algorithm=vanilla_pg", "ppo={}"],
+        ["algorithm=vanilla_pg", "ppo={loss: pg, epochs: 1, entropy_coef: 0.1}", "advantages.reward_to_go=true"],
         ["advantages.kl_target=6", "advantages.kl_horizon=2", "advantages.kl_estimator=exact"],
         ["optimizers.critic_warmup=1", "model.critic=policy", "advantages.bootstrap=true", "advantages.horizon=3"],
         ["health.action=warn", "health.max_kl=.inf", "health.min_entropy=0"],
@@ -338,6 +382,15 @@ def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, mess
 )
 def test_what_belongs_together_is_taken(overrides):
     load(*overrides)
+
+
+def test_vanilla_pg_alone_is_one_step_without_a_ratio():
+    document = {name: value for name, value in read_document(TINY).items() if name != "ppo"}
+    config = checked({**document, "algorithm": "vanilla_pg"}, where="here")
+    assert (config.ppo.loss, config.ppo.epochs, config.ppo.num_minibatches) == ("pg", 1, 1)
+    assert checked(dump(config), where="there") == config
+    ppo = checked({**document, "algorithm": "reinforce"}, where="here").ppo
+    assert (ppo.loss, ppo.epochs, ppo.num_minibatches) == ("ppo", 4, 4)
 
 
 def test_a_model_from_scratch_needs_texts_without_a_warm_up_too():

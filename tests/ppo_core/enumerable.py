@@ -223,7 +223,7 @@ RECIPES = {
     "rloo": Recipe(advantages="rloo", config=PPOConfig(loss="pg", epochs=1)),
     "grpo": Recipe(advantages="grpo", config=PPOConfig(epochs=2)),
 }
-"""All else is left at its default: the ratio clip at 0.2, four minibatches, for PPO the value clip at 0.2."""
+"""All else is left at its default: the ratio clip at 0.2, four minibatches, no value clip."""
 
 
 def train(problem: Problem, recipe: Recipe, *, seed: int) -> TablePolicy:

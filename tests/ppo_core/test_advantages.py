@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.autograd import gradcheck
 
-from ppo_core import ConfigError, ShapeError, gae, group_advantages
+from ppo_core import ConfigError, ShapeError, gae, group_advantages, length_adaptive_lam, rewards_to_go
 
 horizons = st.one_of(st.none(), st.integers(1, 9))
 estimators = st.sampled_from(["vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"])
@@ -37,6 +37,65 @@ def test_gae_equals_its_definition_whatever_the_masked_places_hold(seed, gamma, 
         assert advantages[i][mask[i]].tolist() == pytest.approx(expected, abs=1e-9)
         targets = [a + v for a, v in zip(expected, row_values, strict=True)]
         assert returns[i][mask[i]].tolist() == pytest.approx(targets, abs=1e-9)
+
+
+@law
+@given(seeds, unit, unit, unit, horizons, rubbish)
+def test_returns_are_made_with_the_critics_lambda_and_advantages_with_the_policys(
+    seed, gamma, lam, critic_lam, horizon, junk
+):
+    draws = Draws(seed)
+    mask, rewards, values, after = draws.mask_with_gaps(), draws.normal(4, 6), draws.normal(4, 6), draws.normal(4)
+    settings = {"gamma": gamma, "horizon": horizon, "bootstrap_values": after}
+    spoilt = (spoiled(rewards, mask, junk), spoiled(values, mask, junk), mask)
+    advantages, returns = gae(*spoilt, lam=lam, critic_lam=critic_lam, **settings)
+    for i, (row_rewards, row_values) in enumerate(zip(rows_of(rewards, mask), rows_of(values, mask), strict=True)):
+        of_policy, of_critic = (
+            reference.gae(row_rewards, row_values, gamma, x, horizon, after[i].item()) for x in (lam, critic_lam)
+        )
+        assert advantages[i][mask[i]].tolist() == pytest.approx(of_policy, abs=1e-9)
+        targets = [a + v for a, v in zip(of_critic, row_values, strict=True)]
+        assert returns[i][mask[i]].tolist() == pytest.approx(targets, abs=1e-9)
+
+
+def test_with_a_critics_lambda_of_one_the_target_is_what_came_whatever_the_critic_said():
+    mask = tensor([[True, True, True, False]])
+    rewards, values = tensor([[0.5, 0.0, 2.0, 9.0]]), tensor([[7.0, -7.0, 70.0, 700.0]])
+    _, returns = gae(rewards, values, mask, gamma=0.5, lam=0.3, critic_lam=1.0)
+    assert returns.tolist() == [[1.0, 1.0, 2.0, 0.0]]
+
+
+@law
+@given(seeds, st.floats(0.05, 2), horizons)
+def test_a_lambda_that_grows_with_the_response_is_that_of_each_row_alone(seed, alpha, horizon):
+    draws = Draws(seed)
+    mask, rewards, values = draws.mask_with_gaps(), draws.normal(4, 6), draws.normal(4, 6)
+    lam = length_adaptive_lam(mask, alpha=alpha)
+    advantages, _ = gae(rewards, values, mask, gamma=0.9, lam=lam.double(), horizon=horizon)
+    for i, (row_rewards, row_values) in enumerate(zip(rows_of(rewards, mask), rows_of(values, mask), strict=True)):
+        of_row = max(0.0, 1 - 1 / (alpha * max(1, len(row_rewards))))
+        expected = reference.gae(row_rewards, row_values, 0.9, of_row, horizon, 0.0)
+        assert advantages[i][mask[i]].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_lambdas_of_responses_worked_example():
+    # alpha = 1/2: 1 - 2/T, never below 0
+    mask = torch.arange(8) < tensor([[1], [2], [4], [8]])
+    assert length_adaptive_lam(mask, alpha=0.5).tolist() == [0.0, 0.0, 0.5, 0.75]
+    with pytest.raises(ConfigError, match=r"alpha=0\.0 must be positive"):
+        length_adaptive_lam(mask, alpha=0.0)
+
+
+@law
+@given(seeds, unit, rubbish)
+def test_rewards_to_go_are_the_discounted_sums_of_what_follows(seed, gamma, junk):
+    draws = Draws(seed)
+    mask, rewards = draws.mask_with_gaps(), draws.normal(4, 6)
+    got = rewards_to_go(spoiled(rewards, mask, junk), mask, gamma=gamma)
+    assert (got[~mask] == 0).all()
+    for i, row in enumerate(rows_of(rewards, mask)):
+        expected = [sum(gamma**k * r for k, r in enumerate(row[t:])) for t in range(len(row))]
+        assert got[i][mask[i]].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 @law

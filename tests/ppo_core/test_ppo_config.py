@@ -134,7 +134,7 @@ def test_defaults_are_those_that_the_field_calls_ppo():
         "ppo",
         "token_mean",
         0.2,
-        0.2,
+        None,
     )
     assert (config.epochs, config.critic_epochs, config.num_minibatches, config.max_grad_norm) == (4, None, 4, 1.0)
     off = (config.kl_loss_coef, config.entropy_coef, config.target_kl, config.dual_clip)

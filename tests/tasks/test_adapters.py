@@ -63,8 +63,9 @@ def test_before_any_training_policy_and_reference_are_the_base_and_the_critic_is
     valuer = learners.take_critic(base, LORA, actor.model)
     assert torch.equal(logits(actor.model), logits(plain))
     assert torch.equal(logits(learners.policy(base)), logits(plain))
-    assert torch.equal(valuer.model(TEXT), learners.critic(base)(TEXT))
-    # By hand: the head on the base's hidden states.
+    assert valuer.model(TEXT).tolist() == learners.critic(base)(TEXT).tolist() == [[0.0] * TEXT.shape[1]]
+    # By hand: the head, which is 0 in the beginning, on the base's hidden states.
+    torch.nn.init.normal_(valuer.model.head.weight)
     hidden = plain.model(input_ids=TEXT, use_cache=False).last_hidden_state
     torch.testing.assert_close(valuer.model(TEXT), (hidden @ valuer.model.head.weight.T)[..., 0])
     assert valuer.model(TEXT).std() > 0.1
@@ -280,5 +281,8 @@ def test_in_bfloat16_the_base_takes_half_the_memory_and_what_is_trained_stays_ex
     learners = learners_of(bench, base, tmp_path)
     actor = learners.take_policy(done, LORA)
     assert {x.dtype for x in actor.parameters} == {torch.float32}
-    frozen = [x for name, x in actor.model.named_parameters() if "lora" not in name]
+    head = actor.model.get_output_embeddings().weight
+    frozen = [x for name, x in actor.model.named_parameters() if "lora" not in name and x is not head]
     assert {x.dtype for x in frozen} == {torch.bfloat16}
+    # Every token's logits would otherwise widen it again.
+    assert torch.equal(head, load_policy(part_directory(base, POLICY)).get_output_embeddings().weight)

@@ -116,7 +116,7 @@ def test_bootstrapping_counts_the_value_after_a_response_that_was_cut_off_and_no
     (rollouts,) = generate(bench, base, data, prompts_per_iteration=16, samples_per_prompt=4)
     reward_model = train_reward_model(bench, base, data)
     ref = score(bench, base, rollouts, LENGTH, reference=other, critic=reward_model)
-    critic = load_scalar_model(reward_model.directory / "reward_model", seed=0)
+    critic = load_scalar_model(reward_model.directory / "reward_model")
     table = rows(advantages(bench, [ref], base, bootstrap=True, whiten=False, gamma=0.9, lam=0.0, kl_coef=0.0))
     assert {row["finish_reason"] for row in table} == {"stop", "length"}
     for row in table:
@@ -385,7 +385,7 @@ def test_centering_keeps_the_raw_scores_near_0(world):
 
 def test_a_reward_model_whose_score_is_not_finite_is_named(world, tmp_path):
     bench, base, data, _ = world
-    broken = load_scalar_model(train_reward_model(bench, base, data).directory / "reward_model", seed=0)
+    broken = load_scalar_model(train_reward_model(bench, base, data).directory / "reward_model")
     with torch.no_grad():
         broken.model.score.weight.fill_(float("nan"))
     broken.save(tmp_path / "broken")
