@@ -180,6 +180,11 @@ class ScalarModel(nn.Module):
         raw = getattr(self.model, HEAD)(hidden).squeeze(-1).float()
         return (raw - self.mean) / self.std
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a run has trained it, rather than somebody else."""
+        return hasattr(self.model.config, "score_mean")
+
     def calibrate(self, mean: float, std: float) -> None:
         """Make scores that were distributed with ``mean`` and ``std`` have mean 0 and standard deviation 1."""
         self.mean, self.std = self.mean + self.std * mean, self.std * std
