@@ -86,6 +86,9 @@ class ModelConfig(StageConfig):
     """Train low-rank adapters over the policy, whose own weights stay as they are, instead of whole models."""
     shared_trunk: bool = False
     """The critic is a head on the policy's body: one pass for both, and one loss, with ``ppo.vf_coef``."""
+    chat_template_kwargs: Mapping[str, Any] = Field({})
+    """Options that the policy's chat template reads, such as ``enable_thinking: false``. ``strftime_now`` is the date that
+    a template gets which asks for today's, so that a run is the same on every day."""
     revision: str | None = None
     """Branch, tag or commit of a policy on a hub."""
     trust_remote_code: bool = False
@@ -220,6 +223,11 @@ class RunConfig(StageConfig):
             raise ValueError(
                 f"optimizers.critic_warmup={self.optimizers.critic_warmup}: the first round has {self.iterations} "
                 "iterations, so it would not train the policy; take fewer"
+            )
+        if advantages.length_cut.ramp_tokens > rollouts.sampling.max_new_tokens:
+            raise ValueError(
+                f"advantages.length_cut.ramp_tokens={advantages.length_cut.ramp_tokens}: responses have at most "
+                f"rollouts.sampling.max_new_tokens={rollouts.sampling.max_new_tokens} tokens; lower it"
             )
         responses = rollouts.prompts_per_iteration * rollouts.samples_per_prompt
         if advantages.kl_target is not None and not responses < 5 * advantages.kl_horizon:

@@ -82,7 +82,11 @@ def ppo_iteration(
 
 
 def generate_config(config: RunConfig) -> GenerateRolloutsConfig:
-    return GenerateRolloutsConfig(**dict(config.rollouts), trust_remote_code=config.model.trust_remote_code)
+    return GenerateRolloutsConfig(
+        **dict(config.rollouts),
+        trust_remote_code=config.model.trust_remote_code,
+        chat_template_kwargs=config.model.chat_template_kwargs,
+    )
 
 
 def score_config(config: RunConfig) -> ScoreRolloutsConfig:
@@ -96,7 +100,11 @@ def score_config(config: RunConfig) -> ScoreRolloutsConfig:
 
 
 def advantages_config(config: RunConfig) -> ComputeAdvantagesConfig:
-    return ComputeAdvantagesConfig(**dict(config.advantages), algorithm=config.algorithm)
+    return ComputeAdvantagesConfig(
+        **dict(config.advantages),
+        algorithm=config.algorithm,
+        max_new_tokens=config.rollouts.sampling.max_new_tokens,
+    )
 
 
 def adapted_base(config: RunConfig, reference: Output) -> Output | None:

@@ -87,6 +87,7 @@ def prepared_data(
         source_digests=tuple(source_digest(source, seed=config.seed) for source in known),
         adapted_layers=config.model.lora.target_modules if config.model.lora else (),
         trust_remote_code=config.model.trust_remote_code,
+        chat_template_kwargs=config.model.chat_template_kwargs,
     )
     # From the second round on, the policy is what the first one started from, whether given or made there.
     return run("prepare_data", place, settings, base=before.reference if before else externals.base)
@@ -120,6 +121,7 @@ def trained_reward_model(
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,
         trust_remote_code=config.model.trust_remote_code,
+        chat_template_kwargs=config.model.chat_template_kwargs,
     )
     base = externals.reward_model_base or reference
     return run(
@@ -153,4 +155,5 @@ def evaluation_config(config: RunConfig) -> EvaluatePolicyConfig:
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,
         trust_remote_code=config.model.trust_remote_code,
+        chat_template_kwargs=config.model.chat_template_kwargs,
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ppo_core.masking import explained_variance, masked_mean, masked_whiten
     from ppo_core.preferences import expected_calibration_error, preference_loss, ranking_loss
     from ppo_core.randomness import derive_seed, row_uniforms
-    from ppo_core.rewards import RunningMoments, token_rewards, treated_scores
+    from ppo_core.rewards import RunningMoments, overlong_penalty, token_rewards, treated_scores
     from ppo_core.sampling import sample
     from ppo_core.update import MinibatchStats, Optimizers, UpdateStats, ppo_update
 
@@ -73,6 +73,7 @@ __all__ = [
     "micro_batches",
     "minibatches",
     "next_kl_coef",
+    "overlong_penalty",
     "pg_loss",
     "policy_loss",
     "ppo_update",

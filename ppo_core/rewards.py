@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError
 from ppo_core.masking import masked_whiten
-from ppo_core.shapes import Bool, Float, require_same_shape
+from ppo_core.shapes import Bool, Float, Int, require_same_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,32 +47,56 @@ class RunningMoments:
         return math.sqrt(self.squared_deviations / (self.count - 1)) if self.count > 1 else 0.0
 
 
+def overlong_penalty(
+    lengths: Int[Tensor, " B"], *, max_length: int, ramp: int, penalty: float = 1.0
+) -> Float[Tensor, " B"]:
+    """What a response of each length pays, in tokens: nothing up to ``max_length - ramp``, then more with each token.
+
+        penalty * clamp((length - (max_length - ramp)) / ramp, 0, 1)
+
+    Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 13 with the sign turned round: this is to be subtracted.
+    """
+    if not 0 < ramp <= max_length:
+        raise ConfigError(f"ramp={ramp} must be at least 1 and at most max_length={max_length}")
+    return penalty * ((lengths.float() - (max_length - ramp)) / ramp).clamp(0.0, 1.0)
+
+
 def treated_scores(
     scores: Float[Tensor, " B"],
     cut_off: Bool[Tensor, " B"],
     *,
     moments: RunningMoments | None = None,
     clip: float | None = None,
+    keep_cut_off: bool = True,
     cut_off_penalty: float = 0.0,
+    length_penalty: Float[Tensor, " B"] | None = None,
     whiten: bool = False,
 ) -> Float[Tensor, " B"]:
     """What of a score counts as reward, in this order and each only when asked for.
 
         (score - mean) / (std + 1e-8)      with ``moments``, usually those of all scores so far and this batch's
         clamp to [-clip, clip]
+        0                                  where ``cut_off`` unless ``keep_cut_off``: an unfinished response has no score
         - cut_off_penalty                  where ``cut_off``: the response ran into the length limit
+        - length_penalty                   each response's own, such as ``overlong_penalty``
         masked_whiten(center=False)        over the batch: standard deviation 1, the mean stays
 
     Running moments: Engstrom et al. 2020, arXiv:2005.12729, section 2.
     """
     require_same_shape(scores=scores, cut_off=cut_off)
+    if length_penalty is not None:
+        require_same_shape(scores=scores, length_penalty=length_penalty)
     if clip is not None and not clip > 0:
         raise ConfigError(f"clip={clip} must be positive; None does not clip")
     if moments is not None:
         scores = (scores - moments.mean) / (moments.std + 1e-8)
     if clip is not None:
         scores = scores.clamp(-clip, clip)
+    if not keep_cut_off:
+        scores = torch.where(cut_off, 0.0, scores)
     scores = torch.where(cut_off, scores - cut_off_penalty, scores)
+    if length_penalty is not None:
+        scores = scores - length_penalty
     return masked_whiten(scores, torch.ones_like(cut_off), center=False) if whiten else scores
 
 

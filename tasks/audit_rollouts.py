@@ -20,7 +20,7 @@ class AuditRolloutsConfig(StageConfig):
     held_out_rewards: Rewards
 
 
-@stage(version="2", config=AuditRolloutsConfig)
+@stage(version="3", config=AuditRolloutsConfig)
 def audit_rollouts(
     context: StageContext,
     config: AuditRolloutsConfig,

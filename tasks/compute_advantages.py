@@ -1,10 +1,13 @@
 """Stage: token rewards and advantages, as arithmetic on columns; no model is loaded."""
 
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ppo_core.config import KLLossEstimator
+from tasks.errors import ConfigError
 from tasks.health import Gates
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
@@ -17,6 +20,32 @@ if TYPE_CHECKING:
 
 Algorithm = Literal["ppo", "vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"]
 """``ppo`` learns a critic; the others compare the responses of an iteration, or of a prompt, with each other."""
+MANY_CUT_OFF = 0.5
+"""Share of cut off responses above which most of what is scored is unfinished."""
+
+
+class LengthCutConfig(StageConfig):
+    """What a response counts for that was cut off by length, and so is unfinished; no other setting scores it again."""
+
+    score: Literal["keep", "zero"] | None = None
+    """``keep`` scores it as if it ended where it was cut off, ``zero`` gives it 0. Null keeps it, and says so where most
+    responses are cut off; with ``advantages.bootstrap`` it is ``zero``, since the value stands for the score."""
+    penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Taken from that score."""
+    ramp_tokens: int = Field(0, ge=0)
+    """Last tokens before the limit over which every response, finished or not, pays more and more for its length."""
+    ramp_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """What it pays at the limit."""
+    exclude: bool = False
+    """Leave responses that were cut off out of the update altogether: of both losses, the baseline and the whitening."""
+
+    @model_validator(mode="after")
+    def _each_setting_is_read(self) -> Self:
+        if self.exclude and (self.score is not None or self.penalty > 0):
+            raise ValueError("exclude leaves nothing that score or penalty could count for; leave these out")
+        if self.ramp_tokens == 0 and self.ramp_penalty != type(self).model_fields["ramp_penalty"].default:
+            raise ValueError("ramp_penalty says nothing without ramp_tokens; set that too")
+        return self
 
 
 class AdvantagesConfig(StageConfig):
@@ -35,8 +64,8 @@ class AdvantagesConfig(StageConfig):
     """Take from each score the mean of all scores so far and divide by their standard deviation."""
     score_clip: float | None = Field(None, gt=0)
     """Then limit scores to plus and minus this."""
-    length_cut_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Then take this from the score of a response that ran into the length limit."""
+    length_cut: LengthCutConfig = LengthCutConfig()
+    """Then what a response counts for that ran into the length limit."""
     whiten_scores: bool = False
     """Then give the scores of an iteration standard deviation 1; their mean stays."""
     gamma: float = Field(1.0, ge=0, le=1)
@@ -53,7 +82,8 @@ class AdvantagesConfig(StageConfig):
     horizon: int | None = Field(None, gt=0)
     """Steps that an advantage looks ahead; null looks to the end of the response."""
     bootstrap: bool = False
-    """Count the critic's value after a response that was cut off by length; off, nothing is expected after it."""
+    """Count the critic's value after a response that was cut off by length, in place of its score; off, nothing is
+    expected after it."""
     whiten: bool | None = None
     """Give the advantages of an iteration mean 0 and standard deviation 1; null does so where there is a critic."""
 
@@ -67,11 +97,34 @@ class AdvantagesConfig(StageConfig):
             raise ValueError("lam_alpha stands in the place of lam; leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _bootstrapping_replaces_the_score(self) -> Self:
+        cut = self.length_cut
+        for name, contradicts in {
+            "score": cut.score == "keep",
+            "penalty": cut.penalty > 0,
+            "ramp_tokens": cut.ramp_tokens > 0,
+            "exclude": cut.exclude,
+        }.items():
+            if self.bootstrap and contradicts:
+                raise ValueError(
+                    f"length_cut.{name}={getattr(cut, name)}: with bootstrap the critic's value stands for what a response "
+                    "that was cut off would score, which would count twice; leave one of the two out"
+                )
+        return self
+
+    @property
+    def scores_count_when_cut_off(self) -> bool:
+        """Whether an unfinished response has a score."""
+        return not (self.bootstrap or self.length_cut.exclude or self.length_cut.score == "zero")
+
 
 class ComputeAdvantagesConfig(AdvantagesConfig):
     """What the stage reads."""
 
     algorithm: Algorithm = "ppo"
+    max_new_tokens: int | None = Field(None, gt=0)
+    """Length at which responses were cut off; ``length_cut.ramp_tokens`` counts back from it."""
 
 
 @stage(version="3", config=ComputeAdvantagesConfig, uses_models=False)
@@ -96,6 +149,7 @@ def compute_advantages(
     kl_coef = config.kl_coef if config.kl_target is None or before.kl_coef is None else before.kl_coef
     table = concatenate([read_dataset(ref.directory / "rollouts") for ref in scored])
     batch = rollout_batch(table)
+    num_responses = table.num_rows
     mask = batch.responses.mask()
     if config.kl_estimator == "exact":
         kl = padded_column(table, "exact_kl")
@@ -114,8 +168,27 @@ def compute_advantages(
     )
 
     scores = torch.tensor(table.column("score").to_pylist(), dtype=torch.float32)
-    after = next_state(before, config, scores, kl_coef=kl_coef, mean_kl=float(kl_of_response.mean()))
-    treated = treated_by(config, scores, ~batch.stopped, after)
+    cut_off = ~batch.stopped
+    after = next_state(
+        before,
+        config,
+        scores if config.scores_count_when_cut_off else scores[~cut_off],
+        num_responses=len(scores),
+        kl_coef=kl_coef,
+        mean_kl=float(kl_of_response.mean()),
+    )
+    after = replace(after, told_length_cut=before.told_length_cut or tell_of_length_cuts(context, config, cut_off))
+    if config.length_cut.exclude:
+        kept = rows_to_learn_from(config, table, cut_off, place=context.place.label)
+        table, batch, scores, cut_off = (
+            table.filter(kept.tolist()),
+            batch.select(kept.nonzero()[:, 0]),
+            scores[kept],
+            cut_off[kept],
+        )
+        mask = batch.responses.mask()
+        kl = kl[kept, : mask.shape[1]]
+    treated = treated_by(config, scores, cut_off, batch.responses.lengths, after)
     rewards = token_rewards(treated, kl, mask, kl_coef=kl_coef)
     columns = {"kl": kl, "rewards": rewards, **advantages_of(config, table, rewards, mask)}
     spread = float(columns["advantages"][mask].std(correction=0))
@@ -141,6 +214,8 @@ def compute_advantages(
         "advantages/std_before_whitening": spread,
         "health/warnings": float(len(gates.warnings)),
     }
+    if config.length_cut.exclude:
+        metrics["advantages/excluded_share"] = 1 - table.num_rows / num_responses
     if "returns" in columns:
         metrics["values/mean"] = float(padded_column(table, "values")[mask].mean())
         metrics["returns/mean"] = float(columns["returns"][mask].mean())
@@ -156,30 +231,87 @@ def padded_column(table: "Table", name: str) -> "torch.Tensor":
     return ragged_column(table, name, torch.float32).padded(fill=0.0)
 
 
+def tell_of_length_cuts(context: StageContext, config: AdvantagesConfig, cut_off: "torch.Tensor") -> bool:
+    """Say, where nothing in the configuration is meant for it, that most responses are cut off; whether it was said."""
+    share = float(cut_off.double().mean())
+    if share <= MANY_CUT_OFF or config.bootstrap or config.length_cut != LengthCutConfig():
+        return False
+    context.warn(
+        f"{share:.0%} of the responses were cut off at rollouts.sampling.max_new_tokens and are scored as if they ended "
+        "there; raise it, look for what should end a response, or set advantages.length_cut (score: keep, if so it shall be)"
+    )
+    return True
+
+
+def rows_to_learn_from(
+    config: ComputeAdvantagesConfig, table: "Table", cut_off: "torch.Tensor", *, place: str
+) -> "torch.Tensor":
+    """(B,) bool: the finished responses, without those that no other finished one of their prompt is left to compare with.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    import torch
+
+    kept = ~cut_off
+    if config.algorithm in ("rloo", "grpo", "dr_grpo"):
+        prompt_ids = table.column("prompt_id").to_pylist()
+        finished = Counter(prompt for prompt, keep in zip(prompt_ids, kept.tolist(), strict=True) if keep)
+        kept = kept & torch.tensor([finished[prompt] > 1 for prompt in prompt_ids])
+    if not kept.any():
+        raise ConfigError(
+            f"advantages.length_cut.exclude: of the {len(cut_off)} responses of {place} {int(cut_off.sum())} were cut off at "
+            f"rollouts.sampling.max_new_tokens={config.max_new_tokens}, and none is left to learn from; raise it, or leave "
+            "exclude out"
+        )
+    return kept
+
+
 def next_state(
-    before: "LoopState", config: AdvantagesConfig, scores: "torch.Tensor", *, kl_coef: float, mean_kl: float
+    before: "LoopState",
+    config: AdvantagesConfig,
+    scores: "torch.Tensor",
+    *,
+    num_responses: int,
+    kl_coef: float,
+    mean_kl: float,
 ) -> "LoopState":
-    """The moments with this iteration's scores, and the KL coefficient of the next one."""
+    """The moments with those of this iteration's scores that count, and the KL coefficient of the next one."""
     from ppo_core import next_kl_coef
     from tasks.loop_state import LoopState
 
     if config.kl_target is not None:
-        kl_coef = next_kl_coef(kl_coef, mean_kl, len(scores), target=config.kl_target, horizon=config.kl_horizon)
+        kl_coef = next_kl_coef(kl_coef, mean_kl, num_responses, target=config.kl_target, horizon=config.kl_horizon)
     return LoopState(kl_coef=kl_coef, scores=before.scores.with_scores(scores))
 
 
 def treated_by(
-    config: AdvantagesConfig, scores: "torch.Tensor", cut_off: "torch.Tensor", state: "LoopState"
+    config: ComputeAdvantagesConfig,
+    scores: "torch.Tensor",
+    cut_off: "torch.Tensor",
+    lengths: "torch.Tensor",
+    state: "LoopState",
 ) -> "torch.Tensor":
     """The scores as they count. The moments hold this iteration already, so that the first one has some."""
-    from ppo_core import treated_scores
+    from ppo_core import overlong_penalty, treated_scores
 
+    length_penalty = None
+    if config.length_cut.ramp_tokens:
+        assert config.max_new_tokens is not None, "a run's configuration always has it"
+        length_penalty = overlong_penalty(
+            lengths,
+            max_length=config.max_new_tokens,
+            ramp=config.length_cut.ramp_tokens,
+            penalty=config.length_cut.ramp_penalty,
+        )
     return treated_scores(
         scores,
         cut_off,
         moments=state.scores if config.normalize_scores else None,
         clip=config.score_clip,
-        cut_off_penalty=config.length_cut_penalty,
+        keep_cut_off=config.scores_count_when_cut_off,
+        cut_off_penalty=config.length_cut.penalty,
+        length_penalty=length_penalty,
         whiten=config.whiten_scores,
     )
 

@@ -1,5 +1,6 @@
 """Stage: the policy against the reference, on prompts held out of training."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -32,9 +33,11 @@ class EvaluatePolicyConfig(StageConfig):
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = Field({})
+    """Options of the policy's chat template."""
 
 
-@stage(version="2", config=EvaluatePolicyConfig)
+@stage(version="3", config=EvaluatePolicyConfig)
 def evaluate_policy(
     context: StageContext,
     config: EvaluatePolicyConfig,
@@ -57,7 +60,12 @@ def evaluate_policy(
     prompts = read_dataset(data.directory / "held_out_prompts")
     components = {**config.rewards, **config.held_out_rewards}
     num_rows = prompts.num_rows * config.samples_per_prompt
-    learners = Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code)
+    learners = Learners(
+        context=context,
+        lora_base=lora_base,
+        trust_remote_code=config.trust_remote_code,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
     tables: dict[str, Table] = {}
     for number, (name, model) in enumerate({"policy": policy, "reference": reference}.items()):
         sampler = Sampler(context, model, learners, engine=config.engine)

@@ -1,6 +1,7 @@
 """Stage: responses of the current policy to this iteration's prompts, one shard of them."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -30,9 +31,11 @@ class RolloutsConfig(StageConfig):
 
 class GenerateRolloutsConfig(RolloutsConfig):
     trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = Field({})
+    """Options of the policy's chat template."""
 
 
-@stage(version="2", config=GenerateRolloutsConfig)
+@stage(version="3", config=GenerateRolloutsConfig)
 def generate_rollouts(
     context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
 ) -> StageOutput:
@@ -42,7 +45,12 @@ def generate_rollouts(
     from tasks.store import read_dataset, write_dataset
 
     prompts = shard_of(prompts_of_iteration(read_dataset(data.directory / "prompts"), config, context), config, context)
-    learners = Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code)
+    learners = Learners(
+        context=context,
+        lora_base=lora_base,
+        trust_remote_code=config.trust_remote_code,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
     sampler = Sampler(context, policy, learners, engine=config.engine)
     num_rows = prompts.num_rows * config.samples_per_prompt
     rollouts = sampler.sample(

@@ -1,8 +1,8 @@
 """Policy and critic of a checkpoint as stages take them: whole models, or adapters over one frozen base; and a critic with a
 body of its own, or a head on the policy's."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ class Learners:
     shared_trunk: bool = False
     """Whether the critic is a head on the policy's body."""
     trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the policy's chat template, which says where an answer ends."""
 
     @property
     def device(self) -> torch.device:

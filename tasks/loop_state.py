@@ -25,7 +25,9 @@ class LoopState:
     kl_coef: float | None = None
     """None before the first iteration: the configuration's."""
     scores: "RunningMoments" = field(default_factory=no_scores)
-    """Of all scores so far."""
+    """Of all scores so far that count."""
+    told_length_cut: bool = False
+    """Whether it was said that most responses are cut off: once is enough."""
 
     def write(self, directory: Path) -> None:
         write_json(directory / STATE_FILE, asdict(self))
@@ -38,4 +40,6 @@ def read_loop_state(directory: Path) -> LoopState:
     saved = read_json(directory / STATE_FILE)
     if saved is None:
         return LoopState()
-    return LoopState(kl_coef=saved["kl_coef"], scores=RunningMoments(**saved["scores"]))
+    return LoopState(
+        kl_coef=saved["kl_coef"], scores=RunningMoments(**saved["scores"]), told_length_cut=saved["told_length_cut"]
+    )

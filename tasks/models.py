@@ -197,6 +197,11 @@ class ScalarModel(nn.Module):
         raw = linear_in_float32(getattr(self.model, HEAD), hidden).squeeze(-1)
         return (raw - self.mean) / self.std
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a run has trained it, rather than somebody else."""
+        return hasattr(self.model.config, "score_mean")
+
     def calibrate(self, mean: float, std: float) -> None:
         """Make scores that were distributed with ``mean`` and ``std`` have mean 0 and standard deviation 1."""
         self.mean, self.std = self.mean + self.std * mean, self.std * std

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,11 +55,15 @@ class PrepareDataConfig(StageConfig):
     adapted_layers: tuple[str, ...] = ()
     """What the policy's layers that get adapters are called, which the model must have; empty: no names to check."""
     trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = Field({})
+    """Options of the policy's chat template."""
 
 
-@stage(version="1", config=PrepareDataConfig)
+@stage(version="2", config=PrepareDataConfig)
 def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref | None) -> StageOutput:
     """Read, check, split and tokenise all sources. ``base`` is the model to prepare for; None makes a new one."""
+    from tasks.chat_template import doubts_about_data
+    from tasks.endings import doubts_about_endings
     from tasks.errors import DataError
     from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers
     from tasks.records import to_preferences, to_prompts, to_texts
@@ -76,10 +81,19 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
         make_model(context.output / POLICY, config.from_scratch, texts, seed=context.seed("from_scratch"))
     directory = context.output / POLICY if base is None else part_directory(base, POLICY)
     model_config = read_text_config(directory, trust_remote_code=config.trust_remote_code)
-    tokenizer = load_tokenizer(str(directory), trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        str(directory),
+        trust_remote_code=config.trust_remote_code,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
     check_tokenizer(tokenizer, model_config.vocab_size, name=str(directory))
     if config.adapted_layers:
         require_layers(directory, config.adapted_layers, trust_remote_code=config.trust_remote_code)
+
+    for doubt in doubts_about_endings(tokenizer) + doubts_about_data(
+        tokenizer, prompts=[*prompts, *held_out], answers=[*preferences, *texts]
+    ):
+        context.warn(doubt)
 
     encoder = Encoder(
         tokenizer, limit=context_length(model_config), drops=data.too_long == "drop", dropped=Counter(dropped)

@@ -23,6 +23,7 @@ from ppo_core import (
     token_logits,
     token_logprobs,
 )
+from tasks.endings import ending_of, terminators
 from tasks.errors import ModelError, ServerError
 from tasks.health import Gates
 from tasks.learners import Learners
@@ -55,7 +56,9 @@ class Sampler:
         self.dtype = pick_dtype(context.execution, self.device)
         self.head_dtype = pick_head_dtype(context.execution)
         self.tokenizer: Any = load_tokenizer(
-            str(part_directory(policy, POLICY)), trust_remote_code=learners.trust_remote_code
+            str(part_directory(policy, POLICY)),
+            trust_remote_code=learners.trust_remote_code,
+            chat_template_kwargs=learners.chat_template_kwargs,
         )
         self.policy = learners.policy(policy)
         self.policy_version = policy.digest
@@ -77,7 +80,7 @@ class Sampler:
 
         ``seed_of(prompt_id, sample_index)`` is all the randomness of a row. ``on_rows`` is told (rows done, tokens done).
         """
-        sampling = with_eos(sampling, self.tokenizer)
+        sampling, stop_strings = with_terminators(sampling, stop_strings, self.tokenizer)
         num_rows = prompts.num_rows * samples_per_prompt
         rows = prompts.take(np.arange(num_rows) // samples_per_prompt)
         sample_index = [i % samples_per_prompt for i in range(num_rows)]
@@ -101,7 +104,8 @@ class Sampler:
         elif self.dtype != torch.float32:
             batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
         responses = [
-            decode_response(self.tokenizer, batch.responses.row(i).tolist()) for i in range(len(batch.responses))
+            decode_response(self.tokenizer, batch.responses.row(i).tolist(), finished=stopped)
+            for i, stopped in enumerate(batch.stopped.tolist())
         ]
         place = self._context.place.label
         columns: dict[str, Any] = {
@@ -309,9 +313,16 @@ def rollout_batch(table: Table, *columns: str) -> RolloutBatch:
     )
 
 
-def with_eos(sampling: SamplingConfig, tokenizer: Any) -> SamplingConfig:
-    """The user's settings with the tokenizer's EOS among the stop ids."""
-    return replace(sampling, stop_token_ids=tuple(sorted({*sampling.stop_token_ids, int(tokenizer.eos_token_id)})))
+def with_terminators(
+    sampling: SamplingConfig, stop_strings: tuple[str, ...], tokenizer: Any
+) -> tuple[SamplingConfig, tuple[str, ...]]:
+    """The user's settings, and all that ends a response of this model beside them."""
+    ending = ending_of(tokenizer)
+    spelt_out = ending.stop_string if ending is not None else None
+    if spelt_out is not None and spelt_out not in stop_strings:
+        stop_strings = (*stop_strings, spelt_out)
+    ids = {*sampling.stop_token_ids, *terminators(tokenizer)}
+    return replace(sampling, stop_token_ids=tuple(sorted(ids))), stop_strings
 
 
 def check_context(policy: PreTrainedModel, prompts: Ragged, sampling: SamplingConfig, prompt_ids: list[str]) -> None:

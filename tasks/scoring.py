@@ -25,13 +25,13 @@ from tasks.models import (
     pick_dtype,
     read_model_config,
 )
-from tasks.responses import Sampler, batch_values, rollout_batch
+from tasks.responses import Sampler
 from tasks.retry import is_a_service_s
 from tasks.rewards import RewardConfig
 from tasks.schemas import Table
 from tasks.stage import StageContext
 from tasks.store import Ref, read_dataset
-from tasks.text import encode_dialogue, load_tokenizer, same_tokenizer
+from tasks.text import decode_response, encode_dialogue, load_tokenizer
 
 PASS_COST = 64
 """What a forward pass costs besides its tokens, in tokens."""
@@ -60,34 +60,45 @@ def scores_in_batches(
     return scores.tolist()
 
 
-def encode_dialogues(tokenizer: Any, row: Mapping[str, Any], responses: Sequence[str]) -> list[list[int]]:
+def encode_dialogues(
+    tokenizer: Any, row: Mapping[str, Any], responses: Sequence[str], *, to_the_end: bool = False
+) -> list[list[int]]:
     """Token ids of a prompt with each of its complete responses, for a model of this tokenizer."""
     prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]
-    return [encode_dialogue(tokenizer, prompt, response)[0] for response in responses]
+    return [encode_dialogue(tokenizer, prompt, response, to_the_end=to_the_end)[0] for response in responses]
 
 
 def model_scores(
-    context: StageContext, model: ScalarModel, model_directory: Path, rollouts: Table, policy_directory: Path
+    context: StageContext,
+    model: ScalarModel,
+    model_directory: Path,
+    rollouts: Table,
+    policy_directory: Path,
+    *,
+    to_the_end: bool,
 ) -> list[float]:
-    """Scores by a reward model: over the sampled tokens themselves, or over the text where its tokenizer is another."""
+    """Scores by a reward model, which reads each dialogue in its own tokenizer's and template's way, as it was trained.
+
+    A response's own special tokens are written out, what ended it gives way to the reward model's own end of a dialogue,
+    and one that was cut off is read as if it ended there: what that counts for is settled with the advantages.
+    ``to_the_end`` as in ``encode_dialogue``.
+    """
     device = pick_device(context.execution)
     model = model.to(device).eval()
-    settings: dict[str, Any] = {
-        "token_budget": context.execution.micro_batch_tokens,
-        "device": device,
-        "dtype": pick_dtype(context.execution, device),
-    }
-    if same_tokenizer(model_directory, policy_directory):
-        _, scores = batch_values(model, rollout_batch(rollouts), **settings)
-        return scores.tolist()
-    tokenizer = load_tokenizer(str(model_directory))
-    columns = rollouts.select(["prompt", "messages", "response", "finish_reason"]).to_pylist()
+    tokenizer, policy_tokenizer = load_tokenizer(str(model_directory)), load_tokenizer(str(policy_directory))
+    columns = rollouts.select(["prompt", "messages", "response_token_ids", "finish_reason"]).to_pylist()
     rows = []
     for row in columns:
-        prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]
-        complete = row["finish_reason"] == "stop"
-        rows.append(encode_dialogue(tokenizer, prompt, row["response"], complete=complete)[0])
-    return scores_in_batches(model, rows, **settings)
+        finished = row["finish_reason"] == "stop"
+        text = decode_response(policy_tokenizer, row["response_token_ids"], finished=finished, special_tokens=True)
+        rows += encode_dialogues(tokenizer, row, [text], to_the_end=to_the_end)
+    return scores_in_batches(
+        model,
+        rows,
+        token_budget=context.execution.micro_batch_tokens,
+        device=device,
+        dtype=pick_dtype(context.execution, device),
+    )
 
 
 def function_scores(name: str, import_path: str, rollouts: Table) -> list[float]:
@@ -136,7 +147,9 @@ def score_rows(
         assert ref is not None, "the configuration refuses a trained reward without a reward model"
         directory = part_directory(ref, REWARD_MODEL)
         model = context.models.get(ref, REWARD_MODEL, lambda d=directory: load_reward_model(d))  # type: ignore[misc]
-        scores[name] = model_scores(context, model, directory, rollouts, policy_directory)
+        # A model of others was trained on all that its template writes; ours, calibrated, up to the end of the turn.
+        to_the_end = not model.is_calibrated
+        scores[name] = model_scores(context, model, directory, rollouts, policy_directory, to_the_end=to_the_end)
         require_finite(scores[name], rollouts, where=f"rewards.{name}: {directory}")
     return scores
 
@@ -195,5 +208,6 @@ def calibration_scores(
         seed_of=lambda prompt_id, index: context.seed("calibration", prompt_id, index),
         on_rows=lambda rows, tokens: context.progress(rows, num_samples, unit="rows", tokens=tokens),
     )
-    scores = torch.tensor(model_scores(context, model, model_directory, rollouts, part_directory(reference, POLICY)))
+    policy_directory = part_directory(reference, POLICY)
+    scores = torch.tensor(model_scores(context, model, model_directory, rollouts, policy_directory, to_the_end=False))
     return float(scores.mean()), max(float(scores.std()), 1e-6)

@@ -1,24 +1,30 @@
-"""Text to token ids and back: the one place where the chat template, BOS and EOS are applied, each of them once.
+"""Text to token ids and back: the one place where the chat template, BOS and the end of a text are applied, each once.
 
 - Plain text gets what the tokenizer itself puts before a text (a BOS, or nothing), unless the text begins with it.
 - A conversation gets what its chat template writes and nothing else, as from ``apply_chat_template(tokenize=True)``: a
   template that wants a BOS writes one.
-- What a tokenizer puts after a text is never used; a finished response ends with one EOS because we add it here.
+- What a tokenizer puts after a text is never used. A text that is whole ends with one EOS, an answer of a conversation with
+  what the template writes at its end (``tasks.endings``), because we add it here.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tasks.errors import ConfigError, DataError, ModelError, shorten
+from tasks.chat_template import OPTIONS_FILE, bind_options, render
+from tasks.endings import GENERATION_CONFIG, Ending, bind_declared, ending_of, terminators
+from tasks.errors import ConfigError, ModelError
 from tasks.records import Messages
+from tasks.store import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What `save_pretrained` of any tokenizer class writes, and the code of those that bring their own.
+# What `save_pretrained` of any tokenizer class writes, the code of those that bring their own, and what says where a text
+# ends: saving a model writes that anew, in the words of the library's version.
 _TOKENIZER_FILES = (
+    GENERATION_CONFIG,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -31,35 +37,30 @@ _TOKENIZER_FILES = (
     "tokenization_*.py",
 )
 
-_VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
 
-
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a model's directory.
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a model's directory; its template is used with the options given, else with those saved there.
 
     Raises:
-        ModelError: there is no tokenizer that `transformers` can read.
+        ModelError: there is no tokenizer that `transformers` can read, or what ends its texts is not readable.
+        ConfigError: an option that the template does not read.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # `tokenizers` raises plain Exception for a file that it cannot read
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{path} has no tokenizer that loads ({reason}); name a model directory with tokenizer.json and "
             f"tokenizer_config.json"
         ) from error
-
-
-def same_tokenizer(first: Path, second: Path) -> bool:
-    """Whether the token ids of one directory's tokenizer mean the same to the other's."""
-
-    def vocabulary(directory: Path) -> dict[str, bytes]:
-        files = (file for pattern in _VOCABULARY_FILES for file in directory.glob(pattern))
-        return {file.name: file.read_bytes() for file in files}
-
-    return vocabulary(first) == vocabulary(second)
+    directory = Path(path)
+    bind_declared(tokenizer, directory)
+    bind_options(tokenizer, chat_template_kwargs or read_json(directory / OPTIONS_FILE, default={}))
+    return tokenizer
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -112,18 +113,7 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, 
     """
     if isinstance(prompt, str):
         return prompt
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{place} is a list of messages, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
-            f"use an instruction-tuned model, add chat_template.jinja to its directory, or give the prompts as text"
-        )
-    try:
-        return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program of the model's author
-        raise DataError(
-            f"{place}: the chat template of {tokenizer.name_or_path} refuses the messages {shorten(prompt)} ({error}); "
-            f"give roles and an order that it knows"
-        ) from error
+    return render(tokenizer, prompt, add_generation_prompt=True, place=place)
 
 
 def encode_prompt(
@@ -140,12 +130,14 @@ def encode_dialogue(
     response: str,
     *,
     complete: bool = True,
+    to_the_end: bool = False,
     place: str = "a prompt",
 ) -> tuple[list[int], int]:
     """Token ids of a prompt and its response, and how many of them are the prompt.
 
-    A complete response ends with exactly one EOS, which is the response's; otherwise none is added. Prompt and response
-    are encoded as one text, so that a word at the seam reads as it does anywhere else. Where that changes the prompt's
+    A complete response ends exactly once: after a plain prompt with the EOS, in a conversation with the template's end of
+    turn; otherwise nothing is added. ``to_the_end`` adds what the template writes after that, a line's end often: models of
+    others have read it so. Prompt and response are encoded as one text, so that a word at the seam reads as it does anywhere else. Where that changes the prompt's
     own last tokens, a plain text counts as prompt only what stays the same; in a conversation the prompt's ids come
     first unchanged, as they do when a policy answers.
     """
@@ -158,7 +150,12 @@ def encode_dialogue(
         ids = prompt_ids + _encode(tokenizer, response, begin=False)
         length = len(prompt_ids)
     if complete:
-        ids = _with_one_eos(tokenizer, ids, keep=length)
+        ending = None if plain else ending_of(tokenizer)
+        kept = [*ids[:length], *_without_end(tokenizer, ids[length:], ending)]
+        if ending is None:
+            ids = [*kept, _eos(tokenizer)]
+        else:
+            ids = [*kept, *ending.ids, *(ending.rest if to_the_end else ())]
     return ids, length
 
 
@@ -166,15 +163,30 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Token ids of a whole text: what the tokenizer puts before one, the text, one EOS."""
     before, ids = _encode_parts(tokenizer, text)
     ids = _begun(before, ids)
-    return _with_one_eos(tokenizer, ids, keep=len(before))
+    return [*ids[: len(before)], *_without_end(tokenizer, ids[len(before) :], None), _eos(tokenizer)]
 
 
-def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """The text of a response without special tokens, such that ``prompt + response`` reads right.
+def encode_fragment(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a part of a text, and nothing around them."""
+    return _encode(tokenizer, text, begin=False)
 
-    Decoded alone, a response would lose the space before its first word with tokenizers that put one before every text.
+
+def decode_response(
+    tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, finished: bool = True, special_tokens: bool = False
+) -> str:
+    """The text of a response, such that ``prompt + response`` reads right, without what ended it where it is ``finished``.
+
+    ``special_tokens`` shows those that are part of the response. Decoded alone, a response would lose the space before its
+    first word with tokenizers that put one before every text.
     """
-    return _decode_after_text(tokenizer, ids, skip_special_tokens=True)
+    ending = ending_of(tokenizer)
+    if finished and ids and ids[-1] in {*terminators(tokenizer), *tokenizer.all_special_ids}:
+        ids = _without_end(tokenizer, ids[:-1], ending)
+    text = _decode_after_text(tokenizer, ids, skip_special_tokens=not special_tokens)
+    if finished and ending is not None and ending.stop_string is not None:
+        # What follows it is the rest of the token that completed it.
+        text = text.partition(ending.stop_string)[0]
+    return text
 
 
 def stop_checker(
@@ -226,13 +238,26 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, *, begin: bool) -> 
     return _begun(before, ids) if begin else ids
 
 
-def _with_one_eos(tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, keep: int) -> list[int]:
-    """``ids`` with exactly one EOS at the end; the first ``keep`` are left alone, for BOS may be the same token."""
+def _eos(tokenizer: "PreTrainedTokenizerBase") -> int:
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f'the tokenizer of {tokenizer.name_or_path} has no EOS token to end a text with; add "eos_token" to its '
+            "tokenizer_config.json, the token that ended the texts the model was trained on"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _without_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ending: Ending | None) -> list[int]:
+    """``ids`` without EOS and this ending at their end, nor special tokens that only begin the ending."""
+    whole = [] if ending is None else list(ending.ids)
+    special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    begun = [whole[:n] for n in range(len(whole), 0, -1) if n == len(whole) or special.issuperset(whole[:n])]
+    if tokenizer.eos_token_id is not None:
+        begun.append([int(tokenizer.eos_token_id)])
     end = len(ids)
-    while end > keep and ids[end - 1] == tokenizer.eos_token_id:
-        end -= 1
-    assert tokenizer.eos_token_id is not None
-    return [*ids[:end], tokenizer.eos_token_id]
+    while own := next((len(part) for part in begun if len(part) <= end and ids[end - len(part) : end] == part), 0):
+        end -= own
+    return ids[:end]
 
 
 def _decode_after_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, skip_special_tokens: bool) -> str:

@@ -1,6 +1,6 @@
 """Stage: a reward model from preferences, calibrated on the reference policy's responses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +40,11 @@ class TrainRewardModelConfig(RewardModelConfig):
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = Field({})
+    """Options of the policy's chat template, which is the reward model's where it has no ``base`` of its own."""
 
 
-@stage(version="3", config=TrainRewardModelConfig)
+@stage(version="4", config=TrainRewardModelConfig)
 def train_reward_model(
     context: StageContext,
     config: TrainRewardModelConfig,
@@ -56,6 +58,7 @@ def train_reward_model(
     import torch
 
     from ppo_core import ranking_loss
+    from tasks.chat_template import OPTIONS_FILE, options_of
     from tasks.learners import Learners
     from tasks.models import (
         POLICY,
@@ -73,7 +76,11 @@ def train_reward_model(
     source = part_directory(base, REWARD_MODEL, POLICY)
     device = pick_device(context.execution)
     dtype = pick_dtype(context.execution, device)
-    tokenizer = load_tokenizer(str(source), trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(
+        str(source),
+        trust_remote_code=config.trust_remote_code,
+        chat_template_kwargs=config.chat_template_kwargs if config.base is None else None,
+    )
     model = load_scalar_model(source, seed=context.seed("head"), trust_remote_code=config.trust_remote_code).to(device)
     train = read_dataset(data.directory / "preferences").to_pylist()
     held_out = read_dataset(data.directory / "held_out_preferences").to_pylist()
@@ -131,11 +138,19 @@ def train_reward_model(
         num_samples=config.calibration_samples,
         sampling=config.sampling,
         stop_strings=config.stop_strings,
-        learners=Learners(context=context, lora_base=lora_base, trust_remote_code=config.trust_remote_code),
+        learners=Learners(
+            context=context,
+            lora_base=lora_base,
+            trust_remote_code=config.trust_remote_code,
+            chat_template_kwargs=config.chat_template_kwargs,
+        ),
     )
     model.calibrate(mean, std)
     model.save(context.output / REWARD_MODEL)
     copy_tokenizer(source, context.output / REWARD_MODEL)
+    if options := options_of(tokenizer):
+        # So that whoever scores with it renders a conversation as here.
+        write_json(context.output / REWARD_MODEL / OPTIONS_FILE, dict(options))
     metrics = {
         "reward_model/loss": sum(losses[-10:]) / len(losses[-10:]),
         "reward_model/accuracy": quality["accuracy"],

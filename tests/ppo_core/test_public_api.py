@@ -16,7 +16,7 @@ PUBLIC = """
     Ragged RolloutBatch RunningMoments SamplingConfig ShapeError UpdateStats UserError aggregate_loss derive_seed entropy
     exact_kl expected_calibration_error explained_variance gae gather_logprobs group_advantages kl_estimate kl_loss
     importance_weights length_adaptive_lam linear_logprobs masked_mean masked_whiten micro_batches minibatches next_kl_coef
-    pg_loss policy_loss ppo_update
+    pg_loss policy_loss overlong_penalty ppo_update
     preference_loss ranking_loss response_and_final_values response_logprobs response_values
     rewards_to_go row_uniforms sample token_rewards treated_scores value_loss
 """
