@@ -18,7 +18,7 @@ class ScoreRolloutsConfig(StageConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="3", config=ScoreRolloutsConfig)
+@stage(version="4", config=ScoreRolloutsConfig)
 def score_rollouts(
     context: StageContext,
     config: ScoreRolloutsConfig,
@@ -58,7 +58,15 @@ def score_rollouts(
     }
     passes = 2 + config.exact_kl + (critic is not None)
 
-    scores = score_rows(context, table, config.rewards, policy=policy, reward_model=reward_model, external=external)
+    scores = score_rows(
+        context,
+        table,
+        config.rewards,
+        policy=policy,
+        reward_model=reward_model,
+        external=external,
+        trust_remote_code=config.trust_remote_code,
+    )
     context.progress(table.num_rows, passes * table.num_rows)
     offsets = batch.responses.offsets
     reference_model = learners.policy(reference)

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from ppo_core import InPrecision, Ragged, SamplingConfig, micro_batches
-from tasks.errors import ModelError, RewardError, TransientError
-from tasks.imports import import_function
+from tasks.errors import ModelError, RewardError
 from tasks.learners import Learners
 from tasks.models import (
     POLICY,
@@ -26,7 +25,7 @@ from tasks.models import (
     read_model_config,
 )
 from tasks.responses import Sampler, batch_values, rollout_batch
-from tasks.retry import is_a_service_s
+from tasks.reward_functions import function_scores
 from tasks.rewards import RewardConfig
 from tasks.schemas import Table
 from tasks.stage import StageContext
@@ -67,7 +66,13 @@ def encode_dialogues(tokenizer: Any, row: Mapping[str, Any], responses: Sequence
 
 
 def model_scores(
-    context: StageContext, model: ScalarModel, model_directory: Path, rollouts: Table, policy_directory: Path
+    context: StageContext,
+    model: ScalarModel,
+    model_directory: Path,
+    rollouts: Table,
+    policy_directory: Path,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[float]:
     """Scores by a reward model: over the sampled tokens themselves, or over the text where its tokenizer is another."""
     device = pick_device(context.execution)
@@ -80,7 +85,7 @@ def model_scores(
     if same_tokenizer(model_directory, policy_directory):
         _, scores = batch_values(model, rollout_batch(rollouts), **settings)
         return scores.tolist()
-    tokenizer = load_tokenizer(str(model_directory))
+    tokenizer = load_tokenizer(str(model_directory), trust_remote_code=trust_remote_code)
     columns = rollouts.select(["prompt", "messages", "response", "finish_reason"]).to_pylist()
     rows = []
     for row in columns:
@@ -88,30 +93,6 @@ def model_scores(
         complete = row["finish_reason"] == "stop"
         rows.append(encode_dialogue(tokenizer, prompt, row["response"], complete=complete)[0])
     return scores_in_batches(model, rows, **settings)
-
-
-def function_scores(name: str, import_path: str, rollouts: Table) -> list[float]:
-    """Scores by a Python function ``(prompts, responses, rows) -> list[float]``, checked before anything is stored."""
-    function = import_function(import_path, field=f"rewards.{name}.function")
-    table = rollouts.select(["prompt", "response", "extra", "rollout_id", "prompt_id", "sample_index", "finish_reason"])
-    rows = [{**json.loads(row.pop("extra") or "{}"), **row} for row in table.to_pylist()]
-    prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
-    where = f"rewards.{name}: {import_path}"
-    try:
-        scores = function(prompts, responses, rows)
-    except Exception as error:
-        if is_a_service_s(error):
-            raise TransientError(f"{where} raised {type(error).__name__}: {error}") from error
-        raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend it and run again") from error
-    try:
-        scores = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise RewardError(
-            f"{where} returned {scores!r:.80}, not a list of numbers; return one float per response"
-        ) from error
-    if len(scores) != len(rows):
-        raise RewardError(f"{where} returned {len(scores)} scores for {len(rows)} responses; return one per response")
-    return scores
 
 
 def score_rows(
@@ -122,6 +103,7 @@ def score_rows(
     policy: Ref,
     reward_model: Ref | None,
     external: Sequence[Ref],
+    trust_remote_code: bool = False,
 ) -> dict[str, list[float]]:
     """Each component's scores by its name. ``external`` are the models of the components that name one, in their order."""
     others = iter(external)
@@ -129,14 +111,21 @@ def score_rows(
     scores: dict[str, list[float]] = {}
     for name, reward in rewards.items():
         if reward.function is not None:
-            scores[name] = function_scores(name, reward.function, rollouts)
-            require_finite(scores[name], rollouts, where=f"rewards.{name}: {reward.function}")
+            scores[name] = function_scores(
+                name, reward.function, rollouts, policy_directory, trust_remote_code=trust_remote_code
+            )
             continue
         ref = reward_model if reward.is_trained_in_run else next(others)
         assert ref is not None, "the configuration refuses a trained reward without a reward model"
         directory = part_directory(ref, REWARD_MODEL)
-        model = context.models.get(ref, REWARD_MODEL, lambda d=directory: load_reward_model(d))  # type: ignore[misc]
-        scores[name] = model_scores(context, model, directory, rollouts, policy_directory)
+        model = context.models.get(
+            ref,
+            REWARD_MODEL,
+            lambda d=directory: load_reward_model(d, trust_remote_code=trust_remote_code),  # type: ignore[misc]
+        )
+        scores[name] = model_scores(
+            context, model, directory, rollouts, policy_directory, trust_remote_code=trust_remote_code
+        )
         require_finite(scores[name], rollouts, where=f"rewards.{name}: {directory}")
     return scores
 
@@ -152,15 +141,17 @@ def require_finite(scores: Sequence[float], rollouts: Table, *, where: str) -> N
             )
 
 
-def load_reward_model(directory: Path) -> ScalarModel:
-    """A finished reward model: one whose head would be drawn at random is refused."""
-    config = read_model_config(directory)
+def load_reward_model(
+    directory: Path, *, trust_remote_code: bool = False, weightless: bool = False
+) -> ScalarModel:
+    """A finished reward model: one whose head would be drawn at random is refused. ``weightless`` as in ``load_policy``."""
+    config = read_model_config(directory, trust_remote_code=trust_remote_code)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         raise ModelError(
             f"{directory} is a {(config.architectures or ['model without architecture'])[0]}, not a sequence classifier; "
             "name a reward model, or train one with the reward_model section"
         )
-    return load_scalar_model(directory, seed=0)
+    return load_scalar_model(directory, seed=0, trust_remote_code=trust_remote_code, weightless=weightless)
 
 
 def weighted_sum(scores: Mapping[str, Sequence[float]], rewards: Mapping[str, RewardConfig]) -> list[float]:

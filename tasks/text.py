@@ -169,12 +169,14 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return _with_one_eos(tokenizer, ids, keep=len(before))
 
 
-def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """The text of a response without special tokens, such that ``prompt + response`` reads right.
+def decode_response(
+    tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, skip_special_tokens: bool = True
+) -> str:
+    """The text of a response, without special tokens unless they are asked for, such that ``prompt + response`` reads right.
 
     Decoded alone, a response would lose the space before its first word with tokenizers that put one before every text.
     """
-    return _decode_after_text(tokenizer, ids, skip_special_tokens=True)
+    return _decode_after_text(tokenizer, ids, skip_special_tokens=skip_special_tokens)
 
 
 def stop_checker(
