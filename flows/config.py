@@ -19,6 +19,7 @@ from tasks.adapter_config import AdapterConfig
 from tasks.compute_advantages import AdvantagesConfig, Algorithm
 from tasks.errors import ConfigError
 from tasks.evaluate_policy import EvaluationConfig
+from tasks.external import needs_hub
 from tasks.generate_rollouts import RolloutsConfig
 from tasks.prepare_data import DataConfig, FromScratchConfig
 from tasks.report_round import ReportRoundConfig
@@ -310,12 +311,10 @@ class RunConfig(StageConfig):
         names = [self.model.policy, self.reward_model and self.reward_model.base]
         names += [self.model.critic] if self.model.names_critic else []
         names += [
-            r.model
-            for r in (*self.rewards.values(), *self.evaluation.held_out_rewards.values())
-            if not r.is_trained_in_run
+            r.model for r in (*self.rewards.values(), *self.evaluation.held_out_rewards.values()) if r.names_model
         ]
         sources = (*self.data.prompts, *self.data.held_out_prompts, *self.data.preferences, *self.data.texts)
-        return any(name and not Path(name).expanduser().is_dir() for name in names) or any(s.dataset for s in sources)
+        return any(name and needs_hub(name) for name in names) or any(s.dataset for s in sources)
 
 
 def default_of(config_type: Any, name: str) -> Any:

@@ -71,7 +71,9 @@ def ppo_iteration(
     audit = run(
         "audit_rollouts",
         place,
-        AuditRolloutsConfig(held_out_rewards=config.evaluation.held_out_rewards),
+        AuditRolloutsConfig(
+            held_out_rewards=config.evaluation.held_out_rewards, trust_remote_code=config.model.trust_remote_code
+        ),
         scored=scored,
         policy=train.policy,
         external=externals.held_out_rewards,

@@ -13,8 +13,8 @@ from flows.plan import Plan, make_plan
 from flows.workspace import RUN_FILE, Run, create_or_open
 from tasks import settings
 from tasks.errors import UserError
-from tasks.imports import import_function
 from tasks.retry import StageError
+from tasks.reward_functions import reward_function
 from tasks.rewards import RewardConfig
 from tasks.samplers import require_available
 from tasks.store import Ref
@@ -35,7 +35,7 @@ def prepared(home: Path, name: str, config: RunConfig) -> Plan:
     """The plan of a run that may not exist yet, so that a mistake is told before anything is written."""
     for field, reward in named_rewards(config):
         if reward.function is not None:
-            import_function(reward.function, field=f"{field}.function")
+            reward_function(reward.function, field=f"{field}.function")
     return make_plan(Run(home / "runs" / name), config)
 
 

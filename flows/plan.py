@@ -177,18 +177,17 @@ def external_models(config: RunConfig, home: Any) -> Externals:
     """The models that a configuration names, found and checked."""
     model = config.model
 
-    def ref(name: str | None, field: str) -> Ref | None:
-        return None if name is None else model_ref(name, field=field, home=home)
+    def ref(name: str | None, field: str, revision: str | None = None) -> Ref | None:
+        if name is None:
+            return None
+        return model_ref(name, field=field, home=home, revision=revision, trust_remote_code=model.trust_remote_code)
 
     def reward_models(rewards: Mapping[str, RewardConfig], where: str) -> list[Ref]:
-        named = {n: r.model for n, r in rewards.items() if r.model is not None and not r.is_trained_in_run}
-        return [model_ref(m, field=f"{where}.{n}.model", home=home) for n, m in named.items()]
+        named = {n: r.model for n, r in rewards.items() if r.names_model}
+        return [found for n, m in named.items() if (found := ref(m, f"{where}.{n}.model")) is not None]
 
-    base = None
-    if model.policy is not None:
-        base = model_ref(model.policy, field="model.policy", home=home, revision=model.revision)
     return Externals(
-        base=base,
+        base=ref(model.policy, "model.policy", model.revision),
         critic=ref(model.critic if model.names_critic else None, "model.critic"),
         reward_model_base=ref(config.reward_model.base if config.reward_model else None, "reward_model.base"),
         rewards=reward_models(config.rewards, "rewards"),

@@ -18,6 +18,7 @@ class AuditRolloutsConfig(StageConfig):
     """What the stage reads."""
 
     held_out_rewards: Rewards
+    trust_remote_code: bool = False
 
 
 @stage(version="3", config=AuditRolloutsConfig)
@@ -39,7 +40,15 @@ def audit_rollouts(
     from tasks.store import read_dataset, read_json, write_dataset, write_json
 
     table = concatenate([read_dataset(ref.directory / "rollouts") for ref in scored])
-    held_out = score_rows(context, table, config.held_out_rewards, policy=policy, reward_model=None, external=external)
+    held_out = score_rows(
+        context,
+        table,
+        config.held_out_rewards,
+        policy=policy,
+        reward_model=None,
+        external=external,
+        trust_remote_code=config.trust_remote_code,
+    )
     scores: list[float] = table.column("score").to_pylist()
     responses: list[list[int]] = table.column("response_token_ids").to_pylist()
     distinct = {n: [distinct_share(response, n) for response in responses] for n in REPETITION_LENGTHS}

@@ -82,7 +82,15 @@ def evaluate_policy(
         engine_differences(table, context)
         batch = rollout_batch(table)
         ref_logprobs = sampler.logprobs(learners.policy(reference), batch, temperature=config.sampling.temperature)
-        scores = score_rows(context, table, components, policy=policy, reward_model=reward_model, external=external)
+        scores = score_rows(
+            context,
+            table,
+            components,
+            policy=policy,
+            reward_model=reward_model,
+            external=external,
+            trust_remote_code=config.trust_remote_code,
+        )
         trained_on = {component: scores[component] for component in config.rewards}
         added: dict[str, Any] = {
             "sampled_by": [name] * num_rows,

@@ -1,8 +1,13 @@
 """Models from outside the run, as references: a directory and the digest of what it holds."""
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+from tasks import settings
 from tasks.errors import ModelError
 from tasks.store import Ref, digest_file, digest_files, read_json, write_json
 
@@ -10,20 +15,111 @@ from tasks.store import Ref, digest_file, digest_files, read_json, write_json
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "vocab.*", "*.tiktoken")
 
 
-def model_ref(name: str, *, field: str, home: Path, revision: str | None = None) -> Ref:
-    """The model that a configuration names: a directory as it is, or a hub's name as its snapshot on this machine."""
+ADAPTER_CONFIG = "adapter_config.json"
+# Written into the name of what was merged: another way of merging must not find the results of the old one.
+MERGE_VERSION = "1"
+
+
+def model_ref(
+    name: str, *, field: str, home: Path, revision: str | None = None, trust_remote_code: bool = False
+) -> Ref:
+    """The model that a configuration names: a directory as it is, a hub's name as its snapshot on this machine, an adapter
+    as the whole model that it makes of its base."""
     directory = Path(name).expanduser()
     if not directory.is_dir():
         directory = snapshot(name, field=field, revision=revision)
     directory = directory.resolve()
+    if (directory / ADAPTER_CONFIG).is_file():
+        if any(not path.name.startswith("adapter_") for path in directory.glob("*.safetensors")):
+            raise ModelError(
+                f"{field}: {name} holds the weights of a whole model and an {ADAPTER_CONFIG}, so it could mean either; "
+                "move one of the two to a directory of its own"
+            )
+        directory = merged(directory, name, field=field, home=home, trust_remote_code=trust_remote_code)
     if not (directory / "config.json").is_file():
         raise ModelError(f"{field}: {name} has no config.json; name a directory that from_pretrained can load")
+    return Ref(str(directory), directory_digest(directory, name, field=field, home=home))
+
+
+def directory_digest(directory: Path, name: str, *, field: str, home: Path) -> str:
+    """The digest of what a model is read from."""
     files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelError(
             f"{field}: {name} has no *.safetensors file; save it with safetensors, other formats are not loaded"
         )
-    return Ref(str(directory), digest_files(remembered_digests(files, home / "digests.json")))
+    return digest_files(remembered_digests(files, home / "digests.json"))
+
+
+def merged(adapter: Path, name: str, *, field: str, home: Path, trust_remote_code: bool) -> Path:
+    """The directory below ``home`` of the whole model that an adapter makes of its base; made where it is not there yet."""
+    base = adapter_base(adapter, name, field=field, home=home, trust_remote_code=trust_remote_code)
+    own = directory_digest(adapter, name, field=field, home=home)
+    target = home / "merged" / digest_files({"adapter": own, "base": base.digest, "version": MERGE_VERSION})[:16]
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place first: what breaks off is never taken for a model.
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    print(f"{field}: {name} is an adapter; merging it with {base.path} in {target}", file=sys.stderr, flush=True)
+    try:
+        said = subprocess.run(
+            [sys.executable, "-P", "-m", "tasks.merge_adapter", str(adapter), base.path, str(partial)]
+            + ["trust" if trust_remote_code else "data"],
+            env=settings.engine_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if said.returncode != 0:
+            why = (said.stderr.strip().splitlines() or [f"the process ended with {said.returncode}"])[-1]
+            raise ModelError(f"{field}: {name} is an adapter over {base.path}: {why}")
+        if not target.is_dir():
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def needs_hub(name: str) -> bool:
+    """Whether a model, or the one that it is an adapter over, is no directory here."""
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        return True
+    config = directory / ADAPTER_CONFIG
+    try:
+        base = json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool(base) and not (directory / base).is_dir() and needs_hub(base)
+
+
+def adapter_base(adapter: Path, name: str, *, field: str, home: Path, trust_remote_code: bool) -> Ref:
+    """The model that an adapter says it is over. A relative path counts from here, as in PEFT, else from the adapter."""
+    try:
+        config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{field}: {name}/{ADAPTER_CONFIG} cannot be read ({error}); save the adapter again"
+        ) from error
+    if not base:
+        raise ModelError(
+            f"{field}: {name} is an adapter, and its {ADAPTER_CONFIG} does not say over which model; name that in "
+            "base_model_name_or_path, or name the whole model (of a run's own checkpoint, rounds export writes one)"
+        )
+    if not Path(base).expanduser().is_dir() and (adapter / base).is_dir():
+        base = str(adapter / base)
+    if Path(base).expanduser().resolve() == adapter:
+        raise ModelError(f"{field}: {name} is an adapter over itself; name its model in base_model_name_or_path")
+    try:
+        return model_ref(base, field=field, home=home, revision=revision, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(
+            f"{field}: {name} is an adapter over {base}, which is not usable here "
+            f"({str(error).removeprefix(f'{field}: ')})"
+        ) from error
 
 
 def snapshot(name: str, *, field: str, revision: str | None) -> Path:

@@ -4,6 +4,7 @@ Weights are read and written as safetensors only. A name that is no directory is
 directory from then on.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import __version__ as transformers_version
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from ppo_core.logprobs import linear_in_float32
@@ -96,17 +101,30 @@ def prefer_determinism() -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def load_policy(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model with float32 weights, in evaluation mode: dropout would make the first ratio differ from 1."""
-    model, absent = load_pretrained(AutoModelForCausalLM, directory, trust_remote_code=trust_remote_code)
+def load_policy(directory: Path, *, trust_remote_code: bool = False, weightless: bool = False) -> PreTrainedModel:
+    """A causal language model with float32 weights, in evaluation mode: dropout would make the first ratio differ from 1.
+
+    ``weightless`` reads no weights, only which there are: the model is on the meta device.
+    """
+    config = read_model_config(directory, trust_remote_code=trust_remote_code)
+    if not _is_known(config, AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING):
+        raise ModelError(
+            f"{directory} is a {config.model_type} model, which transformers {transformers_version} has no causal language "
+            "model for; name a decoder language model (Llama, Qwen, Mistral, Gemma, GPT-2, ...)"
+        )
+    model, absent = load_pretrained(
+        AutoModelForCausalLM, directory, trust_remote_code=trust_remote_code, weightless=weightless
+    )
     require_weights(directory, model, absent)
     return model
 
 
 def load_pretrained(
-    auto_class: Any, directory: Path, *, trust_remote_code: bool, **options: Any
+    auto_class: Any, directory: Path, *, trust_remote_code: bool, weightless: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of its weights that the files lack or hold in another shape: those are random."""
+    if weightless:
+        options["device_map"] = "meta"
     try:
         model, loading = auto_class.from_pretrained(
             str(directory),
@@ -118,7 +136,8 @@ def load_pretrained(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    # A model whose weights are packed in a way of their own asks for the package that unpacks them.
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"{directory} cannot be loaded as {auto_class.__name__} with safetensors weights: {first_line(error)}"
         ) from error
@@ -163,8 +182,28 @@ def read_model_config(directory: Path, *, trust_remote_code: bool = False) -> Pr
     """The configuration of the model in a directory: what it is an instance of, and how many outputs it has."""
     try:
         return AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory} has no readable config.json: {first_line(error)}") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{directory} {_why_unreadable(directory, error)}") from error
+
+
+def _why_unreadable(directory: Path, error: BaseException) -> str:
+    """What is the matter with a config.json that the library does not take."""
+    try:
+        raw = json.loads((directory / "config.json").read_text())
+        kind, brings_code = raw.get("model_type"), bool(raw.get("auto_map"))
+    except (OSError, ValueError, AttributeError):
+        kind, brings_code = None, False
+    if not isinstance(kind, str) or kind in CONFIG_MAPPING:
+        return f"has no readable config.json: {first_line(error)}"
+    if brings_code:
+        return (
+            f"is a {kind} model, which needs the Python code that comes with it; read that code, and set "
+            "model.trust_remote_code: true to run it"
+        )
+    return (
+        f"is a {kind} model, which transformers {transformers_version} does not know; install a version that does "
+        "(its model card names one), or name another model"
+    )
 
 
 def read_text_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -173,8 +212,41 @@ def read_text_config(directory: Path, *, trust_remote_code: bool = False) -> Pre
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model can attend to, where its configuration says so."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    """Tokens that a model can attend to, where its configuration says so; of ``longrope``, those before it changes."""
+    sizes = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    limits = [size for size in (*sizes, rotary_limit(config)) if isinstance(size, int) and size > 0]
+    return min(limits, default=None)
+
+
+def rotary_limit(config: PreTrainedConfig) -> int | None:
+    """Tokens up to which a row's rotary positions are the same whatever the other rows of its batch; None for all.
+
+    ``longrope`` (Phi-3, Phi-4-mini) turns all rows of a batch by other angles once the longest of them passes the length
+    of its first training, and a row that passes it while it is sampled changes what it said before. Nothing that is
+    computed on one side of that length holds on the other. ``dynamic`` scaling does so beyond the context alone.
+    """
+    limits = [
+        rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for rope in _rotary_settings(config)
+        # "su" is what the first of these models called it.
+        if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su")
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def why_limited(config: PreTrainedConfig) -> str:
+    """What to add to the context length where it is not the whole of what the model could attend to."""
+    if rotary_limit(config) is None or context_length(config) != rotary_limit(config):
+        return ""
+    return " (beyond it, longrope gives a row other positions by the longest row of its batch)"
+
+
+def _rotary_settings(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
+    """The settings of rotary positions, also where each type of layer has its own."""
+    for name in ("rope_parameters", "rope_scaling"):
+        settings = getattr(config, name, None)
+        if isinstance(settings, dict):
+            yield from (settings, *(own for own in settings.values() if isinstance(own, dict)))
 
 
 class ScalarModel(nn.Module):
@@ -211,12 +283,14 @@ class ScalarModel(nn.Module):
         self.model.save_pretrained(str(directory))
 
 
-def load_scalar_model(directory: Path, *, seed: int | None = None, trust_remote_code: bool = False) -> ScalarModel:
+def load_scalar_model(
+    directory: Path, *, seed: int | None = None, trust_remote_code: bool = False, weightless: bool = False
+) -> ScalarModel:
     """A reward model or critic; from a causal language model, its body with a new head: drawn from ``seed``, else zeros.
 
     A critic whose head is random explains less than a constant would, until it has unlearnt that. A reward model's scores
     are compared with each other and rescaled when it is trained, and its body learns from the first step on where its head
-    is not zero.
+    is not zero. ``weightless`` as in ``load_policy``.
     """
     # Not that of the text part: it does not say that the whole is a classifier.
     config = read_model_config(directory, trust_remote_code=trust_remote_code)
@@ -226,7 +300,11 @@ def load_scalar_model(directory: Path, *, seed: int | None = None, trust_remote_
     with torch.random.fork_rng(devices=[]):
         # The library draws a new head from the global generator.
         model, absent = load_pretrained(
-            AutoModelForSequenceClassification, directory, trust_remote_code=trust_remote_code, num_labels=1
+            scalar_class(config, directory),
+            directory,
+            trust_remote_code=trust_remote_code,
+            weightless=weightless,
+            num_labels=1,
         )
     if not isinstance(getattr(model, HEAD, None), nn.Linear):
         raise ModelError(
@@ -242,6 +320,39 @@ def load_scalar_model(directory: Path, *, seed: int | None = None, trust_remote_
                 weight = getattr(model, HEAD).weight
                 weight.copy_(random_head(weight.shape[1], seed))
     return ScalarModel(model)
+
+
+def scalar_class(config: PreTrainedConfig, directory: Path) -> Any:
+    """What loads a body with a linear head over each position: the library's sequence classifier for this architecture, or,
+    where it has none, one made in the same way (Granite, Cohere, OLMoE, Mamba, ...).
+
+    The second is saved under the names that the first would have, so that a library that knows such a class reads it.
+    """
+    if has_classifier_class(config):
+        return AutoModelForSequenceClassification
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if causal is None:
+        raise ModelError(
+            f"{directory} is a {config.model_type} model, which transformers {transformers_version} has neither a sequence "
+            "classifier nor a causal language model for; name a decoder language model"
+        )
+    parent = next(base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
+    name = causal.__name__.partition("For")[0].removesuffix("LMHeadModel")
+    return type(
+        f"{name}ForSequenceClassification",
+        (GenericForSequenceClassification, parent),
+        {"base_model_prefix": causal.base_model_prefix, "__module__": __name__},
+    )
+
+
+def has_classifier_class(config: PreTrainedConfig) -> bool:
+    """Whether the library, or code that comes with the model, has a sequence classifier for it."""
+    return _is_known(config, AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+
+
+def _is_known(config: PreTrainedConfig, auto_class: Any, classes: Any) -> bool:
+    """Whether there is a class of this kind for the configuration; one that brings its code has it where that says so."""
+    return type(config) in classes or auto_class.__name__ in (getattr(config, "auto_map", None) or {})
 
 
 def random_head(hidden_size: int, seed: int) -> Tensor:

@@ -31,6 +31,11 @@ class RewardConfig(StageConfig):
     def is_trained_in_run(self) -> bool:
         return self.model == TRAINED
 
+    @property
+    def names_model(self) -> bool:
+        """Whether it is a finished reward model of somebody else's."""
+        return self.model is not None and not self.is_trained_in_run
+
 
 def by_name(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
     return dict(sorted(rewards.items()))

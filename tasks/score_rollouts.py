@@ -59,7 +59,15 @@ def score_rollouts(
     of_policy = {**settings, "head_dtype": pick_head_dtype(context.execution), "temperature": config.temperature}
     passes = 2 + config.exact_kl + (critic is not None)
 
-    scores = score_rows(context, table, config.rewards, policy=policy, reward_model=reward_model, external=external)
+    scores = score_rows(
+        context,
+        table,
+        config.rewards,
+        policy=policy,
+        reward_model=reward_model,
+        external=external,
+        trust_remote_code=config.trust_remote_code,
+    )
     context.progress(table.num_rows, passes * table.num_rows)
     offsets = batch.responses.offsets
     reference_model = learners.policy(reference)

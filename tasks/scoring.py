@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from ppo_core import InPrecision, Ragged, SamplingConfig, micro_batches
-from tasks.errors import ModelError, RewardError, TransientError
-from tasks.imports import import_function
+from tasks.errors import ModelError, RewardError
 from tasks.learners import Learners
 from tasks.models import (
     POLICY,
@@ -26,7 +25,7 @@ from tasks.models import (
     read_model_config,
 )
 from tasks.responses import Sampler
-from tasks.retry import is_a_service_s
+from tasks.reward_functions import function_scores
 from tasks.rewards import RewardConfig
 from tasks.schemas import Table
 from tasks.stage import StageContext
@@ -76,6 +75,7 @@ def model_scores(
     policy_directory: Path,
     *,
     to_the_end: bool,
+    trust_remote_code: bool = False,
 ) -> list[float]:
     """Scores by a reward model, which reads each dialogue in its own tokenizer's and template's way, as it was trained.
 
@@ -85,7 +85,8 @@ def model_scores(
     """
     device = pick_device(context.execution)
     model = model.to(device).eval()
-    tokenizer, policy_tokenizer = load_tokenizer(str(model_directory)), load_tokenizer(str(policy_directory))
+    tokenizer = load_tokenizer(str(model_directory), trust_remote_code=trust_remote_code)
+    policy_tokenizer = load_tokenizer(str(policy_directory), trust_remote_code=trust_remote_code)
     columns = rollouts.select(["prompt", "messages", "response_token_ids", "finish_reason"]).to_pylist()
     rows = []
     for row in columns:
@@ -101,30 +102,6 @@ def model_scores(
     )
 
 
-def function_scores(name: str, import_path: str, rollouts: Table) -> list[float]:
-    """Scores by a Python function ``(prompts, responses, rows) -> list[float]``, checked before anything is stored."""
-    function = import_function(import_path, field=f"rewards.{name}.function")
-    table = rollouts.select(["prompt", "response", "extra", "rollout_id", "prompt_id", "sample_index", "finish_reason"])
-    rows = [{**json.loads(row.pop("extra") or "{}"), **row} for row in table.to_pylist()]
-    prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
-    where = f"rewards.{name}: {import_path}"
-    try:
-        scores = function(prompts, responses, rows)
-    except Exception as error:
-        if is_a_service_s(error):
-            raise TransientError(f"{where} raised {type(error).__name__}: {error}") from error
-        raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend it and run again") from error
-    try:
-        scores = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise RewardError(
-            f"{where} returned {scores!r:.80}, not a list of numbers; return one float per response"
-        ) from error
-    if len(scores) != len(rows):
-        raise RewardError(f"{where} returned {len(scores)} scores for {len(rows)} responses; return one per response")
-    return scores
-
-
 def score_rows(
     context: StageContext,
     rollouts: Table,
@@ -133,6 +110,7 @@ def score_rows(
     policy: Ref,
     reward_model: Ref | None,
     external: Sequence[Ref],
+    trust_remote_code: bool = False,
 ) -> dict[str, list[float]]:
     """Each component's scores by its name. ``external`` are the models of the components that name one, in their order."""
     others = iter(external)
@@ -140,16 +118,29 @@ def score_rows(
     scores: dict[str, list[float]] = {}
     for name, reward in rewards.items():
         if reward.function is not None:
-            scores[name] = function_scores(name, reward.function, rollouts)
-            require_finite(scores[name], rollouts, where=f"rewards.{name}: {reward.function}")
+            scores[name] = function_scores(
+                name, reward.function, rollouts, policy_directory, trust_remote_code=trust_remote_code
+            )
             continue
         ref = reward_model if reward.is_trained_in_run else next(others)
         assert ref is not None, "the configuration refuses a trained reward without a reward model"
         directory = part_directory(ref, REWARD_MODEL)
-        model = context.models.get(ref, REWARD_MODEL, lambda d=directory: load_reward_model(d))  # type: ignore[misc]
+        model = context.models.get(
+            ref,
+            REWARD_MODEL,
+            lambda d=directory: load_reward_model(d, trust_remote_code=trust_remote_code),  # type: ignore[misc]
+        )
         # A model of others was trained on all that its template writes; ours, calibrated, up to the end of the turn.
         to_the_end = not model.is_calibrated
-        scores[name] = model_scores(context, model, directory, rollouts, policy_directory, to_the_end=to_the_end)
+        scores[name] = model_scores(
+            context,
+            model,
+            directory,
+            rollouts,
+            policy_directory,
+            to_the_end=to_the_end,
+            trust_remote_code=trust_remote_code,
+        )
         require_finite(scores[name], rollouts, where=f"rewards.{name}: {directory}")
     return scores
 
@@ -165,15 +156,15 @@ def require_finite(scores: Sequence[float], rollouts: Table, *, where: str) -> N
             )
 
 
-def load_reward_model(directory: Path) -> ScalarModel:
-    """A finished reward model: one whose head would be drawn at random is refused."""
-    config = read_model_config(directory)
+def load_reward_model(directory: Path, *, trust_remote_code: bool = False, weightless: bool = False) -> ScalarModel:
+    """A finished reward model: one whose head would be drawn at random is refused. ``weightless`` as in ``load_policy``."""
+    config = read_model_config(directory, trust_remote_code=trust_remote_code)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):
         raise ModelError(
             f"{directory} is a {(config.architectures or ['model without architecture'])[0]}, not a sequence classifier; "
             "name a reward model, or train one with the reward_model section"
         )
-    return load_scalar_model(directory)
+    return load_scalar_model(directory, trust_remote_code=trust_remote_code, weightless=weightless)
 
 
 def weighted_sum(scores: Mapping[str, Sequence[float]], rewards: Mapping[str, RewardConfig]) -> list[float]:

@@ -1,0 +1,69 @@
+"""An adapter added to the model that it is over, as a directory of its own: ``python -m tasks.merge_adapter``.
+
+In a process of its own, since whoever finds out that a name is an adapter's has not loaded torch.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import ModelError
+
+CONFIG_FILE = "adapter_config.json"
+
+
+def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code: bool = False) -> None:
+    """Write the whole model, float32, with the adapter's tokenizer where it has one, else the base's.
+
+    Raises:
+        ModelError: the base does not load, or the adapter does not fit it or cannot be added to weights.
+    """
+    from peft import PeftModel
+
+    from tasks.models import first_line
+    from tasks.text import copy_tokenizer, load_tokenizer
+
+    source = adapter if (adapter / "tokenizer_config.json").is_file() else base
+    model = base_model(adapter, base, trust_remote_code=trust_remote_code)
+    if source is adapter:
+        num_tokens = len(load_tokenizer(str(adapter), trust_remote_code=trust_remote_code))
+        # Tokens that were added for the adapter's training; it brings the rows of the new ones.
+        if num_tokens > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(num_tokens)
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    # What PEFT raises for an adapter that does not fit, or that is no change of weights, is of any kind.
+    except Exception as error:
+        raise ModelError(
+            f"cannot be merged with {base} ({first_line(error)}); merge it where it was trained, and name the result"
+        ) from error
+    merged.save_pretrained(str(target))
+    copy_tokenizer(source, target)
+
+
+def base_model(adapter: Path, base: Path, *, trust_remote_code: bool) -> Any:
+    """What the adapter was trained over: a classifier with one output, or a language model."""
+    from tasks.models import load_policy, load_scalar_model
+
+    if json.loads((adapter / CONFIG_FILE).read_text()).get("task_type") == "SEQ_CLS":
+        return load_scalar_model(base, seed=0, trust_remote_code=trust_remote_code).model
+    return load_policy(base, trust_remote_code=trust_remote_code)
+
+
+def main() -> None:
+    """``ADAPTER BASE TARGET TRUST``; a mistake is the last line of standard error, with exit code 2."""
+    adapter, base, target, trust = sys.argv[1:]
+    try:
+        merge_adapter(Path(adapter), Path(base), Path(target), trust_remote_code=trust == "trust")
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
