@@ -1,8 +1,12 @@
 """One round: data and reward model as known by then, the iterations, evaluation and report."""
 
-from flows.config import FROM_POLICY, RunConfig, dump
+from collections.abc import Mapping
+from typing import Any
+
+from flows.config import FROM_POLICY, RunConfig, default_of, dump
 from flows.iteration import Iteration, adapted_base, advantages_config, ppo_iteration, score_config
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
+from tasks.compute_advantages import AdvantagesConfig
 from tasks.critic_pretraining import CriticPretrainingStageConfig
 from tasks.evaluate_policy import EvaluatePolicyConfig
 from tasks.prepare_data import PrepareDataConfig
@@ -11,6 +15,19 @@ from tasks.stage import load_stage
 from tasks.store import Place
 from tasks.train_reward_model import TrainRewardModelConfig
 from tasks.warm_up import WarmUpStageConfig
+
+# The policy that samples is the reference, so that there is no KL; and a critic that knows nothing yet is no part of its
+# own target, which is what was received in the end. What else is set of these changes nothing.
+FOR_PRETRAINING: Mapping[str, Any] = {
+    **{
+        name: default_of(AdvantagesConfig, name)
+        for name in ("kl_estimator", "kl_target", "kl_horizon", "lam", "lam_alpha")
+    },
+    "kl_coef": 0.0,
+    "critic_lam": 1.0,
+    "horizon": None,
+    "whiten": False,
+}
 
 
 def rlhf_round(
@@ -176,8 +193,8 @@ def pretraining_config(config: RunConfig) -> CriticPretrainingStageConfig:
         own["learning_rate"] = config.optimizers.critic_learning_rate
     return CriticPretrainingStageConfig(
         **own,
-        scoring=dump(score_config(config)),
-        advantages=dump(advantages_config(config)),
+        scoring=dump(score_config(config).model_copy(update={"exact_kl": False})),
+        advantages=dump(advantages_config(config).model_copy(update=FOR_PRETRAINING)),
         versions={name: load_stage(name).version for name in ("score_rollouts", "compute_advantages")},
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,

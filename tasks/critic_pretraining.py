@@ -42,7 +42,7 @@ class CriticPretrainingStageConfig(CriticPretrainingConfig):
     scoring: Mapping[str, Any]
     """Settings of ``score_rollouts``."""
     advantages: Mapping[str, Any]
-    """Settings of ``compute_advantages``, whose returns are the targets."""
+    """Settings of ``compute_advantages``, whose returns are the targets: with ``critic_lam: 1`` what was received."""
     versions: Mapping[str, str]
     """Of these two stages: another way to make the targets makes another critic."""
     sampling: SamplingConfig
@@ -206,9 +206,7 @@ def experience_of(
         external=external,
         lora_base=lora_base,
     )
-    # What was received in the end, whatever lambda the critic learns by later: there are no values yet to trust.
-    settings = {**config.advantages, "critic_lam": 1.0}
-    experience = made("compute_advantages", "experience", settings, scored=[scored], checkpoint=reference)
+    experience = made("compute_advantages", "experience", config.advantages, scored=[scored], checkpoint=reference)
     # All its columns are in the experience too.
     shutil.rmtree(scored.directory)
     return experience
