@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ppo_core.config import PPOConfig
 from tasks.adapter_config import AdapterConfig
 from tasks.compute_advantages import AdvantagesConfig, Algorithm
+from tasks.critic_pretraining import CriticPretrainingConfig
 from tasks.errors import ConfigError
 from tasks.evaluate_policy import EvaluationConfig
 from tasks.external import needs_hub
@@ -148,6 +149,7 @@ class RunConfig(StageConfig):
     data: DataConfig
     warm_up: WarmUpConfig | None = None
     reward_model: RewardModelConfig | None = None
+    critic_pretraining: CriticPretrainingConfig | None = CriticPretrainingConfig()
     rewards: Rewards = Field(min_length=1)
     rollouts: RolloutsConfig
     advantages: AdvantagesConfig = AdvantagesConfig()
@@ -195,6 +197,13 @@ class RunConfig(StageConfig):
             raise ValueError(
                 f"rollouts.samples_per_prompt={rollouts.samples_per_prompt}: algorithm: {self.algorithm} compares the "
                 "samples of a prompt; take at least 2, 8 is usual"
+            )
+        pretraining = self.critic_pretraining
+        if not self.has_critic and pretraining not in (None, CriticPretrainingConfig()):
+            raise ValueError(f"critic_pretraining: algorithm: {self.algorithm} has no critic; leave the section out")
+        if pretraining is not None and self.reward_model is not None:
+            self._require_defaults(
+                ("critic_pretraining.samples",), "the responses are those of reward_model.calibration_samples"
             )
         if not self.has_critic:
             self._require_defaults(OF_THE_CRITIC, f"algorithm: {self.algorithm} has no critic")

@@ -23,6 +23,7 @@ STAGES = (
     "prepare_data",
     "warm_up",
     "train_reward_model",
+    "critic_pretraining",
     "generate_rollouts",
     "score_rollouts",
     "compute_advantages",

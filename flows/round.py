@@ -1,14 +1,33 @@
 """One round: data and reward model as known by then, the iterations, evaluation and report."""
 
-from flows.config import FROM_POLICY, RunConfig
-from flows.iteration import Iteration, adapted_base, ppo_iteration
+from collections.abc import Mapping
+from typing import Any
+
+from flows.config import FROM_POLICY, RunConfig, default_of, dump
+from flows.iteration import Iteration, adapted_base, advantages_config, ppo_iteration, score_config
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
+from tasks.compute_advantages import AdvantagesConfig
+from tasks.critic_pretraining import CriticPretrainingStageConfig
 from tasks.evaluate_policy import EvaluatePolicyConfig
 from tasks.prepare_data import PrepareDataConfig
 from tasks.sources import Source, source_digest
+from tasks.stage import load_stage
 from tasks.store import Place
 from tasks.train_reward_model import TrainRewardModelConfig
 from tasks.warm_up import WarmUpStageConfig
+
+# The policy that samples is the reference, so that there is no KL; and a critic that knows nothing yet is no part of its
+# own target, which is what was received in the end. What else is set of these changes nothing.
+FOR_PRETRAINING: Mapping[str, Any] = {
+    **{
+        name: default_of(AdvantagesConfig, name)
+        for name in ("kl_estimator", "kl_target", "kl_horizon", "lam", "lam_alpha")
+    },
+    "kl_coef": 0.0,
+    "critic_lam": 1.0,
+    "horizon": None,
+    "whiten": False,
+}
 
 
 def rlhf_round(
@@ -19,7 +38,7 @@ def rlhf_round(
     data = prepared_data(run, config, place, before, externals)
     reference = before.reference if before else starting_policy(run, config, place, data, externals)
     reward_model = trained_reward_model(run, config, place, before, data, reference, externals)
-    train = before.train if before else starting_models(config, reference, reward_model, externals)
+    train = before.train if before else starting_models(run, config, place, data, reference, reward_model, externals)
 
     iterations: list[Iteration] = []
     for iteration in range(1, config.iterations + 1):
@@ -136,14 +155,56 @@ def trained_reward_model(
 
 
 def starting_models(
-    config: RunConfig, reference: Output, reward_model: Output | None, externals: Externals
+    run: RunStage,
+    config: RunConfig,
+    place: Place,
+    data: Output,
+    reference: Output,
+    reward_model: Output | None,
+    externals: Externals,
 ) -> TrainState:
-    """The critic starts from what ``model.critic`` names, by default from the reward model, without one from the policy."""
+    """The critic starts from what ``model.critic`` names, by default from the reward model, without one from the policy.
+
+    It is pre-trained once: in later rounds it goes on from what it has learned, also where the reward model is a new one,
+    whose scores have the same mean and spread on the reference's responses.
+    """
     if not config.has_critic:
         return TrainState(policy=reference, critic=None)
+    critic = externals.critic or reward_model or reference
     if config.model.critic == FROM_POLICY or config.model.critic_is_on_policy:
-        return TrainState(policy=reference, critic=reference)
-    return TrainState(policy=reference, critic=externals.critic or reward_model or reference)
+        critic = reference
+    if config.critic_pretraining is not None:
+        critic = run(
+            "critic_pretraining",
+            place,
+            pretraining_config(config),
+            reference=reference,
+            critic=critic,
+            reward_model=reward_model,
+            external=externals.rewards,
+            data=data,
+            lora_base=adapted_base(config, reference),
+        )
+    return TrainState(policy=reference, critic=critic)
+
+
+def pretraining_config(config: RunConfig) -> CriticPretrainingStageConfig:
+    assert config.critic_pretraining is not None
+    own = dict(config.critic_pretraining)
+    if own["learning_rate"] is None:
+        own["learning_rate"] = config.optimizers.critic_learning_rate
+    return CriticPretrainingStageConfig(
+        **own,
+        scoring=dump(score_config(config).model_copy(update={"exact_kl": False})),
+        advantages=dump(advantages_config(config).model_copy(update=FOR_PRETRAINING)),
+        versions={name: load_stage(name).version for name in ("score_rollouts", "compute_advantages")},
+        sampling=config.rollouts.sampling,
+        stop_strings=config.rollouts.stop_strings,
+        lora=config.model.lora,
+        shared_trunk=config.model.shared_trunk,
+        trust_remote_code=config.model.trust_remote_code,
+        chat_template_kwargs=config.model.chat_template_kwargs,
+    )
 
 
 def evaluation_config(config: RunConfig) -> EvaluatePolicyConfig:

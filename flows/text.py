@@ -25,6 +25,10 @@ HEADLINES: Mapping[str, tuple[tuple[str, str, int], ...]] = {
     ),
     "warm_up": (("warm_up/first_loss", "first loss", 2), ("warm_up/loss", "loss", 2)),
     "train_reward_model": (("reward_model/accuracy", "accuracy", 3),),
+    "critic_pretraining": (
+        ("critic_pretraining/explained_variance_before", "explained variance before", 2),
+        ("critic_pretraining/explained_variance", "after", 2),
+    ),
     "generate_rollouts": (("rollouts/response_length", "length", 1),),
     "score_rollouts": (("score/mean", "score", 3),),
     "compute_advantages": (("kl/mean", "KL", 3),),

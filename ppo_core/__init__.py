@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         response_and_final_values,
         response_logprobs,
         response_values,
+        shares_trunk,
         token_logits,
         token_logprobs,
     )
@@ -85,6 +86,7 @@ __all__ = [
     "rewards_to_go",
     "row_uniforms",
     "sample",
+    "shares_trunk",
     "token_logits",
     "token_logprobs",
     "token_rewards",

@@ -192,6 +192,15 @@ class TrunkCritic(HeadCritic):
     def __init__(self, policy: Any, head: nn.Linear) -> None:
         super().__init__(policy.base_model, head)
 
+    def head_alone(self) -> HeadCritic:
+        """The same head over a body that passes no gradient on, for training that must leave the policy as it is."""
+
+        def body(**inputs: Any) -> Any:
+            with torch.no_grad():
+                return self._body[0](**inputs)
+
+        return HeadCritic(body, self.head)
+
 
 def shares_trunk(critic: Any | None) -> bool:
     """Whether a critic is a head on the policy's body."""

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from ppo_core import InPrecision, Ragged, SamplingConfig, micro_batches
+from ppo_core import InPrecision, Ragged, micro_batches
 from tasks.errors import ModelError, RewardError
-from tasks.learners import Learners
 from tasks.models import (
     POLICY,
     REWARD_MODEL,
@@ -24,12 +23,11 @@ from tasks.models import (
     pick_dtype,
     read_model_config,
 )
-from tasks.responses import Sampler
 from tasks.reward_functions import function_scores
 from tasks.rewards import RewardConfig
 from tasks.schemas import Table
 from tasks.stage import StageContext
-from tasks.store import Ref, read_dataset
+from tasks.store import Ref
 from tasks.text import decode_response, encode_dialogue, load_tokenizer
 
 PASS_COST = 64
@@ -173,32 +171,3 @@ def weighted_sum(scores: Mapping[str, Sequence[float]], rewards: Mapping[str, Re
         sum(rewards[name].weight * score for name, score in zip(scores, row, strict=True))
         for row in zip(*scores.values(), strict=True)
     ]
-
-
-def calibration_scores(
-    context: StageContext,
-    model: ScalarModel,
-    model_directory: Path,
-    *,
-    reference: Ref,
-    data: Ref,
-    num_samples: int,
-    sampling: SamplingConfig,
-    stop_strings: tuple[str, ...],
-    learners: Learners,
-) -> tuple[float, float]:
-    """Mean and standard deviation of a reward model's scores over responses of the reference policy."""
-    prompts = read_dataset(data.directory / "prompts")
-    prompts = prompts.slice(0, min(prompts.num_rows, num_samples))
-    sampler = Sampler(context, reference, learners)
-    rollouts = sampler.sample(
-        prompts,
-        samples_per_prompt=math.ceil(num_samples / prompts.num_rows),
-        sampling=sampling,
-        stop_strings=stop_strings,
-        seed_of=lambda prompt_id, index: context.seed("calibration", prompt_id, index),
-        on_rows=lambda rows, tokens: context.progress(rows, num_samples, unit="rows", tokens=tokens),
-    )
-    policy_directory = part_directory(reference, POLICY)
-    scores = torch.tensor(model_scores(context, model, model_directory, rollouts, policy_directory, to_the_end=False))
-    return float(scores.mean()), max(float(scores.std()), 1e-6)

@@ -58,6 +58,7 @@ def train_reward_model(
     import torch
 
     from ppo_core import ranking_loss
+    from tasks.calibration import CALIBRATION, calibration_rollouts
     from tasks.chat_template import OPTIONS_FILE, options_of
     from tasks.learners import Learners
     from tasks.models import (
@@ -68,8 +69,8 @@ def train_reward_model(
         pick_device,
         pick_dtype,
     )
-    from tasks.scoring import calibration_scores, encode_dialogues, last_token_scores
-    from tasks.store import read_dataset, write_json
+    from tasks.scoring import encode_dialogues, last_token_scores, model_scores
+    from tasks.store import read_dataset, write_dataset, write_json
     from tasks.text import copy_tokenizer, load_tokenizer
     from tasks.training import descend, shuffled
 
@@ -118,7 +119,7 @@ def train_reward_model(
         return [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
 
     losses = descend(
-        model,
+        list(model.parameters()),
         batches,
         backward,
         epochs=config.epochs,
@@ -129,22 +130,26 @@ def train_reward_model(
     )
     # Before the scores are rescaled: σ(s⁺ − s⁻) is a probability only on the scale of the training loss.
     quality = held_out_quality(held_out, tokenizer, context.execution.micro_batch_tokens, scores_of)
-    mean, std = calibration_scores(
+    rollouts = calibration_rollouts(
         context,
-        model,
-        source,
-        reference=reference,
-        data=data,
-        num_samples=config.calibration_samples,
-        sampling=config.sampling,
-        stop_strings=config.stop_strings,
-        learners=Learners(
+        Learners(
             context=context,
             lora_base=lora_base,
             trust_remote_code=config.trust_remote_code,
             chat_template_kwargs=config.chat_template_kwargs,
         ),
+        reference=reference,
+        data=data,
+        num_samples=config.calibration_samples,
+        sampling=config.sampling,
+        stop_strings=config.stop_strings,
     )
+    # A critic may learn from the same responses.
+    write_dataset(context.output / CALIBRATION / "rollouts", rollouts)
+    scores = torch.tensor(
+        model_scores(context, model, source, rollouts, part_directory(reference, POLICY), to_the_end=False)
+    )
+    mean, std = float(scores.mean()), max(float(scores.std()), 1e-6)
     model.calibrate(mean, std)
     model.save(context.output / REWARD_MODEL)
     copy_tokenizer(source, context.output / REWARD_MODEL)

@@ -1,4 +1,4 @@
-"""Gradient descent as the supervised stages share it: warm-up and reward model. (PPO's own loop is ``ppo_core.update``.)"""
+"""Gradient descent as the supervised stages share it. (PPO's own loop is ``ppo_core.update``.)"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +35,7 @@ def shuffled(num_items: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def descend(
-    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
     batches: Callable[[int], list[list[int]]],
     backward: Callable[[Sequence[int]], float],
     *,
@@ -50,7 +50,7 @@ def descend(
     ``batches`` gives the rows of each batch of an epoch; ``backward`` adds a batch's gradient and returns its loss.
     Raises ``NonFiniteError`` before a bad step is taken.
     """
-    optimizer = adamw([{"params": list(model.parameters()), "lr": learning_rate}])
+    optimizer = adamw([{"params": list(parameters), "lr": learning_rate}])
     num_steps = epochs * len(batches(0))
     losses: list[float] = []
     for epoch in range(epochs):
@@ -60,7 +60,7 @@ def descend(
                 group["lr"] = learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
             loss = backward(batch)
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise NonFiniteError(
                     f"step {len(losses)}: loss {loss}, gradient norm {norm}; lower the learning rate ({learning_rate:g})"

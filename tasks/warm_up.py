@@ -72,7 +72,7 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
 
     num_tokens = int(texts.lengths.sum())
     losses = descend(
-        model,
+        list(model.parameters()),
         batches,
         backward,
         epochs=config.epochs,

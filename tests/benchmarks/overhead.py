@@ -38,6 +38,7 @@ def configuration(directory, case, iterations, every=1):
         },
         "reward_model": None,
         "warm_up": None,
+        "critic_pretraining": None,
         "rewards": {"reward": {"model": str(directory / "reward")}},
         "rollouts": {"prompts_per_iteration": rows, "sampling": {"max_new_tokens": length}},
         "ppo": {"epochs": EPOCHS, "num_minibatches": MINIBATCHES},

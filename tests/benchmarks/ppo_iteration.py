@@ -185,6 +185,7 @@ def ours(directory, case, numerics, iterations):
             },
             "reward_model": None,
             "warm_up": None,
+            "critic_pretraining": None,
             "rewards": {"reward": {"model": str(directory / "reward")}},
             "rollouts": {"prompts_per_iteration": rows, "sampling": {"max_new_tokens": length}},
             "advantages": {"kl_coef": 0.05, "gamma": 1.0, "lam": 0.95},

@@ -140,6 +140,11 @@ def write_reward_model(directory, _):
     return {"reward_model/accuracy": 0.8}
 
 
+def write_critic(directory, _):
+    write_model(directory / "critic", score_mean=0.5, score_std=2.0)
+    return {"critic_pretraining/explained_variance": 0.25}
+
+
 def write_policy(directory, place):
     write_model(directory / "policy")
     return {"update/entropy": 2.0 + place.iteration}
@@ -186,6 +191,7 @@ SCORED, SCORED_ALONE = (scored(["preference"], has_exact_kl=False, has_values=ha
 WRITERS = {
     "prepare_data": write_data,
     "train_reward_model": write_reward_model,
+    "critic_pretraining": write_critic,
     "generate_rollouts": write_rollouts(ROLLOUTS, {"rollouts/response_length": 2.0}),
     "score_rollouts": write_rollouts(SCORED, {"score/mean": 1.0}),
     "compute_advantages": write_rollouts(advantages(SCORED, has_returns=True), {"kl/mean": 0.5}),

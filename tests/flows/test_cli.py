@@ -317,7 +317,7 @@ def test_a_dry_run_touches_nothing(rounds, home):
     assert re.search(r"^score_rollouts +r2\.i2\.s0 +execute +1\.5 s +forced", result.stdout, re.M)
     assert re.search(r"^score_rollouts +r2\.i1\.s0 +reuse", result.stdout, re.M)
     # Two shards are scored, then advantages, update, audit, evaluation and report: 1.5 s each.
-    assert result.stdout.splitlines()[-1] == "execute 7, reuse 27; expected 10.5 s"
+    assert result.stdout.splitlines()[-1] == "execute 7, reuse 28; expected 10.5 s"
     found = json.loads(rounds(*args, "--json").stdout)
     assert sum(step["executes"] for step in found["stages"]) == 7
     assert found["expected_seconds"] == 10.5

@@ -264,6 +264,22 @@ GROUPED = "rollouts.samples_per_prompt=4"
             )
             for name in ("ppo", "rloo", "grpo", "dr_grpo")
         ),
+        *(
+            (
+                [f"algorithm={name}", GROUPED, "ppo={}", "critic_pretraining.epochs=2"],
+                f"critic_pretraining: algorithm: {name} has no critic; leave the section out",
+            )
+            for name in ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
+        ),
+        (
+            ["critic_pretraining.samples=9"],
+            "critic_pretraining.samples=9: the responses are those of reward_model.calibration_samples; leave it out",
+        ),
+        (["critic_pretraining.batch_size=0"], "critic_pretraining.batch_size=0: input should be greater than 0"),
+        (
+            ["execution.dtype=float32", "execution.head_dtype=bfloat16"],
+            "execution: head_dtype=bfloat16 says nothing with",
+        ),
         (
             ["advantages.lam_alpha=0.05", "advantages.lam=0.9"],
             "advantages: lam_alpha stands in the place of lam; leave",
@@ -368,6 +384,10 @@ def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, mess
         ["algorithm=rloo", "rollouts.samples_per_prompt=2", "advantages.whiten=true"],
         ["algorithm=reinforce"],
         ["algorithm=vanilla_pg", "ppo={}"],
+        ["algorithm=reinforce", "critic_pretraining=null"],
+        ["critic_pretraining={epochs: 1, learning_rate: 0.1}", "model.shared_trunk=true"],
+        ["reward_model=null", "rewards={a: {function: 'x:y'}}", "critic_pretraining.samples=9"],
+        ["execution.head_dtype=bfloat16"],
         ["algorithm=vanilla_pg", "ppo={loss: pg, epochs: 1, entropy_coef: 0.1}", "advantages.reward_to_go=true"],
         ["advantages.kl_target=6", "advantages.kl_horizon=2", "advantages.kl_estimator=exact"],
         ["optimizers.critic_warmup=1", "model.critic=policy", "advantages.bootstrap=true", "advantages.horizon=3"],

@@ -49,7 +49,10 @@ WARM_UP = {("warm_up", 1, 0)}
 REWARD_MODELS = {("train_reward_model", 1, 0), ("train_reward_model", 2, 0)}
 AUDITED_FIRST = {("audit_rollouts", 1, index) for index in (1, 2)}
 AUDITS = AUDITED_FIRST | {("audit_rollouts", 2, index) for index in (1, 2)}
-ALL = DATA | WARM_UP | REWARD_MODELS | since("generate_rollouts")
+PRETRAINED = {("critic_pretraining", 1, 0)}
+ALL = DATA | WARM_UP | REWARD_MODELS | PRETRAINED | since("generate_rollouts")
+# What the critic learns first decides all values, but the first rollouts are the policy's alone.
+FROM_CRITIC = PRETRAINED | since("score_rollouts")
 
 
 class Commit:
@@ -160,10 +163,11 @@ def fresh(tmp_path):
 def test_an_empty_run_has_everything_to_do_in_the_order_of_the_flow(fresh):
     plan = make_plan(fresh, tiny())
     labels = [f"{p.stage}-{p.place.label}" for p in plan.stages]
-    assert labels[:10] == [
+    assert labels[:11] == [
         "prepare_data-r1",
         "warm_up-r1",
         "train_reward_model-r1",
+        "critic_pretraining-r1",
         "generate_rollouts-r1.i1.s0",
         "generate_rollouts-r1.i1.s1",
         "score_rollouts-r1.i1.s0",
@@ -172,8 +176,8 @@ def test_an_empty_run_has_everything_to_do_in_the_order_of_the_flow(fresh):
         "update_policy-r1.i1",
         "audit_rollouts-r1.i1",
     ]
-    assert labels[17:21] == ["evaluate_policy-r1", "report_round-r1", "prepare_data-r2", "train_reward_model-r2"]
-    assert len(labels) == len(set(labels)) == 37
+    assert labels[18:22] == ["evaluate_policy-r1", "report_round-r1", "prepare_data-r2", "train_reward_model-r2"]
+    assert len(labels) == len(set(labels)) == 38
     assert {p.reason for p in plan.stages} == {"not run yet"}
     assert set(planned(fresh, tiny())) == ALL
 
@@ -198,7 +202,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
     # Of two shards that share a stage and place, one may be done.
     assert set(reasons) | set(first) == ALL
     rest = carry_out(fresh, tiny())
-    assert len(first) + len(rest) == 37
+    assert len(first) + len(rest) == 38
     assert set(rest) == set(reasons)
 
 
@@ -206,35 +210,39 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
     ("change", "expected"),
     [
         ("advantages.lam=0.5", since("compute_advantages")),
-        ("advantages.gamma=0.9", since("compute_advantages")),
+        ("advantages.critic_lam=0.9", since("compute_advantages")),
+        ("advantages.gamma=0.9", FROM_CRITIC),
         ("advantages.kl_coef=0.2", since("compute_advantages")),
         ("advantages.kl_target=6", since("compute_advantages")),
-        ("advantages.normalize_scores=true", since("compute_advantages")),
+        ("advantages.normalize_scores=true", FROM_CRITIC),
         # The KL over the whole vocabulary needs the models that score.
         ("advantages.kl_estimator=exact", since("score_rollouts")),
-        ("rewards.quality.weight=0.7", since("score_rollouts")),
-        ("rewards.more={function: 'plan_rewards:quality'}", since("score_rollouts")),
+        ("rewards.quality.weight=0.7", FROM_CRITIC),
+        ("rewards.more={function: 'plan_rewards:quality'}", FROM_CRITIC),
         ("rollouts.samples_per_prompt=2", since("generate_rollouts")),
         ("rollouts.prompts_per_iteration=7", since("generate_rollouts")),
         ("rollouts.shards=1", since("generate_rollouts")),
         # A reward model is calibrated on responses that are sampled in the same way.
-        ("rollouts.sampling.temperature=0.7", REWARD_MODELS | since("generate_rollouts")),
-        ("rollouts.sampling.top_k=5", REWARD_MODELS | since("generate_rollouts")),
-        ("rollouts.stop_strings=[stop]", REWARD_MODELS | since("generate_rollouts")),
+        ("rollouts.sampling.temperature=0.7", REWARD_MODELS | PRETRAINED | since("generate_rollouts")),
+        ("rollouts.sampling.top_k=5", REWARD_MODELS | PRETRAINED | since("generate_rollouts")),
+        ("rollouts.stop_strings=[stop]", REWARD_MODELS | PRETRAINED | since("generate_rollouts")),
         # Without a critic, nothing has values.
         ("algorithm=reinforce", since("score_rollouts")),
-        ("model.critic=policy", since("score_rollouts")),
+        ("model.critic=policy", FROM_CRITIC),
+        ("critic_pretraining.epochs=2", FROM_CRITIC),
+        ("critic_pretraining=null", since("score_rollouts")),
         # As it is by default.
         ("model.critic=reward_model", set()),
         # A prompt has to leave room for the response.
         ("rollouts.sampling.max_new_tokens=9", ALL),
         # The critic starts from the reward model; the first rollouts are the policy's alone.
-        ("reward_model.epochs=2", REWARD_MODELS | since("score_rollouts")),
+        ("reward_model.epochs=2", REWARD_MODELS | FROM_CRITIC),
         # The second round's data is prepared for the model that the warm-up made.
         ("warm_up.epochs=2", ALL - {("prepare_data", 1, 0)}),
         ("warm_up=null", ALL - {("prepare_data", 1, 0)} - WARM_UP),
         ("optimizers.learning_rate=0.1", since("update_policy")),
-        ("optimizers.critic_learning_rate=0.1", since("update_policy")),
+        # By default, also the rate at which the critic is pre-trained.
+        ("optimizers.critic_learning_rate=0.1", FROM_CRITIC),
         ("optimizers.weight_decay=0.1", since("update_policy")),
         ("ppo.epochs=3", since("update_policy")),
         ("ppo.kl_loss_estimator=exact", since("update_policy")),
@@ -256,6 +264,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fresh, done):
         ("seed=4", ALL),
         ("model.trust_remote_code=true", ALL),
         ("execution.dtype=bfloat16", ALL),
+        ("execution.head_dtype=bfloat16", ALL),
         *((f"health.{limit}", set()) for limit in ("action=warn", "max_kl=1", "min_entropy=50", "max_approx_kl=1")),
         ("health.max_ratio_deviation=0.1", set()),
         ("execution.device=cpu", set()),
@@ -308,11 +317,12 @@ def test_an_output_that_lost_a_file_is_made_again_and_what_follows_is_kept(finis
         (["advantages.lam=0.5"], ("update_policy", 1, 1), "input compute_advantages changes"),
         (["advantages.lam=0.5"], ("compute_advantages", 1, 2), "input score_rollouts changes"),
         (
-            ["advantages.lam=0.5", "advantages.gamma=0.9"],
+            ["advantages.lam=0.5", "advantages.kl_coef=0.2"],
             ("compute_advantages", 1, 1),
-            "gamma: 1.0 → 0.9, lam: 0.95 → 0.5",
+            "kl_coef: 0.05 → 0.2, lam: 0.95 → 0.5",
         ),
-        (["rewards.quality.weight=0.7"], ("score_rollouts", 1, 1), "rewards.quality.weight: 0.5 → 0.7"),
+        (["rewards.quality.weight=0.7"], ("critic_pretraining", 1, 0), "scoring.rewards.quality.weight: 0.5 → 0.7"),
+        (["rewards.quality.weight=0.7"], ("score_rollouts", 1, 1), "input critic_pretraining changes"),
         (["rollouts.sampling.temperature=0.7"], ("generate_rollouts", 1, 1), "sampling.temperature: 1.0 → 0.7"),
         (["ppo.epochs=3"], ("update_policy", 1, 1), "ppo.epochs: 2 → 3"),
         (["ppo.dual_clip=3"], ("update_policy", 1, 1), "ppo.dual_clip: None → 3.0"),
@@ -373,7 +383,7 @@ def test_data_counts_by_its_content(fresh, tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "expected"),
-    [("rewards", since("score_rollouts")), ("evaluation.held_out_rewards", AUDITS | closing(1) | closing(2))],
+    [("rewards", FROM_CRITIC), ("evaluation.held_out_rewards", AUDITS | closing(1) | closing(2))],
 )
 def test_an_edited_reward_function_scores_anew_but_a_comment_costs_nothing(
     fresh, tmp_path, monkeypatch, where, expected
@@ -390,8 +400,10 @@ def test_an_edited_reward_function_scores_anew_but_a_comment_costs_nothing(
     module.write_text(QUALITY.replace("-float", "-2 * float"))
     reasons = planned(fresh, config)
     assert set(reasons) == expected
-    first = ("score_rollouts", 1, 1) if where == "rewards" else ("audit_rollouts", 1, 1)
-    assert reasons[first] == f"code of {'rewards' if where == 'rewards' else 'held_out_rewards'}.brevity changed"
+    first = ("critic_pretraining", 1, 0) if where == "rewards" else ("audit_rollouts", 1, 1)
+    assert (
+        reasons[first] == f"code of {'scoring.rewards' if where == 'rewards' else 'held_out_rewards'}.brevity changed"
+    )
 
 
 def a_model(directory, weights="weights"):
@@ -421,8 +433,8 @@ WITHOUT_TRAINING = ALL - WARM_UP - REWARD_MODELS
     ("model", "expected", "first", "reason"),
     [
         ("base", WITHOUT_TRAINING, ("prepare_data", 1, 0), "input base changed"),
-        ("zeal", since("score_rollouts"), ("score_rollouts", 1, 1), "input external changed"),
-        ("calm", since("score_rollouts"), ("score_rollouts", 1, 1), "input external changed"),
+        ("zeal", FROM_CRITIC, ("critic_pretraining", 1, 0), "input external changed"),
+        ("calm", FROM_CRITIC, ("critic_pretraining", 1, 0), "input external changed"),
         ("judge", AUDITS | closing(1) | closing(2), ("audit_rollouts", 1, 1), "input external changed"),
     ],
 )
@@ -442,12 +454,12 @@ def test_a_model_that_moved_is_the_same_input(fresh, tmp_path):
     assert planned(fresh, on_models(tmp_path, f"model.policy={tmp_path / 'elsewhere'}")) == {}
 
 
-def test_a_critic_of_its_own_is_read_for_values_and_by_the_first_update(fresh, tmp_path):
+def test_a_critic_of_its_own_is_what_is_pretrained(fresh, tmp_path):
     carry_out(fresh, on_models(tmp_path))
     critic = a_model(tmp_path / "critic", "critic")
     reasons = planned(fresh, on_models(tmp_path, f"model.critic={critic}"))
-    assert set(reasons) == since("score_rollouts")
-    assert reasons["score_rollouts", 1, 1] == "input critic changed"
+    assert set(reasons) == FROM_CRITIC
+    assert reasons["critic_pretraining", 1, 0] == "input critic changed"
 
 
 def test_the_configuration_that_a_run_keeps_is_the_one_it_was_started_with(fresh, tmp_path):
@@ -506,6 +518,7 @@ def forced(run, stage, *, config=None, **where):
         ("warm_up", {}, ALL - {("prepare_data", 1, 0)}),
         # The policy of the second round does not come from its reward model, its scores do.
         ("train_reward_model", {}, {("train_reward_model", 2, 0)} | since("score_rollouts", 2, 1)),
+        ("critic_pretraining", {}, FROM_CRITIC),
         # Each audit of a round is held against its first one; no training reads them.
         ("audit_rollouts", {"round": 1}, AUDITED_FIRST | closing(1, "report_round") | closing(2, "report_round")),
         ("evaluate_policy", {"round": 1}, closing(1) | closing(2, "report_round")),

@@ -136,7 +136,7 @@ def test_a_stopped_run_says_how_far_it_is(stopped):
     assert statuses["compute_advantages", 1, 2].reason == "not run yet"
     assert "not run yet" in shown(round_table([s for s in statuses.values() if not s.iteration]))
     # Data, reward model, seven stages of iteration 1, and generating and scoring of iteration 2 in two shards each.
-    assert run_state(stopped, plan) == "13 of 34 stages committed"
+    assert run_state(stopped, plan) == "14 of 35 stages committed"
 
 
 def test_one_shard_of_two_shows_as_such(stopped):

@@ -8,6 +8,7 @@ from fake_runs import document
 from flows.config import checked
 from flows.plan import external_models
 from flows.round import rlhf_round
+from tasks.compute_advantages import ComputeAdvantagesConfig
 from tasks.store import Place
 
 CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
@@ -63,7 +64,8 @@ def grouped(algorithm):
 @pytest.mark.parametrize("algorithm", CRITIC_FREE)
 def test_without_a_critic_the_same_stages_run_and_none_is_handed_one(calls, algorithm):
     noted = calls(**grouped(algorithm))
-    assert [(call.stage, call.place) for call in noted] == [(call.stage, call.place) for call in calls()]
+    with_critic = [(call.stage, call.place) for call in calls()]
+    assert [(call.stage, call.place) for call in noted] == [x for x in with_critic if x[0] != "critic_pretraining"]
     assert {call.stage for call in noted if "critic" in call.inputs} == {"score_rollouts", "update_policy"}
     assert [call.inputs["critic"] for call in noted if "critic" in call.inputs] == [None] * 12
     algorithms = {call.settings.algorithm for call in noted if call.stage == "compute_advantages"}
@@ -85,6 +87,7 @@ def test_each_iteration_goes_on_from_the_checkpoint_of_the_one_before(calls, alg
 WITHOUT_REWARD_MODEL = {"reward_model": None, "rewards": {"quality": {"function": "flows.presets.quickstart:quality"}}}
 
 
+@pytest.mark.parametrize("is_pretrained", [True, False])
 @pytest.mark.parametrize(
     ("critic", "changes", "first"),
     [
@@ -95,11 +98,43 @@ WITHOUT_REWARD_MODEL = {"reward_model": None, "rewards": {"quality": {"function"
         ("policy", WITHOUT_REWARD_MODEL, "warm_up-r1"),
     ],
 )
-def test_the_critic_starts_from_what_is_named_and_is_then_the_checkpoints_own(calls, critic, changes, first):
-    noted = calls(model={"from_scratch": {}, "critic": critic}, **changes)
+def test_the_critic_starts_from_what_is_named_and_is_then_the_checkpoints_own(
+    calls, critic, changes, first, is_pretrained
+):
+    pretraining = {} if is_pretrained else {"critic_pretraining": None}
+    noted = calls(model={"from_scratch": {}, "critic": critic}, **changes, **pretraining)
+    if is_pretrained:
+        # In the first round alone: later ones go on from what the critic has learned.
+        assert inputs_of(noted, "critic_pretraining", "critic") == {(1, 0): first}
+        assert inputs_of(noted, "critic_pretraining", "reference") == {(1, 0): "warm_up-r1"}
+        expected = None if changes else "train_reward_model-r1"
+        assert inputs_of(noted, "critic_pretraining", "reward_model") == {(1, 0): expected}
+        first = "critic_pretraining-r1"
     chain = dict(zip(PLACES, [first, *(f"update_policy-r{r}.i{i}" for r, i in PLACES)], strict=False))
     assert inputs_of(noted, "score_rollouts", "critic") == chain
     assert inputs_of(noted, "update_policy", "critic") == chain
+
+
+def pretraining_of(calls, **changes):
+    (call,) = (call for call in calls(**changes) if call.stage == "critic_pretraining")
+    return call.settings
+
+
+def test_the_pretrained_critic_learns_what_an_iteration_would_make_of_a_response_but_for_kl_and_lambda(calls):
+    changed = {"gamma": 0.9, "score_clip": 2.0, "kl_coef": 0.3, "lam": 0.5, "critic_lam": 0.7, "horizon": 3}
+    settings = pretraining_of(calls, advantages=changed)
+    own = ComputeAdvantagesConfig(**settings.advantages)
+    assert (own.gamma, own.score_clip) == (0.9, 2.0)
+    assert (own.kl_coef, own.critic_lam, own.horizon) == (0.0, 1.0, None)
+    only_these = {name: changed[name] for name in ("kl_coef", "lam", "critic_lam", "horizon")}
+    assert pretraining_of(calls, advantages=only_these) == pretraining_of(calls)
+    assert settings.scoring["rewards"]["preference"]["model"] == "trained"
+
+
+def test_the_rate_of_pretraining_is_the_critics_unless_it_has_one_of_its_own(calls):
+    optimizers = {"critic_learning_rate": 0.25}
+    assert pretraining_of(calls, optimizers=optimizers).learning_rate == 0.25
+    assert pretraining_of(calls, optimizers=optimizers, critic_pretraining={"learning_rate": 0.5}).learning_rate == 0.5
 
 
 @pytest.mark.parametrize(("iterations", "expected"), [(0, []), (1, [(1, 1)])])

@@ -1,0 +1,226 @@
+"""Stage: the critic learns what the reference's responses score, before the first iteration asks it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ppo_core.config import SamplingConfig
+from tasks.adapter_config import AdapterConfig
+from tasks.stage import StageConfig, StageContext, StageOutput, load_stage, stage
+from tasks.store import Ref
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.schemas import Table
+
+HELD_OUT_EVERY = 8
+"""One prompt of so many measures the critic and never trains it."""
+
+
+class CriticPretrainingConfig(StageConfig):
+    """Supervised training of the critic on responses of the reference (VC-PPO, arXiv:2503.01491)."""
+
+    samples: int = Field(256, gt=1)
+    """Responses to train and measure on, where the run trains no reward model; else they are those of
+    ``reward_model.calibration_samples``."""
+    epochs: int = Field(4, gt=0)
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Null takes ``optimizers.critic_learning_rate``."""
+    batch_size: int = Field(16, gt=0)
+    """Responses in one optimizer step."""
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class CriticPretrainingStageConfig(CriticPretrainingConfig):
+    """What the stage reads."""
+
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    scoring: Mapping[str, Any]
+    """Settings of ``score_rollouts``."""
+    advantages: Mapping[str, Any]
+    """Settings of ``compute_advantages``, whose returns are the targets: with ``critic_lam: 1`` what was received."""
+    versions: Mapping[str, str]
+    """Of these two stages: another way to make the targets makes another critic."""
+    sampling: SamplingConfig
+    stop_strings: tuple[str, ...] = ()
+    lora: AdapterConfig | None = None
+    shared_trunk: bool = False
+    trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = Field({})
+
+
+@stage(version="1", config=CriticPretrainingStageConfig)
+def critic_pretraining(
+    context: StageContext,
+    config: CriticPretrainingStageConfig,
+    *,
+    reference: Ref,
+    critic: Ref,
+    reward_model: Ref | None,
+    external: list[Ref],
+    data: Ref,
+    lora_base: Ref | None = None,
+) -> StageOutput:
+    """Regress the critic, at every token, on what an iteration would make of the response.
+
+    The reference is the policy that the run starts from, so that no KL is in the targets. Of a critic on the policy's body
+    only the head is trained, since the policy must stay what it is.
+    """
+    import torch
+
+    from ppo_core import InPrecision, PPOConfig, explained_variance, forward_groups, shares_trunk
+    from ppo_core.objectives import Counts, critic_objective
+    from tasks.learners import Learners
+    from tasks.models import CRITIC, POLICY, part_directory, pick_dtype
+    from tasks.responses import batch_values, rollout_batch
+    from tasks.store import read_dataset
+    from tasks.text import copy_tokenizer
+    from tasks.training import descend, shuffled
+
+    learners = Learners(
+        context=context,
+        lora_base=lora_base,
+        shared_trunk=config.shared_trunk,
+        trust_remote_code=config.trust_remote_code,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
+    sampled = sampled_by_reference(context, config, learners, reference=reference, reward_model=reward_model, data=data)
+    experience = experience_of(
+        context, config, sampled, reference=reference, critic=critic, reward_model=reward_model, external=external,
+        lora_base=lora_base,
+    )  # fmt: skip
+    table = read_dataset(experience.directory / "rollouts")
+    batch = rollout_batch(table, "values", "returns")
+    is_held_out = held_out_rows(table)
+    train, held_out = (batch.select(rows.nonzero()[:, 0]) for rows in (~is_held_out, is_held_out))
+    learner = learners.take_critic(critic, config.lora, learners.policy(reference))
+    device, dtype = learners.device, pick_dtype(context.execution, learners.device)
+    model = InPrecision(learner.model.head_alone() if shares_trunk(learner.model) else learner.model, dtype)
+    token_budget = context.execution.micro_batch_tokens
+
+    def backward(rows: Sequence[int]) -> float:
+        chosen = train.select(torch.tensor(rows))
+        counts = Counts(num_tokens=len(chosen.responses.values), num_responses=None)
+        total = 0.0
+        for lines in forward_groups([model], chosen.lengths, token_budget):
+            loss, _ = critic_objective(model, chosen.padded(lines, device), PPOConfig(), counts)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def batches(epoch: int) -> list[list[int]]:
+        order = shuffled(len(train), seed=context.seed("critic_pretraining"), epoch=epoch)
+        return [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+
+    losses = descend(
+        learner.parameters,
+        batches,
+        backward,
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        warmup_share=config.warmup_share,
+        max_grad_norm=config.max_grad_norm,
+        on_step=lambda step, steps, _: context.progress(step, steps, unit="steps"),
+    )
+    returns = held_out.token_columns["returns"]
+    after, _ = batch_values(model.model, held_out, token_budget=token_budget, device=device, dtype=dtype)
+    explained = {
+        name: float(explained_variance(values, returns, torch.ones_like(returns, dtype=torch.bool)))
+        for name, values in {"_before": held_out.token_columns["values"], "": after}.items()
+    }
+    learner.save(context.output / CRITIC)
+    copy_tokenizer(part_directory(reference, POLICY), context.output / CRITIC)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return StageOutput(
+        rows=len(train),
+        metrics={
+            "critic_pretraining/first_loss": losses[0],
+            "critic_pretraining/loss": sum(tail) / len(tail),
+            "critic_pretraining/steps": len(losses),
+            **{f"critic_pretraining/explained_variance{name}": value for name, value in explained.items()},
+        },
+        resident={CRITIC: learner.kept()},
+    )
+
+
+def sampled_by_reference(
+    context: StageContext,
+    config: CriticPretrainingStageConfig,
+    learners: Any,
+    *,
+    reference: Ref,
+    reward_model: Ref | None,
+    data: Ref,
+) -> Ref:
+    """Responses of the reference: those that a reward model of this run was calibrated on, else new ones."""
+    from tasks.calibration import CALIBRATION, calibration_rollouts
+    from tasks.store import write_dataset
+
+    if reward_model is not None:
+        return Ref(str(reward_model.directory / CALIBRATION), reward_model.digest)
+    rollouts = calibration_rollouts(
+        context,
+        learners,
+        reference=reference,
+        data=data,
+        num_samples=config.samples,
+        sampling=config.sampling,
+        stop_strings=config.stop_strings,
+    )
+    write_dataset(context.output / CALIBRATION / "rollouts", rollouts)
+    return Ref(str(context.output / CALIBRATION), reference.digest)
+
+
+def experience_of(
+    context: StageContext,
+    config: CriticPretrainingStageConfig,
+    sampled: Ref,
+    *,
+    reference: Ref,
+    critic: Ref,
+    reward_model: Ref | None,
+    external: list[Ref],
+    lora_base: Ref | None,
+) -> Ref:
+    """The responses with ``values`` of the critic as it is and ``returns``, by the very stages of an iteration."""
+    import shutil
+    from dataclasses import replace
+
+    def made(name: str, directory: str, settings: Mapping[str, Any], **inputs: Any) -> Ref:
+        declared, output = load_stage(name), context.output / directory
+        output.mkdir()
+        declared.fn(replace(context, output=output), declared.config_type(**settings), **inputs)
+        return Ref(str(output), sampled.digest)
+
+    scored = made(
+        "score_rollouts",
+        "scored",
+        config.scoring,
+        rollouts=sampled,
+        policy=reference,
+        reference=reference,
+        critic=critic,
+        reward_model=reward_model,
+        external=external,
+        lora_base=lora_base,
+    )
+    experience = made("compute_advantages", "experience", config.advantages, scored=[scored], checkpoint=reference)
+    # All its columns are in the experience too.
+    shutil.rmtree(scored.directory)
+    return experience
+
+
+def held_out_rows(table: "Table") -> "torch.Tensor":
+    """(B,) bool: all rows of some of the prompts; of a lone prompt's, none could be told from those of training."""
+    import torch
+
+    prompt_ids = table.column("prompt_id").to_pylist()
+    numbers = {prompt_id: number for number, prompt_id in enumerate(dict.fromkeys(prompt_ids))}
+    every = min(HELD_OUT_EVERY, len(numbers))
+    if every == 1:
+        return torch.tensor([i == len(prompt_ids) - 1 for i in range(len(prompt_ids))])
+    return torch.tensor([numbers[prompt_id] % every == every - 1 for prompt_id in prompt_ids])
