@@ -63,9 +63,9 @@ def merged(adapter: Path, name: str, *, field: str, home: Path, trust_remote_cod
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     print(f"{field}: {name} is an adapter; merging it with {base.path} in {target}", file=sys.stderr, flush=True)
     try:
+        arguments = [str(adapter), base.path, str(partial), "trust" if trust_remote_code else "data"]
         said = subprocess.run(
-            [sys.executable, "-P", "-m", "tasks.merge_adapter", str(adapter), base.path, str(partial)]
-            + ["trust" if trust_remote_code else "data"],
+            [sys.executable, "-P", "-m", "tasks.merge_adapter", *arguments],
             env=settings.engine_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -92,7 +92,7 @@ def needs_hub(name: str) -> bool:
         base = json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None
     except (OSError, ValueError, AttributeError):
         return False
-    return bool(base) and not (directory / base).is_dir() and needs_hub(base)
+    return isinstance(base, str) and base != "" and not (directory / base).is_dir() and needs_hub(base)
 
 
 def adapter_base(adapter: Path, name: str, *, field: str, home: Path, trust_remote_code: bool) -> Ref:
@@ -101,7 +101,9 @@ def adapter_base(adapter: Path, name: str, *, field: str, home: Path, trust_remo
         config = json.loads((adapter / ADAPTER_CONFIG).read_text())
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{field}: {name}/{ADAPTER_CONFIG} cannot be read ({error}); save the adapter again") from error
+        raise ModelError(
+            f"{field}: {name}/{ADAPTER_CONFIG} cannot be read ({error}); save the adapter again"
+        ) from error
     if not base:
         raise ModelError(
             f"{field}: {name} is an adapter, and its {ADAPTER_CONFIG} does not say over which model; name that in "

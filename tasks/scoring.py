@@ -141,9 +141,7 @@ def require_finite(scores: Sequence[float], rollouts: Table, *, where: str) -> N
             )
 
 
-def load_reward_model(
-    directory: Path, *, trust_remote_code: bool = False, weightless: bool = False
-) -> ScalarModel:
+def load_reward_model(directory: Path, *, trust_remote_code: bool = False, weightless: bool = False) -> ScalarModel:
     """A finished reward model: one whose head would be drawn at random is refused. ``weightless`` as in ``load_policy``."""
     config = read_model_config(directory, trust_remote_code=trust_remote_code)
     if not any("ForSequenceClassification" in name for name in config.architectures or []):

@@ -169,9 +169,7 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return _with_one_eos(tokenizer, ids, keep=len(before))
 
 
-def decode_response(
-    tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, skip_special_tokens: bool = True
-) -> str:
+def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, skip_special_tokens: bool = True) -> str:
     """The text of a response, without special tokens unless they are asked for, such that ``prompt + response`` reads right.
 
     Decoded alone, a response would lose the space before its first word with tokenizers that put one before every text.
