@@ -324,10 +324,11 @@ def require_policys_tokens(model: Candidate, policy: Candidate) -> None:
 def require_linear_head(model: "PreTrainedModel", directory: Path) -> None:
     """Refuse a model that does more to its logits than a linear head does (scales, caps): its body cannot be shared.
 
-    Its own forward pass is tried, with numbers in the place of its body's hidden states and a small head in that of its own.
+    Its own forward pass is tried, with numbers in the place of what its body computes and a small head in that of its own.
     """
     import torch
     from torch import nn
+    from transformers.modeling_outputs import MoeModelOutputWithPast
 
     from ppo_core.forward import linear_head
 
@@ -335,23 +336,15 @@ def require_linear_head(model: "PreTrainedModel", directory: Path) -> None:
     fits = isinstance(head, nn.Linear) and body is not model
     if fits:
         hidden = torch.randn(1, 4, head.in_features, generator=torch.Generator().manual_seed(0))
-        small = nn.Linear(head.in_features, 8, bias=head.bias is not None)
-
-        class Body(nn.Module):
-            def forward(self, *_: Any, **__: Any) -> Any:
-                from transformers.modeling_outputs import MoeModelOutputWithPast
-
-                return MoeModelOutputWithPast(last_hidden_state=hidden)
-
         try:
-            setattr(model, model.base_model_prefix, Body())
-            model.set_output_embeddings(small)
+            body.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
+            model.set_output_embeddings(nn.Linear(head.in_features, 8, bias=head.bias is not None))
             fits = linear_head(model) is not None
         except Exception:
             # One that asks more of its body than hidden states; the update will try with all of it.
             return
         finally:
-            setattr(model, model.base_model_prefix, body)
+            del body.forward
             model.set_output_embeddings(head)
     if not fits:
         raise ConfigError(
