@@ -231,23 +231,59 @@ def reward_lines(config: RunConfig) -> list[str]:
 
 def loading_lines(part: str, directory: Path) -> list[str]:
     """Python that loads the model, and for a scalar model how its output becomes a score."""
-    automatic = "AutoModelForCausalLM" if part == "policy" else "AutoModelForSequenceClassification"
-    lines = [
-        "```python",
-        f"from transformers import {automatic}, AutoTokenizer",
-        "",
-        'directory = "."  # where this file lies',
-        f"model = {automatic}.from_pretrained(directory)",
-        "tokenizer = AutoTokenizer.from_pretrained(directory)",
-        "```",
-    ]
+    settings = read_json(directory / "config.json", default={})
+    if part != "policy" and not has_library_class(settings):
+        lines = body_and_head_lines(settings["architectures"][0])
+    else:
+        automatic = "AutoModelForCausalLM" if part == "policy" else "AutoModelForSequenceClassification"
+        lines = [
+            "```python",
+            f"from transformers import {automatic}, AutoTokenizer",
+            "",
+            'directory = "."  # where this file lies',
+            f"model = {automatic}.from_pretrained(directory)",
+            "tokenizer = AutoTokenizer.from_pretrained(directory)",
+            "```",
+        ]
     if part == "policy":
         return lines
-    settings = read_json(directory / "config.json", default={})
     mean, std = settings.get("score_mean", 0.0), settings.get("score_std", 1.0)
     return [
         *lines,
         "",
         "The run's scores are `(logit - score_mean) / score_std`, with both numbers in `config.json`: "
         f"`score_mean = {mean:.6g}`, `score_std = {std:.6g}`.",
+    ]
+
+
+def has_library_class(settings: Mapping[str, Any]) -> bool:
+    """Whether the library, or code that comes with the model, has a sequence classifier of the type that a config.json names."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES
+
+    kind = settings.get("model_type")
+    return kind is None or kind in NAMES or "auto_map" in settings
+
+
+def body_and_head_lines(name: str) -> list[str]:
+    """How to load a scalar model for whose architecture the library has no class of this name: its body, and its head."""
+    return [
+        f"This version of transformers has no `{name}`, under whose names the weights are saved; vLLM and later versions may. "
+        "The body loads by itself, and the head is one matrix:",
+        "",
+        "```python",
+        "from pathlib import Path",
+        "",
+        "from safetensors import safe_open",
+        "from transformers import AutoModel, AutoTokenizer",
+        "",
+        'directory = "."  # where this file lies',
+        "body = AutoModel.from_pretrained(directory)",
+        "tokenizer = AutoTokenizer.from_pretrained(directory)",
+        'for file in Path(directory).glob("*.safetensors"):',
+        '    with safe_open(file, "pt") as weights:',
+        '        if "score.weight" in weights.keys():',
+        '            head = weights.get_tensor("score.weight")',
+        'tokens = tokenizer("a prompt and its response", return_tensors="pt")',
+        "logit = body(**tokens).last_hidden_state[0, -1] @ head[0]",
+        "```",
     ]

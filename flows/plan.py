@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.config import RunConfig, dump
+from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig, dump
 from flows.round import rlhf_round
 from flows.state import Externals, RoundState
 from flows.workspace import Run
 from tasks.errors import ConfigError
 from tasks.external import model_ref
 from tasks.imports import code_digest
+from tasks.model_checks import ModelChecks
 from tasks.rewards import RewardConfig
 from tasks.stage import StageCall, StageConfig
 from tasks.store import Manifest, Place, Recipe, Ref, Store
@@ -193,6 +194,39 @@ def external_models(config: RunConfig, home: Any) -> Externals:
         reward_model_base=ref(config.reward_model.base if config.reward_model else None, "reward_model.base"),
         rewards=reward_models(config.rewards, "rewards"),
         held_out_rewards=reward_models(config.evaluation.held_out_rewards, "evaluation.held_out_rewards"),
+    )
+
+
+def model_checks(config: RunConfig, externals: Externals, data: Ref | None) -> ModelChecks:
+    """What this configuration asks of the models that it names; ``data`` is what prepare_data made, once it has."""
+    model, evaluation = config.model, config.evaluation
+    has_own_critic = config.has_critic and not model.critic_is_on_policy
+    trains_reward_model = config.reward_model is not None
+    from_policy = model.critic == FROM_POLICY or (model.critic is None and not trains_reward_model)
+
+    def directory(ref: Ref | None) -> str | None:
+        return None if ref is None else ref.path
+
+    def by_field(rewards: Mapping[str, RewardConfig], where: str, refs: Sequence[Ref]) -> dict[str, str]:
+        names = [name for name, reward in rewards.items() if reward.names_model]
+        return {f"{where}.{name}.model": ref.path for name, ref in zip(names, refs, strict=True)}
+
+    return ModelChecks(
+        policy=directory(externals.base),
+        critic=directory(externals.critic) if has_own_critic else None,
+        reward_model_base=directory(externals.reward_model_base),
+        reward_models={
+            **by_field(config.rewards, "rewards", externals.rewards),
+            **by_field(evaluation.held_out_rewards, "evaluation.held_out_rewards", externals.held_out_rewards),
+        },
+        max_new_tokens=config.rollouts.sampling.max_new_tokens,
+        adapted_layers=model.lora.target_modules if model.lora else (),
+        shared_trunk=model.shared_trunk,
+        scalar_policy=(has_own_critic and from_policy) or (trains_reward_model and externals.reward_model_base is None),
+        critic_is_reward_model=has_own_critic and trains_reward_model and model.critic in (None, FROM_REWARD_MODEL),
+        gradient_checkpointing=config.execution.gradient_checkpointing,
+        trust_remote_code=model.trust_remote_code,
+        data=directory(data),
     )
 
 

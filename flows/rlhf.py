@@ -19,11 +19,11 @@ from prefect.utilities.annotations import quote
 from flows.config import RunConfig
 from flows.interrupts import interrupts_cancel
 from flows.observer import Observer
-from flows.plan import external_models, stage_call, with_code_digests
+from flows.plan import external_models, model_checks, stage_call, with_code_digests
 from flows.publish import publish_round
 from flows.round import rlhf_round
 from flows.servers import ensure_embedded, is_healthy
-from flows.state import Output, RoundState, TrainState
+from flows.state import Externals, Output, RoundState, TrainState
 from flows.workspace import Run
 from tasks.engine import Engine
 from tasks.retry import StageError, worth_retrying
@@ -36,9 +36,10 @@ CANCEL_POLL_S = 5.0
 class Session:
     """One execution of a run: its engine, its observer, and the Prefect tasks that send stages to the engine."""
 
-    def __init__(self, run: Run, config: RunConfig, observer: Observer) -> None:
+    def __init__(self, run: Run, config: RunConfig, observer: Observer, externals: Externals) -> None:
         self.run = run
         self.config = config
+        self.externals = externals
         self.observer = observer
         self.engine = Engine(run.root / "engine.log")
         self.unreported: list[str] = []
@@ -47,6 +48,9 @@ class Session:
         self._futures: list[PrefectFuture[Any]] = []
         self._micro_batch_divisor: dict[str, int] = {}
         self._checkpoints: list[Ref] = []
+        self._data: Ref | None = None
+        self._checked: set[Ref | None] = set()
+        self._check_lock = threading.Lock()
         self._cancel_lock = threading.Lock()
         self._cancel_checked = time.monotonic()
         self._cancelled = False
@@ -127,8 +131,9 @@ class Session:
         recipe = call.recipe()
         if (done := self.run.store.find(recipe)) is not None:
             self.observer.stage_reused(call, done)
-            self._keep_newest_checkpoints(call, done)
+            self._committed(call, done)
             return Completed(name="Reused", message=f"committed as {done.path}", data=done)
+        self._check_models()
         self.observer.stage_started(call)
         started = time.monotonic()
         divisor = self._micro_batch_divisor.get(recipe.fingerprint, 1)
@@ -145,8 +150,27 @@ class Session:
             self.observer.stage_failed(call, error.message, will_retry=worth_retrying(error))
             raise
         self.observer.stage_finished(call, ref, time.monotonic() - started)
-        self._keep_newest_checkpoints(call, ref)
+        self._committed(call, ref)
         return ref
+
+    def _check_models(self) -> None:
+        """Refuse models that the run could not use: before a first stage executes, and again once its data is there.
+
+        Where all is committed nothing executes, and nothing is looked at. In the engine, which imports what that takes
+        anyway.
+        """
+        with self._check_lock:
+            if self._data not in self._checked:
+                self.engine.check_models(
+                    model_checks(self.config, self.externals, self._data), is_cancelled=self.is_cancelled
+                )
+                self._checked.add(self._data)
+
+    def _committed(self, call: StageCall, ref: Ref) -> None:
+        if call.stage == "prepare_data":
+            # All other stages of the round wait for it.
+            self._data = ref
+        self._keep_newest_checkpoints(call, ref)
 
     def _keep_newest_checkpoints(self, call: StageCall, ref: Ref) -> None:
         """Drop the weights of checkpoints beyond ``keep_checkpoints``; all that was made of them is committed by now."""
@@ -177,7 +201,7 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
     raises ``StageError``."""
     config = with_code_digests(config)
     externals = external_models(config, run.home)
-    session = Session(run, config, observer)
+    session = Session(run, config, observer, externals)
 
     def one_round(number: int, before: RoundState | None) -> RoundState:
         with interrupts_cancel(session.engine):

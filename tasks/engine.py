@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from tasks import settings
 from tasks.devices import alone_on, device_key
+from tasks.model_checks import ModelChecks, require_sound_models
 from tasks.retry import Kind, StageError, classify, describe
 from tasks.stage import ExecutionConfig, StageCall, execute, load_stage
 from tasks.store import Place, Ref
@@ -46,21 +47,39 @@ class Engine:
 
     def run(self, call: StageCall, *, report: Report, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> Ref:
         """Execute a call in the child; raise ``StageError`` with the child's own words when it fails."""
+        request = {"call": encode_call(call)}
+        return Ref(**self._ask(request, call.label, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled))
+
+    def check_models(self, checks: ModelChecks, *, is_cancelled: Callable[[], bool]) -> None:
+        """Look at a run's models in the child; raise ``StageError`` that tells their mistakes, and names no stage."""
+        request = {"checks": checks.model_dump(mode="json")}
+        self._ask(request, "", report=lambda _: None, timeout_s=None, is_cancelled=is_cancelled)
+
+    def _ask(
+        self,
+        request: Mapping[str, Any],
+        label: str,
+        *,
+        report: Report,
+        timeout_s: float | None,
+        is_cancelled: Callable[[], bool],
+    ) -> Any:
+        """What the child answers in the end; ``label`` is whose request it is, for errors."""
         with self._lock:
             if self._cancelled.is_set():
-                raise StageError("cancelled", "the run was cancelled", stage=call.label)
+                raise StageError("cancelled", "the run was cancelled", stage=label)
             process, answers = self._started()
             assert process.stdin is not None
             try:
-                process.stdin.write(json.dumps(encode_call(call)) + "\n")
+                process.stdin.write(json.dumps(request) + "\n")
                 process.stdin.flush()
             except OSError as error:
-                raise self._died(call) from error
+                raise self._died(label) from error
             heard = time.monotonic()
             while True:
                 if is_cancelled():
                     self.cancel()
-                    raise StageError("cancelled", "the run was cancelled", stage=call.label)
+                    raise StageError("cancelled", "the run was cancelled", stage=label)
                 line = None
                 with suppress(queue.Empty):
                     line = answers.get(timeout=POLL_S)
@@ -68,18 +87,18 @@ class Engine:
                     if timeout_s is not None and time.monotonic() - heard > timeout_s:
                         self._kill()
                         message = f"no progress for {timeout_s:g} s; the engine was killed"
-                        raise StageError("transient", message, stage=call.label)
+                        raise StageError("transient", message, stage=label)
                     continue
                 if line == END:
-                    raise self._died(call)
+                    raise self._died(label)
                 heard = time.monotonic()
                 answer = json.loads(line)
                 if "progress" in answer:
                     report(answer["progress"])
                 elif "error" in answer:
-                    raise StageError(**answer["error"], stage=call.label, log=str(self._log))
+                    raise StageError(**answer["error"], stage=label, log=str(self._log))
                 else:
-                    return Ref(**answer["done"])
+                    return answer["done"]
 
     def cancel(self) -> None:
         """Kill the child and refuse further calls; safe from a signal handler and from another thread."""
@@ -117,17 +136,17 @@ class Engine:
             threading.Thread(target=read_lines, args=(reader, self._answers), daemon=True).start()
         return self._process, self._answers
 
-    def _died(self, call: StageCall) -> StageError:
+    def _died(self, label: str) -> StageError:
         assert self._process is not None
         code = self._process.wait()
         self._kill()
         if self._cancelled.is_set():
-            return StageError("cancelled", "the run was cancelled", stage=call.label)
+            return StageError("cancelled", "the run was cancelled", stage=label)
         how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         kind: Kind = "transient"
         if code == -signal.SIGKILL and out_of_memory_kills() > self._out_of_memory_kills:
             kind, how = "memory", f"{how}, since the machine's memory ran out"
-        return StageError(kind, f"the engine {how}; its log is {self._log}", stage=call.label, log=str(self._log))
+        return StageError(kind, f"the engine {how}; its log is {self._log}", stage=label, log=str(self._log))
 
     def _kill(self) -> None:
         process = self._process
@@ -212,17 +231,21 @@ def main() -> None:
             told = time.monotonic()
             answer({"progress": dict(event)})
 
+    def done(request: Mapping[str, Any]) -> Any:
+        if "checks" in request:
+            return require_sound_models(ModelChecks(**request["checks"]))
+        call = decode_call(request["call"])
+        with alone_on(device_of(call), report, user=f"{call.label} of {call.run_root}"):
+            return dataclasses.asdict(execute(call, models, report))
+
     while True:
-        call = decode_call(json.loads(calls.get()))
+        request = json.loads(calls.get())
         try:
-            with alone_on(device_of(call), report, user=f"{call.label} of {call.run_root}"):
-                ref = execute(call, models, report)
+            answer({"done": done(request)})
         except Exception as error:
             models.clear()
             traceback.print_exc()
             answer({"error": {"kind": classify(error), "message": describe(error)}})
-        else:
-            answer({"done": dataclasses.asdict(ref)})
 
 
 if __name__ == "__main__":

@@ -63,9 +63,9 @@ def merged(adapter: Path, name: str, *, field: str, home: Path, trust_remote_cod
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     print(f"{field}: {name} is an adapter; merging it with {base.path} in {target}", file=sys.stderr, flush=True)
     try:
+        arguments = [str(adapter), base.path, str(partial), "trust" if trust_remote_code else "data"]
         said = subprocess.run(
-            [sys.executable, "-P", "-m", "tasks.merge_adapter", str(adapter), base.path, str(partial)]
-            + ["trust" if trust_remote_code else "data"],
+            [sys.executable, "-P", "-m", "tasks.merge_adapter", *arguments],
             env=settings.engine_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -92,7 +92,7 @@ def needs_hub(name: str) -> bool:
         base = json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None
     except (OSError, ValueError, AttributeError):
         return False
-    return bool(base) and not (directory / base).is_dir() and needs_hub(base)
+    return isinstance(base, str) and base != "" and not (directory / base).is_dir() and needs_hub(base)
 
 
 def adapter_base(adapter: Path, name: str, *, field: str, home: Path, trust_remote_code: bool) -> Ref:

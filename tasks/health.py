@@ -23,8 +23,13 @@ class Gates:
         if not value >= limit:
             self._exceeded(limit_name, f"{what} is {value:.4g}, below health.{limit_name}={limit:g}; {advice}, {OFF}")
 
-    def _exceeded(self, limit_name: str, message: str) -> None:
-        if self._context.health.action == "stop":
+    def require(self, limit_name: str, holds: bool, message: str, *, can_stop: bool = True) -> None:
+        """Refuse what does not hold, in words of the caller's; say it only where too little was measured to stop by."""
+        if not holds:
+            self._exceeded(limit_name, f"{message}, {OFF}" if can_stop else message, can_stop=can_stop)
+
+    def _exceeded(self, limit_name: str, message: str, *, can_stop: bool = True) -> None:
+        if self._context.health.action == "stop" and can_stop:
             raise UnhealthyError(message)
         # Once a stage: every later minibatch would say the same.
         if limit_name not in self.warnings:

@@ -65,7 +65,7 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
     from tasks.chat_template import doubts_about_data
     from tasks.endings import doubts_about_endings
     from tasks.errors import DataError
-    from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers
+    from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers, why_limited
     from tasks.records import to_preferences, to_prompts, to_texts
     from tasks.store import write_dataset
     from tasks.text import check_tokenizer, load_tokenizer
@@ -96,7 +96,11 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
         context.warn(doubt)
 
     encoder = Encoder(
-        tokenizer, limit=context_length(model_config), drops=data.too_long == "drop", dropped=Counter(dropped)
+        tokenizer,
+        limit=context_length(model_config),
+        why_limited=why_limited(model_config),
+        drops=data.too_long == "drop",
+        dropped=Counter(dropped),
     )
     tables = {"prompts": encoder.prompts(prompts, config.response_tokens)}
     if held_out:
@@ -134,21 +138,24 @@ def read_all(sources: tuple[Source, ...], context: StageContext) -> list[Any]:
 class Encoder:
     """Records to Arrow tables; rows that do not fit the context are refused, or dropped and counted."""
 
-    def __init__(self, tokenizer: Any, *, limit: int | None, drops: bool, dropped: "Counter[str]") -> None:
+    def __init__(
+        self, tokenizer: Any, *, limit: int | None, drops: bool, dropped: "Counter[str]", why_limited: str = ""
+    ) -> None:
         self.tokenizer = tokenizer
         self.limit = limit
+        self.why_limited = why_limited
         self.drops = drops
         self.dropped = dropped
 
-    def _fits(self, num_tokens: int, place: str, what: str) -> bool:
+    def _fits(self, num_tokens: int, place: str, what: str, *, advice: str = "") -> bool:
         from tasks.errors import DataError
 
         if self.limit is None or num_tokens <= self.limit:
             return True
         if not self.drops:
             raise DataError(
-                f"{place}: {what} takes {num_tokens} tokens and the model's context is {self.limit}; "
-                "shorten it, or set data.too_long: drop"
+                f"{place}: {what} takes {num_tokens} tokens and the model's context is {self.limit}{self.why_limited}; "
+                f"shorten it, {advice}or set data.too_long: drop"
             )
         self.dropped["too long"] += 1
         return False
@@ -163,7 +170,9 @@ class Encoder:
         for prompt in prompts:
             ids = encode_prompt(self.tokenizer, prompt.prompt, place=prompt.place)
             what = f"a prompt of {len(ids)} tokens with a response of up to {response_tokens}"
-            if not self._fits(len(ids) + response_tokens, prompt.place, what):
+            room = 0 if self.limit is None else self.limit - len(ids)
+            advice = f"lower rollouts.sampling.max_new_tokens to {room}, " if room > 0 else ""
+            if not self._fits(len(ids) + response_tokens, prompt.place, what, advice=advice):
                 continue
             text, extra = (
                 render_prompt(self.tokenizer, prompt.prompt, place=prompt.place),

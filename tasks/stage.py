@@ -63,10 +63,18 @@ class HealthConfig(StageConfig):
     """Nats a token between policy and reference, mean over an iteration."""
     min_entropy: float = Field(1e-4, ge=0)
     """Nats of the next-token distribution, mean over a minibatch."""
+    min_reward_model_accuracy: float = Field(0.5, ge=0, lt=1)
+    """Which a reward model's accuracy on held-out pairs exceeds by a standard error, or it is no better than chance; with
+    fewer than 25 held-out preferences that is only said. 0: no limit."""
 
 
 NO_LIMITS = HealthConfig(
-    max_ratio_deviation=inf, max_engine_difference=inf, max_approx_kl=inf, max_kl=inf, min_entropy=0.0
+    max_ratio_deviation=inf,
+    max_engine_difference=inf,
+    max_approx_kl=inf,
+    max_kl=inf,
+    min_entropy=0.0,
+    min_reward_model_accuracy=0.0,
 )
 """For what was committed once: the limits let it pass then, or were told to."""
 

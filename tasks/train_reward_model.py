@@ -14,6 +14,8 @@ from tasks.store import Ref
 if TYPE_CHECKING:
     import torch
 
+    from tasks.health import Gates
+
 
 class RewardModelConfig(StageConfig):
     """A reward model trained in the run."""
@@ -60,6 +62,7 @@ def train_reward_model(
     from ppo_core import ranking_loss
     from tasks.calibration import CALIBRATION, calibration_rollouts
     from tasks.chat_template import OPTIONS_FILE, options_of
+    from tasks.health import Gates
     from tasks.learners import Learners
     from tasks.models import (
         POLICY,
@@ -130,6 +133,8 @@ def train_reward_model(
     )
     # Before the scores are rescaled: σ(s⁺ − s⁻) is a probability only on the scale of the training loss.
     quality = held_out_quality(held_out, tokenizer, context.execution.micro_batch_tokens, scores_of)
+    gates = Gates(context)
+    require_better_than_chance(quality, context.health.min_reward_model_accuracy, gates)
     rollouts = calibration_rollouts(
         context,
         Learners(
@@ -159,10 +164,13 @@ def train_reward_model(
     metrics = {
         "reward_model/loss": sum(losses[-10:]) / len(losses[-10:]),
         "reward_model/accuracy": quality["accuracy"],
+        "reward_model/accuracy_error": quality["accuracy_error"],
+        **{f"reward_model/{name}": quality[name] for name in BY_LENGTH if quality[name] is not None},
         "reward_model/mean_margin": quality["mean_margin"],
         "reward_model/calibration_error": quality["calibration_error"],
         "reward_model/score_mean": mean,
         "reward_model/score_std": std,
+        "health/warnings": float(len(gates.warnings)),
     }
     write_json(context.output / "calibration.json", {**quality, "score_mean": mean, "score_std": std})
     return StageOutput(rows=len(train), metrics=metrics, resident={REWARD_MODEL: model})
@@ -184,8 +192,16 @@ def pack_groups(groups: Sequence[Sequence[Sequence[int]]], token_budget: int) ->
     return packed
 
 
+FEWEST_TO_STOP_BY = 25
+"""Held-out preferences with which a standard error at chance is 0.1: fewer cannot tell a good model from a coin."""
+BY_LENGTH = ("accuracy_chosen_longer", "accuracy_chosen_shorter")
+
+
 def held_out_quality(rows: list[dict[str, Any]], tokenizer: Any, token_budget: int, scores_of: Any) -> dict[str, Any]:
-    """Accuracy, mean margin and reliability of ``σ(s⁺ − s⁻)`` over the strict pairs of preferences never trained on."""
+    """Accuracy, mean margin and reliability of ``σ(s⁺ − s⁻)`` over the strict pairs of preferences never trained on.
+
+    Accuracy also apart for pairs whose chosen response has more tokens than the other, and fewer; None where there is none.
+    """
     import torch
 
     from ppo_core import expected_calibration_error
@@ -193,14 +209,21 @@ def held_out_quality(rows: list[dict[str, Any]], tokenizer: Any, token_budget: i
 
     groups = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
     margins: list[float] = []
+    longer_by: list[int] = []
+    preference_of: list[int] = []
     for part in pack_groups(groups, token_budget):
         scores = iter(scores_of([ids for i in part for ids in groups[i]]).tolist())
         for i in part:
-            own = [next(scores) for _ in groups[i]]
-            for (rank_a, score_a), (rank_b, score_b) in combinations(zip(rows[i]["ranks"], own, strict=True), 2):
+            own = [(next(scores), len(ids)) for ids in groups[i]]
+            for (rank_a, a), (rank_b, b) in combinations(zip(rows[i]["ranks"], own, strict=True), 2):
                 if rank_a != rank_b:
-                    margins.append(score_a - score_b if rank_a < rank_b else score_b - score_a)
-    margin = torch.tensor(margins)
+                    chosen, rejected = (a, b) if rank_a < rank_b else (b, a)
+                    margins.append(chosen[0] - rejected[0])
+                    # The prompt is the same, so that this is the responses' difference.
+                    longer_by.append(chosen[1] - rejected[1])
+                    preference_of.append(i)
+    margin, difference = torch.tensor(margins), torch.tensor(longer_by)
+    is_right = margin > 0
     probabilities = torch.sigmoid(margin)
     confidence = torch.maximum(probabilities, 1 - probabilities)
     bin_of = ((confidence - 0.5) * 20).long().clamp(max=9)
@@ -208,15 +231,55 @@ def held_out_quality(rows: list[dict[str, Any]], tokenizer: Any, token_budget: i
         {
             "pairs": int((bin_of == b).sum()),
             "mean_confidence": float(confidence[bin_of == b].mean()),
-            "accuracy": float((margin[bin_of == b] > 0).float().mean()),
+            "accuracy": float(is_right[bin_of == b].float().mean()),
         }
         for b in range(10)
         if (bin_of == b).any()
     ]
+    by_length = dict(zip(BY_LENGTH, (difference > 0, difference < 0), strict=True))
     return {
+        "preferences": len(set(preference_of)),
         "pairs": len(margins),
-        "accuracy": float((margin > 0).float().mean()),
+        "accuracy": float(is_right.float().mean()),
+        "accuracy_error": clustered_error(is_right.tolist(), preference_of),
+        **{name: float(is_right[own].float().mean()) if own.any() else None for name, own in by_length.items()},
         "mean_margin": float(margin.mean()),
         "calibration_error": float(expected_calibration_error(probabilities, num_bins=10)),
         "bins": bins,
     }
+
+
+def clustered_error(is_right: Sequence[bool], preference_of: Sequence[int]) -> float:
+    """Standard error of the mean of ``is_right``, when the pairs of one preference may be right and wrong together.
+
+    ``√(Σ_g (Σ_{i in g} (x_i − mean))²) / n``; where each preference is one pair, ``√(p (1 − p) / n)``. Liang and Zeger 1986.
+    """
+    mean = sum(is_right) / len(is_right)
+    sums: dict[int, float] = {}
+    for right, preference in zip(is_right, preference_of, strict=True):
+        sums[preference] = sums.get(preference, 0.0) + right - mean
+    return float(sum(total**2 for total in sums.values()) ** 0.5 / len(is_right))
+
+
+def require_better_than_chance(quality: dict[str, Any], limit: float, gates: "Gates") -> None:
+    """Stop a run that would follow a reward model which tells responses apart no better than ``limit``."""
+    accuracy, error = quality["accuracy"], quality["accuracy_error"]
+    measured = f"{accuracy:.2f} ± {error:.2f} of {quality['pairs']} held-out pairs"
+    if quality["preferences"] < FEWEST_TO_STOP_BY:
+        # A handful may by chance be all right or all wrong, and their standard error is then 0.
+        message = (
+            f"the reward model is right for {measured}, too few to tell it from chance; give more preferences, or hold out "
+            "more of them (data.held_out_preferences)"
+        )
+    else:
+        message = (
+            f"the reward model is right for {measured}, which is not above health.min_reward_model_accuracy={limit:g} by a "
+            "standard error, so that a policy would follow noise; look at whether the labels say what is meant, give more "
+            "preferences, more epochs or a better reward_model.base"
+        )
+    gates.require(
+        "min_reward_model_accuracy",
+        limit == 0 or accuracy - error > limit,
+        message,
+        can_stop=quality["preferences"] >= FEWEST_TO_STOP_BY,
+    )

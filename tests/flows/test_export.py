@@ -4,12 +4,17 @@ import json
 import shutil
 
 import pytest
+import torch
+import transformers as hf
 import yaml
 from fake_runs import document, finished_run
 
 from flows.config import checked
-from flows.export import export_model
+from flows.export import export_model, loading_lines
 from tasks.errors import ConfigError, RunError
+from tasks.models import load_scalar_model
+from tasks.prepare_data import FromScratchConfig, make_model
+from tasks.records import Text
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,30 @@ def test_the_card_of_a_scalar_model_says_how_a_score_follows_from_it(run, tmp_pa
     assert "`score_mean = 0.5`, `score_std = 2`" in card
     assert "AutoModelForSequenceClassification.from_pretrained" in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["score_std"] == 2.0
+
+
+def test_the_card_of_one_without_a_class_in_the_library_loads_it_by_what_it_says(tmp_path):
+    model = hf.GraniteForCausalLM(
+        hf.GraniteConfig(
+            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    texts = [Text(prompt=None, response="a prompt and its response", place="")]
+    make_model(tmp_path, FromScratchConfig(vocab_size=300, hidden_size=16, num_layers=1, num_heads=2), texts, seed=0)
+    model.save_pretrained(tmp_path)
+    scalar = load_scalar_model(tmp_path, seed=0)
+    with torch.no_grad():
+        scalar.model.score.weight.copy_(torch.linspace(-1, 1, 16)[None])
+    scalar.save(tmp_path)
+    lines = loading_lines("reward_model", tmp_path)
+    assert "has no `GraniteForSequenceClassification`" in lines[0]
+    code = lines[lines.index("```python") + 1 : lines.index("```")]
+    names = {}
+    exec("\n".join(code).replace('directory = "."', f"directory = {str(tmp_path)!r}"), names)
+    with torch.no_grad():
+        expected = scalar(names["tokens"]["input_ids"])[0, -1]
+    assert names["logit"].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert abs(expected.item()) > 1e-3
 
 
 @pytest.mark.parametrize(("policy", "linked"), [("org/base", True), (".", False)])

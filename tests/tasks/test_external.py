@@ -1,11 +1,16 @@
 """References to models from outside the run: the digest is of what counts, and remembered only as long as it is sure."""
 
+import json
 import os
 
+import peft
 import pytest
+import torch
+import transformers as hf
 
 from tasks.errors import ModelError, RunError
-from tasks.external import model_ref, remembered_digests
+from tasks.external import model_ref, needs_hub, remembered_digests
+from tasks.models import load_policy, load_scalar_model
 from tasks.store import digest_file
 
 FILES = {
@@ -228,3 +233,149 @@ def test_of_a_hubs_model_only_what_is_read_is_fetched_at_its_revision(directory,
     ref = model_ref("org/name", field="model.policy", home=tmp_path / "home", revision="v1")
     assert asked == [("org/name", "v1")]
     assert ref.digest == digest(directory, tmp_path)
+
+
+# Adapters
+
+
+def a_language_model(directory):
+    from small_world import a_model
+
+    a_model(directory)
+    return directory
+
+
+def an_adapter(directory, base, *, named=None, classifier=False, **settings):
+    """A LoRA adapter over ``base`` as PEFT saves it, with a product that is not 0; and the model with it switched on."""
+    auto_class = hf.AutoModelForSequenceClassification if classifier else hf.AutoModelForCausalLM
+    torch.manual_seed(0)
+    model = auto_class.from_pretrained(base, **({"num_labels": 1} if classifier else {}))
+    task_type = "SEQ_CLS" if classifier else "CAUSAL_LM"
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type=task_type, **settings)
+    adapted = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(directory)
+    content = json.loads((directory / "adapter_config.json").read_text())
+    content["base_model_name_or_path"] = str(base) if named is None else named
+    (directory / "adapter_config.json").write_text(json.dumps(content))
+    return adapted
+
+
+IDS = torch.tensor([[1, 7, 8, 9, 10]])
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+def test_an_adapter_is_the_whole_model_that_it_makes_of_its_base(tmp_path, classifier, capfd):
+    base = a_language_model(tmp_path / "base")
+    adapted = an_adapter(tmp_path / "adapter", base, classifier=classifier)
+    ref = model_ref(str(tmp_path / "adapter"), field="model.policy", home=tmp_path / "home")
+    assert ref.directory.is_relative_to(tmp_path / "home" / "merged")
+    assert "is an adapter; merging it with" in capfd.readouterr().err
+    if classifier:
+        whole = load_scalar_model(ref.directory, seed=3).model
+        with torch.no_grad():
+            body = adapted.base_model.model
+            expected = body.score(body.model(input_ids=IDS).last_hidden_state)
+            found = whole.score(whole.model(input_ids=IDS).last_hidden_state)
+    else:
+        with torch.no_grad():
+            expected = adapted(input_ids=IDS).logits
+            found = load_policy(ref.directory)(input_ids=IDS).logits
+            bare = load_policy(base)(input_ids=IDS).logits
+        assert (found - bare).abs().max() > 0.01
+    assert torch.allclose(found, expected, atol=1e-5)
+    # Its tokenizer is its base's, as it has none.
+    assert (ref.directory / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    # Once merged, it is found; nothing heavy is started for it.
+    again = model_ref(str(tmp_path / "adapter"), field="model.policy", home=tmp_path / "home")
+    assert again == ref
+    assert capfd.readouterr().err == ""
+    assert [path.name for path in (tmp_path / "home" / "merged").iterdir()] == [ref.directory.name]
+
+
+def test_another_adapter_or_base_is_another_model_and_the_same_again_has_the_same_digest(tmp_path):
+    base = a_language_model(tmp_path / "base")
+    an_adapter(tmp_path / "adapter", base)
+    first = digest_of(tmp_path / "adapter", tmp_path / "home")
+    assert digest_of(tmp_path / "adapter", tmp_path / "another home") == first
+    content = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(content | {"lora_alpha": 4}))
+    assert digest_of(tmp_path / "adapter", tmp_path / "home") != first
+
+
+def digest_of(directory, home):
+    return model_ref(str(directory), field="model.policy", home=home).digest
+
+
+def test_an_adapters_base_counts_from_here_or_from_the_adapter_and_may_be_an_adapter(tmp_path, monkeypatch):
+    base = a_language_model(tmp_path / "base")
+    an_adapter(tmp_path / "first", base, named="../base")
+    monkeypatch.chdir(tmp_path)
+    merged = model_ref("first", field="model.policy", home=tmp_path / "home")
+    over_first = an_adapter(tmp_path / "second", merged.path, named="first")
+    ref = model_ref("second", field="model.policy", home=tmp_path / "home")
+    with torch.no_grad():
+        expected = over_first(input_ids=IDS).logits
+        assert torch.allclose(load_policy(ref.directory)(input_ids=IDS).logits, expected, atol=1e-5)
+
+
+def test_tokens_that_came_with_an_adapter_are_the_models(tmp_path):
+    base = a_language_model(tmp_path / "base")
+    tokenizer = hf.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<think>", "</think>", "<more>", "<most>", "<all>"])
+    longer = hf.AutoModelForCausalLM.from_pretrained(base)
+    longer.resize_token_embeddings(max(len(tokenizer), 310))
+    longer.save_pretrained(tmp_path / "longer")
+    an_adapter(tmp_path / "adapter", tmp_path / "longer", named=str(base), modules_to_save=["embed_tokens", "lm_head"])
+    tokenizer.add_tokens([f"<{i}>" for i in range(310 - len(tokenizer))])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    ref = model_ref(str(tmp_path / "adapter"), field="model.policy", home=tmp_path / "home")
+    assert load_policy(ref.directory).get_input_embeddings().weight.shape[0] == 310
+    assert len(hf.AutoTokenizer.from_pretrained(ref.directory)) == 310
+
+
+def adapter_refusal(tmp_path, **changes):
+    directory = tmp_path / "adapter"
+    content = json.loads((directory / "adapter_config.json").read_text())
+    (directory / "adapter_config.json").write_text(json.dumps(content | changes))
+    message = refusal(directory, tmp_path)
+    assert list((tmp_path / "home").glob("merged/*")) == []
+    assert list((tmp_path / "home").glob("merged/.*")) == []
+    return message
+
+
+def test_an_adapter_that_cannot_be_merged_says_why(tmp_path):
+    base = a_language_model(tmp_path / "base")
+    an_adapter(tmp_path / "adapter", base)
+    assert "does not say over which model; name that in base_model_name_or_path" in adapter_refusal(
+        tmp_path, base_model_name_or_path=None
+    )
+    message = adapter_refusal(tmp_path, base_model_name_or_path="/nowhere/base")
+    assert "is an adapter over /nowhere/base, which is not usable here (/nowhere/base is no directory" in message
+    assert "is an adapter over itself" in adapter_refusal(tmp_path, base_model_name_or_path=str(tmp_path / "adapter"))
+    # Of other shapes than its base.
+    assert "cannot be merged with" in adapter_refusal(tmp_path, base_model_name_or_path=str(base), r=3)
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{")
+    assert "adapter_config.json cannot be read" in refusal(tmp_path / "adapter", tmp_path)
+
+
+def test_what_could_be_an_adapter_or_a_whole_model_is_refused(tmp_path):
+    base = a_language_model(tmp_path / "base")
+    an_adapter(tmp_path / "adapter", base)
+    for path in base.iterdir():
+        (tmp_path / "adapter" / path.name).write_bytes(path.read_bytes())
+    assert "holds the weights of a whole model and an adapter_config.json" in refusal(tmp_path / "adapter", tmp_path)
+
+
+def test_a_hub_is_needed_for_what_is_no_directory_or_an_adapter_over_such(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "adapter").mkdir()
+    assert needs_hub("org/name")
+    assert not needs_hub(str(tmp_path / "base"))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    for base, expected in (("org/name", True), (str(tmp_path / "base"), False), ("../base", False), (None, False)):
+        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        assert needs_hub(str(tmp_path / "adapter")) == expected

@@ -1,12 +1,15 @@
 """Models as stages hold them, against what the library itself makes of the same directory."""
 
 import json
+import math
+import re
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from ppo_core import InPrecision
 from tasks.errors import ModelError
@@ -17,12 +20,14 @@ from tasks.models import (
     REWARD_MODEL,
     ResidentModels,
     ScalarModel,
+    context_length,
     load_critic,
     load_policy,
     load_scalar_model,
     part_directory,
     pick_device,
     pick_dtype,
+    why_limited,
 )
 from tasks.stage import ExecutionConfig
 from tasks.store import Ref
@@ -278,6 +283,174 @@ def test_a_critic_starts_from_a_reward_model_with_its_scale_and_from_a_policy_at
     assert not head(load_critic(Ref(str(tmp_path / "base"), "digest"))).any()
 
 
+# Architectures that the library has no sequence classifier for
+
+WITHOUT_CLASSIFIER = {
+    "granite": lambda: hf.GraniteConfig(**SMALL, **GROUPED, logits_scaling=8.0, embedding_multiplier=3.0),
+    "cohere": lambda: hf.CohereConfig(**SMALL, **GROUPED, logit_scale=0.25),
+    "olmoe": lambda: hf.OlmoeConfig(**SMALL, **GROUPED, num_experts=4, num_experts_per_tok=2),
+    "mamba": lambda: hf.MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=2, state_size=4),
+    "lfm2": lambda: hf.Lfm2Config(**SMALL, **GROUPED, full_attn_idxs=[1], block_auto_adjust_ff_dim=False),
+    "codegen": lambda: hf.CodeGenConfig(**SMALL, n_embd=16, n_layer=2, n_head=4, n_positions=32, rotary_dim=4),
+}
+own_classes = pytest.mark.parametrize("family", WITHOUT_CLASSIFIER)
+
+
+def without_classifier(directory, family):
+    config = WITHOUT_CLASSIFIER[family]()
+    assert type(config) not in hf.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    config.initializer_range = 0.3
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(directory)
+    return model.eval()
+
+
+def with_a_head(directory, family):
+    """The language model, and our scalar model over it whose head has weights."""
+    theirs = without_classifier(directory, family)
+    ours = load_scalar_model(directory, seed=0)
+    with torch.no_grad():
+        head(ours).copy_(torch.linspace(-1, 1, 16)[None])
+    return theirs, ours
+
+
+@own_classes
+def test_the_scalar_is_a_linear_head_over_the_language_models_hidden_states(tmp_path, family):
+    theirs, ours = with_a_head(tmp_path, family)
+    for row, own in zip(ROWS, at_each_token(ours, ROWS), strict=True):
+        with torch.no_grad():
+            # The last of the hidden states that a causal model gives has gone through all of its body.
+            hidden = theirs(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0]
+        expected = (hidden * torch.linspace(-1, 1, 16)).sum(1).tolist()
+        assert own == pytest.approx(expected, abs=1e-4)
+    assert max(map(max, at_each_token(ours, ROWS))) > 0.1
+
+
+@own_classes
+def test_it_is_saved_under_a_sequence_classifiers_names_and_loads_to_the_last_bit(tmp_path, family):
+    _, ours = with_a_head(tmp_path / "start", family)
+    ours.calibrate(1.0, 3.0)
+    ours.save(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    (name,) = config["architectures"]
+    assert name.endswith("ForSequenceClassification")
+    assert name.lower().startswith(family.split("_")[0])
+    names = set(load_file(tmp_path / "saved" / "model.safetensors"))
+    # The body's are those that the language model was saved under.
+    body = {own for own in load_file(tmp_path / "start" / "model.safetensors") if not own.startswith("lm_head")}
+    assert names == {"score.weight", *body}
+    again = load_scalar_model(tmp_path / "saved", seed=99)
+    assert at_each_token(again, ROWS) == at_each_token(ours, ROWS)
+    assert (again.mean, again.std) == (1.0, 3.0)
+
+
+def test_a_saved_one_without_its_head_is_refused_like_any_other(tmp_path):
+    _, ours = with_a_head(tmp_path / "start", "granite")
+    ours.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "model.safetensors"
+    weights = load_file(path)
+    del weights["score.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the weights of its Granite\w+, among them score\.weight"):
+        load_scalar_model(tmp_path / "saved", seed=0)
+
+
+def test_gradients_reach_body_and_head(tmp_path):
+    _, ours = with_a_head(tmp_path, "granite")
+    ours(torch.tensor(ROWS[:1])).sum().backward()
+    assert all(parameter.grad is not None for parameter in ours.parameters())
+    assert head(ours).grad.abs().max() > 0
+
+
+# How many tokens a model can attend to
+
+
+def rotary(config, positions):
+    """Cosines of a model's rotary angles at these positions, in one batch."""
+    torch.manual_seed(0)
+    body = hf.AutoModel.from_config(config).eval()
+    (module,) = [module for name, module in body.named_modules() if name.endswith("rotary_emb")]
+    return module(torch.zeros(1), torch.arange(positions)[None])[0]
+
+
+LENGTHS = {"max_position_embeddings": 32, "num_attention_heads": 2, "hidden_size": 16}
+OF_EACH_TYPE = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 12},
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 12
+    },
+    "longrope": {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 12},
+    "proportional": {},
+}  # fmt: skip
+
+
+def rotary_config(kind):
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, **OF_EACH_TYPE[kind]}
+    return hf.LlamaConfig(**{**SMALL, **SHAPE, **LENGTHS}, rope_parameters=parameters)
+
+
+def test_there_is_a_case_for_each_type_of_rotary_positions_that_the_library_has():
+    assert set(OF_EACH_TYPE) >= set(hf.modeling_rope_utils.ROPE_INIT_FUNCTIONS)
+
+
+@pytest.mark.parametrize("kind", OF_EACH_TYPE)
+def test_within_the_context_a_rows_positions_do_not_depend_on_the_longest_row(kind):
+    config = rotary_config(kind)
+    limit = context_length(config)
+    short, long = rotary(config, 4), rotary(config, limit)
+    assert torch.equal(short[:, :4], long[:, :4])
+    if limit < config.max_position_embeddings:
+        # No more is given away than has to be.
+        assert not torch.equal(short[:, :4], rotary(config, limit + 1)[:, :4])
+
+
+def test_the_context_of_longrope_ends_where_its_positions_change():
+    assert context_length(rotary_config("longrope")) == 12
+    assert "longrope gives a row other positions by the longest row" in why_limited(rotary_config("longrope"))
+    assert context_length(rotary_config("yarn")) == 32
+    assert why_limited(rotary_config("yarn")) == ""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_scaling": {"type": "su", "original_max_position_embeddings": 12}},
+        {"rope_scaling": {"rope_type": "longrope"}, "original_max_position_embeddings": 12},
+        {"rope_parameters": {"full": {"rope_type": "longrope", "original_max_position_embeddings": 12}, "window": {}}},
+    ],
+)
+def test_longrope_is_known_by_its_old_names_and_in_layers_of_one_type(settings):
+    assert context_length(SimpleNamespace(max_position_embeddings=32, **settings)) == 12
+
+
+def test_a_boundary_beyond_the_context_changes_nothing():
+    config = SimpleNamespace(
+        max_position_embeddings=32, rope_parameters={"rope_type": "longrope", "original_max_position_embeddings": 64}
+    )
+    assert context_length(config) == 32
+    assert why_limited(config) == ""
+
+
+# Without weights
+
+
+def test_a_model_without_weights_reads_none_and_misses_those_that_are_not_there(tmp_path):
+    causal(tmp_path / "policy")
+    classifier(tmp_path / "reward")
+    for model in (
+        load_policy(tmp_path / "policy", weightless=True),
+        load_scalar_model(tmp_path / "policy", seed=0, weightless=True),
+        load_scalar_model(tmp_path / "reward", seed=0, weightless=True),
+    ):
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    with pytest.raises(ModelError, match=r"lacks 1 of the weights of its LlamaForCausalLM, among them lm_head\.weight"):
+        load_policy(tmp_path / "reward", weightless=True)
+
+
 # What is refused
 
 
@@ -312,19 +485,25 @@ def test_weights_in_pickle_files_are_not_loaded(tmp_path):
     [
         (None, "has no readable config.json"),
         ("{", "has no readable config.json"),
-        ('{"model_type": "unheard-of"}', "unheard-of"),
+        ("[]", "has no readable config.json"),
+        (
+            '{"model_type": "unheard-of"}',
+            rf"is a unheard-of model, which transformers {re.escape(hf.__version__)} does not know; install a version that",
+        ),
+        (
+            '{"model_type": "unheard-of", "auto_map": {"AutoConfig": "theirs.Theirs"}}',
+            r"is a unheard-of model, which needs the Python code that comes with it; .*set model\.trust_remote_code: true",
+        ),
         ("{}", "has no readable config.json"),
     ],
 )
 def test_a_directory_that_holds_no_model_is_one_sentence(tmp_path, config, message):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ModelError, match=message) as caught:
-        load_scalar_model(tmp_path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="cannot be loaded as AutoModelForCausalLM") as caught:
-        load_policy(tmp_path)
-    assert "\n" not in str(caught.value)
+    for load in (load_policy, lambda directory: load_scalar_model(directory, seed=0)):
+        with pytest.raises(ModelError, match=message) as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_truncated_weights_are_one_sentence(tmp_path):
