@@ -101,7 +101,7 @@ def bind_options(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any
             )
     if CLOCK in options:
         _date(options[CLOCK])
-    tokenizer.chat_template_kwargs = dict(options)  # type: ignore[attr-defined]
+    tokenizer.chat_template_kwargs = dict(options)
 
 
 def template_of(tokenizer: "PreTrainedTokenizerBase", *, place: str) -> str:
@@ -182,8 +182,8 @@ def doubts_about(tokenizer: "PreTrainedTokenizerBase", *, has_answers: bool, has
         return said
     if not turn.opening and turn.before is not None and turn.before.strip():
         raise ModelError(
-            f"the chat template of {name} writes {shorten(turn.before)} before an answer, but not for add_generation_prompt, "
-            f"so a prompt would end before the answer's start; append {{% if add_generation_prompt %}} with that text to it"
+            f"the chat template of {name} writes {shorten(turn.before)} before an answer, but not for "
+            f"add_generation_prompt, so a prompt would end before the answer's start; append {{% if add_generation_prompt %}} with that text to it"
         )
     if has_answers and turn.before is None:
         said.append(
@@ -192,8 +192,8 @@ def doubts_about(tokenizer: "PreTrainedTokenizerBase", *, has_answers: bool, has
         )
     elif has_answers and turn.before and turn.before.strip():
         said.append(
-            f"the chat template of {name} puts {shorten(turn.before)} before an answer that is given, but not before one that "
-            f"is to be sampled; the answers of the data are read without it ({SETTING} may make both agree)"
+            f"the chat template of {name} puts {shorten(turn.before)} before an answer that is given, but not before one "
+            f"that is to be sampled; the answers of the data are read without it ({SETTING} may make both agree)"
         )
     if has_system and turn.drops_system:
         said.append(f"the chat template of {name} leaves system messages out, so no model of this run reads them")
@@ -248,8 +248,8 @@ def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str
     filters = {f"|{node.name}" for node in tree.find_all(nodes.Filter)}
     if drawn := sorted((filters | {node.name for node in tree.find_all(nodes.Name)}) & set(_RANDOM)):
         raise ModelError(
-            f"the chat template of {tokenizer.name_or_path} draws at random ({drawn[0]}), so no two runs would have the same "
-            "prompts; take that out"
+            f"the chat template of {tokenizer.name_or_path} draws at random ({drawn[0]}), so no two runs would have the "
+            "same prompts; take that out"
         )
     return meta.find_undeclared_variables(tree)
 

@@ -45,14 +45,13 @@ def declared_eos_ids(directory: Path) -> tuple[int, ...]:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} is not readable as JSON ({error}); mend it, or remove it") from error
-        ids = settings.get("eos_token_id") if isinstance(settings, dict) else settings
-        if ids is None:
-            continue
-        ids = ids if isinstance(ids, list) else [ids]
+        if not isinstance(settings, dict):
+            raise ModelError(f"{path} holds {shorten(settings)}, not a mapping of settings; mend it, or remove it")
+        declared = settings.get("eos_token_id")
+        ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
         if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
             raise ModelError(
-                f"{path}: eos_token_id is {shorten(settings['eos_token_id'] if isinstance(settings, dict) else settings)}, not "
-                "a token id or a list of them; correct it, or remove it"
+                f"{path}: eos_token_id is {shorten(declared)}, not a token id or a list of them; correct it, or remove it"
             )
         if ids:
             return tuple(ids)
@@ -139,4 +138,4 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 def bind_declared(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
     """Remember with the tokenizer what the checkpoint in its directory declares."""
-    tokenizer.declared_eos_ids = declared_eos_ids(directory)  # type: ignore[attr-defined]
+    tokenizer.declared_eos_ids = declared_eos_ids(directory)
