@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import DIFFERENCES
 from direct_run import run_directly
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +13,8 @@ from tasks.samplers.policy_files import PolicyFiles, tied_weights
 from tasks.store import Manifest
 
 RLOO = Path(__file__).with_name("rloo.yaml")
+DIFFERENCES: list[str] = []
+"""What the runs say of their iterations, for the end of the output."""
 
 
 def three_iterations(home, name, policy, *settings, after_stage=lambda call: None):

@@ -46,11 +46,12 @@ def test_prompts_in_the_prefix_cache_are_forgotten_at_a_push(tied, models, tmp_p
     with vllm_server(tied.url, files(models / "other_tied", tmp_path)) as engine:
         assert furthest(draw(engine), models / "other_tied") < ROUNDING
     # That they were in it: without the reset, their keys and values are those of other weights.
+    cards = server_cards(tied)
     monkeypatch.setattr(
         Server, "need", lambda self, method, path, body=None, *, advice: self.ask("GET", "/health", advice=advice)
     )
     with Server(tied.url) as server:
-        of_server._push_weights(server, server_cards(tied), files(models / "tied", tmp_path))
+        of_server._push_weights(server, cards, files(models / "tied", tmp_path))
         engine = of_server.VLLMServer(server, str(models / "tied"))
         monkeypatch.undo()
         assert furthest(draw(engine), models / "tied") > ROUNDING
@@ -118,7 +119,7 @@ def test_a_push_that_leaves_the_head_as_it_was_stops_the_run_before_anything_is_
     # The server holds another model's head; what the file of the first checkpoint says of it never arrives.
     with vllm_server(tied.url, files(models / "other_tied", tmp_path)):
         pass
-    with pytest.raises(UnhealthyError, match="tokens tried before sampling is .*the engine does not hold this policy"):
+    with pytest.raises(UnhealthyError, match=r"tokens tried before sampling is .*the engine does not hold this policy"):
         three_iterations(tmp_path, "run", models / "tied", f"execution.engine_server={tied.url}")
     assert not list(tmp_path.glob("runs/run/stages/**/generate_rollouts/**/manifest.json"))
 
