@@ -52,7 +52,8 @@ def evaluate_policy(
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
     from ppo_core import Ragged
     from tasks.learners import Learners
-    from tasks.responses import Sampler, engine_differences, rollout_batch
+    from tasks.responses import Sampler, rollout_batch
+    from tasks.samplers.agreement import engine_differences
     from tasks.schemas import concatenate, evaluation, with_columns
     from tasks.scoring import score_rows, weighted_sum
     from tasks.store import read_dataset, write_dataset
@@ -68,7 +69,7 @@ def evaluate_policy(
     )
     tables: dict[str, Table] = {}
     for number, (name, model) in enumerate({"policy": policy, "reference": reference}.items()):
-        sampler = Sampler(context, model, learners, engine=config.engine)
+        sampler = Sampler(context, model, learners, engine=config.engine, proof_prompts=prompts)
         table = sampler.sample(
             prompts,
             samples_per_prompt=config.samples_per_prompt,

@@ -41,17 +41,19 @@ def generate_rollouts(
 ) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
     from tasks.learners import Learners
-    from tasks.responses import Sampler, engine_differences, rollout_batch
+    from tasks.responses import Sampler, rollout_batch
+    from tasks.samplers.agreement import engine_differences
     from tasks.store import read_dataset, write_dataset
 
-    prompts = shard_of(prompts_of_iteration(read_dataset(data.directory / "prompts"), config, context), config, context)
+    every_prompt = read_dataset(data.directory / "prompts")
+    prompts = shard_of(prompts_of_iteration(every_prompt, config, context), config, context)
     learners = Learners(
         context=context,
         lora_base=lora_base,
         trust_remote_code=config.trust_remote_code,
         chat_template_kwargs=config.chat_template_kwargs,
     )
-    sampler = Sampler(context, policy, learners, engine=config.engine)
+    sampler = Sampler(context, policy, learners, engine=config.engine, proof_prompts=every_prompt)
     num_rows = prompts.num_rows * config.samples_per_prompt
     rollouts = sampler.sample(
         prompts,

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from ppo_core import (
     token_logprobs,
 )
 from tasks.endings import ending_of, terminators
-from tasks.errors import ModelError, ServerError
-from tasks.health import Gates
+from tasks.errors import ModelError
 from tasks.learners import Learners
 from tasks.models import (
     POLICY,
@@ -35,22 +34,29 @@ from tasks.models import (
     pick_head_dtype,
 )
 from tasks.samplers import SamplingEngine, TokenSampler
+from tasks.samplers.agreement import PROOF_PROMPTS, require_same_policy
 from tasks.samplers.builtin import BuiltinSampler
+from tasks.samplers.policy_files import PolicyFiles, tied_weights
 from tasks.schemas import SAMPLING_LOGPROBS, Table, ragged_column, with_columns
 from tasks.schemas import rollouts as rollouts_schema
 from tasks.stage import StageContext
 from tasks.store import Ref
 from tasks.text import copy_tokenizer, decode_response, load_tokenizer, stop_checker
 
-_ROWS_TO_COMPARE = 8
-
 
 class Sampler:
     """A policy with its tokenizer, ready to sample by an engine; the trainer's own copy of it says the log-probabilities."""
 
     def __init__(
-        self, context: StageContext, policy: Ref, learners: Learners, *, engine: SamplingEngine = "builtin"
+        self,
+        context: StageContext,
+        policy: Ref,
+        learners: Learners,
+        *,
+        engine: SamplingEngine = "builtin",
+        proof_prompts: Table | None = None,
     ) -> None:
+        """``proof_prompts``, the same all through a run, are what another engine than the builtin one is tried on first."""
         self._context = context
         self.device = learners.device
         self.dtype = pick_dtype(context.execution, self.device)
@@ -65,6 +71,7 @@ class Sampler:
         self._ref = policy
         self._learners = learners
         self._engine = engine
+        self._proof_prompts = None if engine == "builtin" else proof_prompts
 
     def sample(
         self,
@@ -88,7 +95,9 @@ class Sampler:
         seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
         prompt_tokens = ragged_column(prompts, "prompt_token_ids", torch.int64)
         check_context(self.policy, prompt_tokens, sampling, prompts.column("prompt_id").to_pylist())
-        with self._opened_engine() as engine:
+        with self._opened_engine(sampling.temperature) as engine:
+            if self._proof_prompts is not None:
+                self._prove(engine, sampling)
             batch = engine.draw(
                 prompt_tokens,
                 samples_per_prompt=samples_per_prompt,
@@ -100,7 +109,9 @@ class Sampler:
             )
         is_foreign = self._engine != "builtin"
         if is_foreign:
-            batch = self._with_both_logprobs(batch, sampling.temperature)
+            # The trainer's, and the engine's own beside them.
+            ours = self.logprobs(self.policy, batch, temperature=sampling.temperature)
+            batch = batch.with_columns(logprobs=ours, **{SAMPLING_LOGPROBS: batch.token_columns["logprobs"]})
         elif self.dtype != torch.float32:
             batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
         responses = [
@@ -120,29 +131,50 @@ class Sampler:
         return with_columns(rows, columns, rollouts_schema(has_sampling_logprobs=is_foreign))
 
     @contextmanager
-    def _opened_engine(self) -> Iterator[TokenSampler]:
-        execution, digest = self._context.execution, self.policy_version
+    def _opened_engine(self, temperature: float) -> Iterator[TokenSampler]:
+        execution = self._context.execution
         if self._engine == "builtin":
             policy = InPrecision(self.policy, self.dtype, self.head_dtype)
             yield BuiltinSampler(policy, token_budget=execution.micro_batch_tokens)
             return
-        with self._weights_on_disk() as directory:
+        with self._weights_on_disk() as directory, ExitStack() as opened:
+            base = self._learners.lora_base
+            files = PolicyFiles(
+                directory=directory.resolve(),
+                digest=self.policy_version,
+                tied=tied_weights(self.policy if base is None else self.policy.model),
+                scratch=self._context.output.parent,
+            )
             if execution.engine_server is not None:
-                from tasks.samplers.vllm_server import VLLMServer
+                from tasks.samplers.vllm_server import vllm_server
 
-                yield VLLMServer(execution.engine_server, directory, digest)
+                yield opened.enter_context(vllm_server(execution.engine_server, files))
             else:
-                from tasks.samplers.vllm_in_process import InProcessVLLM
+                from tasks.samplers.vllm_in_process import vllm_in_process
 
-                base = self._learners.lora_base
-                yield InProcessVLLM(
-                    self._context.models,
-                    directory,
-                    digest,
-                    lora_base=None if base is None else part_directory(base, POLICY),
-                    dtype=self.dtype,
-                    trust_remote_code=self._learners.trust_remote_code,
+                yield opened.enter_context(
+                    vllm_in_process(
+                        self._context.models,
+                        files,
+                        lora_base=None if base is None else part_directory(base, POLICY),
+                        dtype=self.dtype,
+                        temperature=temperature,
+                        trust_remote_code=self._learners.trust_remote_code,
+                    )
                 )
+
+    def _prove(self, engine: TokenSampler, sampling: SamplingConfig) -> None:
+        """Refuse an engine that does not sample from this policy, before anything is drawn for the run."""
+        assert self._proof_prompts is not None
+        prompts = ragged_column(self._proof_prompts, "prompt_token_ids", torch.int64)
+        require_same_policy(
+            engine,
+            prompts.select(torch.arange(min(len(prompts), PROOF_PROMPTS))),
+            lambda batch, temperature: self.logprobs(self.policy, batch, temperature=temperature),
+            sampling=sampling,
+            context=self._context,
+            dtype=self.dtype,
+        )
 
     @contextmanager
     def _weights_on_disk(self) -> Iterator[Path]:
@@ -159,22 +191,6 @@ class Sampler:
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
-    def _with_both_logprobs(self, batch: RolloutBatch, temperature: float) -> RolloutBatch:
-        """The engine's log-probabilities as ``sampling_logprobs``, the trainer's as ``logprobs``."""
-        engines = batch.token_columns["logprobs"]
-        ours = self.logprobs(self.policy, batch, temperature=temperature)
-        if temperature != 1:
-            # vLLM's are those before temperature unless it is told otherwise, and nothing in its answer says which.
-            few = batch.select(torch.arange(min(len(batch), _ROWS_TO_COMPARE)))
-            untempered = self.logprobs(self.policy, few, temperature=1.0)
-            engines_few, ours_few = (x[: len(untempered)] for x in (engines, ours))
-            if (engines_few - untempered).abs().mean() < (engines_few - ours_few).abs().mean() / 2:
-                raise ServerError(
-                    f"rollouts.sampling.temperature={temperature}: the engine gives log-probabilities before temperature; "
-                    "start the server with --logprobs-mode processed_logprobs"
-                )
-        return batch.with_columns(logprobs=ours, **{SAMPLING_LOGPROBS: engines})
-
     def logprobs(self, model: PreTrainedModel, batch: RolloutBatch, *, temperature: float) -> torch.Tensor:
         """(N,) log-probabilities of the responses under a model, one forward pass as in training.
 
@@ -190,30 +206,6 @@ class Sampler:
             dtype=self.dtype,
             head_dtype=self.head_dtype,
         )
-
-
-def engine_differences(rollouts: Table, context: StageContext) -> dict[str, float]:
-    """How far the log-probabilities of the engine that sampled lie from the trainer's; nothing where that is the trainer.
-
-    Refuses what cannot come from the same weights.
-    """
-    if SAMPLING_LOGPROBS not in rollouts.column_names:
-        return {}
-    ours, engines = (ragged_column(rollouts, name, torch.float64).values for name in ("logprobs", SAMPLING_LOGPROBS))
-    difference = (ours - engines).abs()
-    gates = Gates(context)
-    gates.at_most(
-        "max_engine_difference",
-        float(difference.mean()),
-        context.health.max_engine_difference,
-        what="the difference between the engine's log-probabilities and the trainer's, in nats a token,",
-        advice="the engine samples from another model: look at what the server serves, and whether others use it",
-    )
-    return {
-        "rollouts/engine_logprob_difference": float(difference.mean()),
-        "rollouts/engine_logprob_max_difference": float(difference.max()),
-        "health/warnings": float(len(gates.warnings)),
-    }
 
 
 @torch.inference_mode()

@@ -54,9 +54,10 @@ class HealthConfig(StageConfig):
     max_ratio_deviation: float | None = Field(None, gt=0)
     """Of ``|ratio - 1|`` in an update's first minibatch, where sampling and training must agree; null is 0.01 for float32
     and 0.5 for bfloat16 forward passes."""
-    max_engine_difference: float = Field(0.5, gt=0)
-    """Nats a token between the log-probabilities of the engine that sampled and the trainer's, mean over a shard; more, and
-    the engine samples from another model."""
+    max_engine_difference: float | None = Field(None, gt=0)
+    """Nats a token between the log-probabilities of the engine that samples and the trainer's, tried on a few prompts before
+    anything is sampled (the largest with float32 forward passes, the mean with others) and mean over a shard; more, and the
+    engine samples from another model. null is what rounding allows: 1e-4 for float32, 0.03 for bfloat16 forward passes."""
     max_approx_kl: float = Field(10.0, gt=0)
     """Nats a token between the policy that sampled and the one in training, mean over a minibatch."""
     max_kl: float = Field(20.0, gt=0)

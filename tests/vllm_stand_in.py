@@ -1,4 +1,8 @@
-"""A stand-in for a vLLM server: it speaks what is documented, and samples from the checkpoint that it is told to load."""
+"""A stand-in for a vLLM server: it speaks what is documented, and samples from the checkpoint that it is told to load.
+
+It has the fault of the real one that ``tests/engines`` shows (vLLM 0.32 on CPUs): told to load weights again, it keeps its
+output head unless the files hold one, and a model with tied embeddings has none in its files.
+"""
 
 import http.server
 import json
@@ -7,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -15,14 +20,16 @@ class VLLMStandIn:
 
     def __init__(self, directory, **settings):
         self.root = directory and str(directory)
-        self.is_vllm = self.dev_mode = self.lora = True
+        self.is_vllm = self.dev_mode = self.lora = self.has_head = True
         self.logprobs_mode = "raw_logprobs"
-        self.bias = 0.0
+        self.bias = self.bias_of_drawn = 0.0
         self.overrun = 0
         self.adapters = {}
         self.answers = {}
         self.key = None
-        self.is_stuck = False
+        self.is_stuck = self.is_busy = False
+        self.head = None
+        self.loaded = []
         vars(self).update(settings)
         self.asked = []
         self.lock = threading.Lock()
@@ -32,9 +39,24 @@ class VLLMStandIn:
     def load(self, directory):
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        explicit = head_in(Path(directory))
+        if explicit is not None or self.head is None:
+            self.head = self.model.lm_head.weight.detach() if explicit is None else explicit
+        # The files may be links.
+        self.loaded.append(str((Path(directory) / "config.json").resolve().parent))
 
     def bodies(self, path):
         return [body for asked, body, _ in self.asked if asked == path]
+
+    @property
+    def drawn(self):
+        """The completions asked for rollouts."""
+        return [body for body in self.bodies("/v1/completions") if not is_trial(body)]
+
+    @property
+    def tried(self):
+        """The completions asked to see whether the server holds the policy."""
+        return [body for body in self.bodies("/v1/completions") if is_trial(body)]
 
     def paths(self):
         return [path for path, _, _ in self.asked]
@@ -42,7 +64,7 @@ class VLLMStandIn:
     def answer(self, path, body, headers):
         with self.lock:
             self.asked.append((path, body, headers))
-            if self.answers.get(path):
+            if self.answers.get(path) and not (path == "/v1/completions" and is_trial(body)):
                 return self.answers[path].pop(0)
         if self.key and headers.get("authorization") != f"Bearer {self.key}":
             return 401, {"error": "Unauthorized"}
@@ -52,7 +74,8 @@ class VLLMStandIn:
         if self.is_vllm:
             routes["/version"] = lambda body: (200, {"version": "0.19.0"})
         if self.dev_mode:
-            routes |= {"/collective_rpc": self.collective_rpc, "/reset_prefix_cache": lambda body: (200, "")}
+            reset = 200, {"success": not self.is_busy}
+            routes |= {"/collective_rpc": self.collective_rpc, "/reset_prefix_cache": lambda body: reset}
         if self.lora:
             routes |= {"/v1/load_lora_adapter": self.load_adapter, "/v1/unload_lora_adapter": self.unload_adapter}
         return routes[path](body) if path in routes else (404, {"detail": "Not Found"})
@@ -64,8 +87,13 @@ class VLLMStandIn:
 
     def collective_rpc(self, body):
         assert body["method"] == "reload_weights"
+        directory = body["kwargs"]["weights_path"]
+        if not self.has_head:
+            if head_in(Path(directory)) is not None:
+                return 500, "There is no module or parameter named 'lm_head'"
+            self.head = None
         if not self.is_stuck:
-            self.load(body["kwargs"]["weights_path"])
+            self.load(directory)
         return 200, {"results": [None]}
 
     def load_adapter(self, body):
@@ -83,12 +111,13 @@ class VLLMStandIn:
         generator = torch.Generator().manual_seed(body["seed"])
         ids, logprobs, reason, after_stop = [], [], "length", 0
         while len(ids) < body["max_tokens"] and after_stop <= self.overrun:
-            z = self.model(torch.tensor([body["prompt"] + ids])).logits[0, -1]
+            hidden = self.model.base_model(torch.tensor([body["prompt"] + ids])).last_hidden_state
+            z = hidden[0, -1] @ self.head.T
             tempered = (z / body["temperature"]).log_softmax(-1)
             token = int(torch.multinomial(tempered.exp(), 1, generator=generator))
             reported = tempered if self.logprobs_mode == "processed_logprobs" else z.log_softmax(-1)
             ids.append(token)
-            logprobs.append(float(reported[token]) + self.bias)
+            logprobs.append(float(reported[token]) + self.bias + self.bias_of_drawn * (not is_trial(body)))
             text = self.tokenizer.decode(ids)
             if token in body["stop_token_ids"] or any(stop in text for stop in body["stop"]):
                 reason = "stop"
@@ -102,6 +131,23 @@ class VLLMStandIn:
             "logprobs": {"token_logprobs": logprobs, "tokens": [], "top_logprobs": [], "text_offset": []},
         }
         return 200, {"object": "text_completion", "model": body["model"], "choices": [choice]}
+
+
+def is_trial(body):
+    """Whether nothing ends a response but its length, not even EOS."""
+    return not body["stop_token_ids"]
+
+
+def head_in(directory):
+    """The output head in a checkpoint's files, read as vLLM reads them; None where they have none."""
+    index = directory / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else None
+    for path in directory.glob("*.safetensors"):
+        if named is None or path.name in named:
+            with safe_open(path, "pt") as file:
+                if "lm_head.weight" in file.keys():  # noqa: SIM118  not a dictionary
+                    return file.get_tensor("lm_head.weight")
+    return None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -9,9 +9,6 @@ import torch
 from ppo_core import Ragged, RolloutBatch, SamplingConfig
 from tasks.errors import ServerError, TransientError
 
-ADAPTER_FILE = "adapter_config.json"
-"""Lies in a policy's directory that holds a LoRA adapter instead of weights."""
-
 
 def sampling_parameters(sampling: SamplingConfig, stop_strings: tuple[str, ...], seed: int) -> dict[str, Any]:
     """``vllm.SamplingParams`` of one row, which are fields of a request to its server too.

@@ -16,8 +16,9 @@ name is sent. Every stage pushes what it samples from, since a server does not s
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
@@ -27,7 +28,8 @@ import torch
 from ppo_core import Ragged, RolloutBatch, SamplingConfig
 from tasks import settings
 from tasks.errors import ServerError, TransientError, shorten
-from tasks.samplers.vllm_rows import ADAPTER_FILE, Ended, Row, as_batch, ended, sampling_parameters
+from tasks.samplers.policy_files import PolicyFiles
+from tasks.samplers.vllm_rows import Ended, Row, as_batch, ended, sampling_parameters
 
 FIELD = "execution.engine_server"
 CONCURRENT_REQUESTS = 128
@@ -40,13 +42,19 @@ _BUSY = (429, 503)
 _ADAPTER_PREFIX = "rlhf-rounds-"
 
 
-class VLLMServer:
-    """Samples from the checkpoint in ``directory``, whose content has this digest, by the server at ``url``."""
+@contextmanager
+def vllm_server(url: str, policy: PolicyFiles) -> Iterator["VLLMServer"]:
+    """The server at ``url``, once it holds the policy."""
+    with Server(url) as server:
+        yield VLLMServer(server, push(server, policy))
 
-    def __init__(self, url: str, directory: Path, digest: str) -> None:
-        self._url = url
-        self._directory = directory.resolve()
-        self._digest = digest
+
+class VLLMServer:
+    """Samples by a server, which knows the policy by the name of ``model``."""
+
+    def __init__(self, server: "Server", model: str) -> None:
+        self._server = server
+        self._model = model
 
     def draw(
         self,
@@ -62,24 +70,22 @@ class VLLMServer:
         prompts = prompts.select(torch.arange(len(seeds)) // samples_per_prompt)
         rows: dict[int, Ended] = {}
         tokens = 0
-        with Server(self._url) as server:
-            model = push(server, self._directory, self._digest)
 
-            def draw_row(i: int) -> Ended:
-                parameters = sampling_parameters(sampling, stop_strings, seeds[i])
-                row = server.complete({"model": model, "prompt": prompts.row(i).tolist(), **parameters})
-                return ended(row, sampling, should_stop, engine=str(server))
+        def draw_row(i: int) -> Ended:
+            parameters = sampling_parameters(sampling, stop_strings, seeds[i])
+            row = self._server.complete({"model": self._model, "prompt": prompts.row(i).tolist(), **parameters})
+            return ended(row, sampling, should_stop, engine=str(self._server))
 
-            with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(seeds))) as pool:
-                futures = {pool.submit(draw_row, i): i for i in range(len(seeds))}
-                try:
-                    for future in as_completed(futures):
-                        row = rows[futures[future]] = future.result()
-                        tokens += len(row.token_ids)
-                        on_rows(len(rows), tokens)
-                finally:
-                    # After an error, what was not asked yet is not asked any more.
-                    pool.shutdown(cancel_futures=True)
+        with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(seeds))) as pool:
+            futures = {pool.submit(draw_row, i): i for i in range(len(seeds))}
+            try:
+                for future in as_completed(futures):
+                    row = rows[futures[future]] = future.result()
+                    tokens += len(row.token_ids)
+                    on_rows(len(rows), tokens)
+            finally:
+                # After an error, what was not asked yet is not asked any more.
+                pool.shutdown(cancel_futures=True)
         return as_batch([rows[i] for i in range(len(seeds))], prompts)
 
 
@@ -204,51 +210,64 @@ def reason(response: httpx.Response) -> str:
     return f"{response.status_code}" + (f" ({words[:200]})" if words else "")
 
 
-def push(server: Server, directory: Path, digest: str) -> str:
-    """Have the server sample from a checkpoint's directory from now on; the name to ask for it by."""
+def push(server: Server, policy: PolicyFiles) -> str:
+    """Have the server sample from a policy from now on; the name to ask for it by."""
     version = server.ask("GET", "/version")
     if version.status_code == 404:
-        return str(directory)
+        return str(policy.directory)
     server.granted(version, advice="name a vLLM server")
     cards = server.cards()
-    if (directory / ADAPTER_FILE).exists():
-        return _push_adapter(server, cards, directory, digest)
-    return _push_weights(server, cards, directory)
+    return _push_adapter(server, cards, policy) if policy.is_adapter else _push_weights(server, cards, policy)
 
 
-def _push_weights(server: Server, cards: list[dict[str, Any]], directory: Path) -> str:
+def _push_weights(server: Server, cards: list[dict[str, Any]], policy: PolicyFiles) -> str:
     served = [card for card in cards if not card.get("parent")]
     if not served:
         raise ServerError(f"{server}: it serves no model; start it with the model that the run starts from")
-    body = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
-    advice = f"it has to see {directory}, whose model must be of the shape of the one that it serves"
-    response = server.ask("POST", "/collective_rpc", body, advice=advice)
+    advice = f"it has to see {policy.directory}, whose model must be of the shape of the one that it serves"
+
+    def reload(directory: Path) -> httpx.Response:
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+        return server.ask("POST", "/collective_rpc", body, advice=advice)
+
+    try:
+        with policy.with_tied_weights() as directory:
+            response = reload(directory)
+    except TransientError:
+        # Some of its models read the embedding where they need a head, and refuse one.
+        if not policy.tied:
+            raise
+        response = reload(policy.directory)
     if response.status_code == 404:
         # Nobody can have replaced the weights of such a server: it has those that it was started with.
-        if served[0].get("root") and Path(served[0]["root"]).resolve() == directory:
+        if served[0].get("root") and Path(served[0]["root"]).resolve() == policy.directory:
             return str(served[0]["id"])
         raise ServerError(
-            f"{server}: it cannot load the weights in {directory}; start it with VLLM_SERVER_DEV_MODE=1, or with that "
-            "directory as its model if only adapters change"
+            f"{server}: it cannot load the weights in {policy.directory}; start it with VLLM_SERVER_DEV_MODE=1, or with "
+            "that directory as its model if only adapters change"
         )
     server.granted(response, advice=advice)
     # It has keys and values of prompts under the weights before.
-    server.need("POST", "/reset_prefix_cache", advice="start it with VLLM_SERVER_DEV_MODE=1")
+    reset = server.need("POST", "/reset_prefix_cache", advice="start it with VLLM_SERVER_DEV_MODE=1")
+    if '"success":false' in reset.text.replace(" ", ""):
+        raise TransientError(
+            f"{server}: it keeps its prefix cache while it answers others; it serves one run at a time"
+        )
     return str(served[0]["id"])
 
 
-def _push_adapter(server: Server, cards: list[dict[str, Any]], directory: Path, digest: str) -> str:
+def _push_adapter(server: Server, cards: list[dict[str, Any]], policy: PolicyFiles) -> str:
     # An adapter's name says what it holds: one that is there is the right one, and no cache confuses two.
-    name = f"{_ADAPTER_PREFIX}{digest}"
+    name = f"{_ADAPTER_PREFIX}{policy.digest}"
     loaded = {str(card["id"]) for card in cards}
     if name not in loaded:
         server.need(
             "POST",
             "/v1/load_lora_adapter",
-            {"lora_name": name, "lora_path": str(directory)},
+            {"lora_name": name, "lora_path": str(policy.directory)},
             advice=(
-                f"start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, where it can see {directory}, over "
-                "the model that the adapter belongs to"
+                f"start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, where it can see {policy.directory}, "
+                "over the model that the adapter belongs to"
             ),
         )
     for other in sorted(loaded - {name}):

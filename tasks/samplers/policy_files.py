@@ -1,0 +1,67 @@
+"""A checkpoint's policy as the files that an engine loads it from."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+ADAPTER_FILE = "adapter_config.json"
+"""Lies in a policy's directory that holds a LoRA adapter instead of weights."""
+TIED_FILE, INDEX_FILE = "tied.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyFiles:
+    """A policy in ``directory``, whose content has this digest."""
+
+    directory: Path
+    digest: str
+    tied: Mapping[str, Tensor]
+    """Weights that the files leave out, since each is another one by tying: as a rule, the output head."""
+    scratch: Path
+    """Where an engine sees what is written for it."""
+
+    @property
+    def is_adapter(self) -> bool:
+        return (self.directory / ADAPTER_FILE).exists()
+
+    @contextmanager
+    def with_tied_weights(self) -> Iterator[Path]:
+        """A directory of the same files and the tied weights, each as a tensor of its own; the policy's where none is tied.
+
+        An engine renews its weights tensor by tensor. One that has packed the output head for its kernels, as vLLM has on
+        CPUs, keeps the old head where only the embedding comes.
+        """
+        if not self.tied:
+            yield self.directory
+            return
+        with TemporaryDirectory(dir=self.scratch, prefix="policy-") as name:
+            directory = Path(name)
+            # The engine may be another user's process.
+            directory.chmod(0o755)
+            for path in self.directory.iterdir():
+                (directory / path.name).symlink_to(path.resolve())
+            save_file({name: x.contiguous() for name, x in self.tied.items()}, directory / TIED_FILE, {"format": "pt"})
+            if (directory / INDEX_FILE).exists():
+                # Of a policy in several files, an engine reads those that the index names.
+                index = json.loads((directory / INDEX_FILE).read_text())
+                index["weight_map"] |= dict.fromkeys(self.tied, TIED_FILE)
+                (directory / INDEX_FILE).unlink()
+                (directory / INDEX_FILE).write_text(json.dumps(index))
+            yield directory
+
+
+def tied_weights(policy: Any) -> dict[str, Tensor]:
+    """The weights of a model that are others by tying, by their own names."""
+    parameters = dict(policy.named_parameters(remove_duplicate=False))
+    return {
+        name: parameters[source].detach().cpu().clone()
+        for name, source in policy.all_tied_weights_keys.items()
+        if source in parameters
+    }
