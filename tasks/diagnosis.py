@@ -19,6 +19,8 @@ Z = 2.0
 Z_OF_A_TREND = 3.0
 """Of a fall, which is looked for anew in every iteration: of four values that only scatter, the first and last of a falling
 order are 2 standard errors apart once in 120 times, 3 once in 1,700."""
+Z_OF_A_GAP = 1.0
+"""Of a gap, which is none while the reward held out keeps up: two things must be wrong at once."""
 FALLS = 3
 NEEDED = FALLS + 1
 """Iterations that a rule looks at, the judged one included, beside the run's first."""
@@ -130,11 +132,12 @@ class RunWarning:
 
     @property
     def sentence(self) -> str:
-        """``round 1, iteration 4: audit/length_gap is 1.41 ± 0.12, above 1: …``."""
+        """``audit/kind_gap is 1.41 ± 0.12, above 1 (round 1, iteration 4, and 3 more): the score rises …``."""
         where = f"round {self.round}, iteration {self.iteration}" if self.iteration else f"round {self.round}"
-        again = f" (and {self.times - 1} more times)" if self.times > 1 else ""
+        again = f", and {self.times - 1} more" if self.times > 1 else ""
         spread = f" ± {self.stderr:.2g}" if self.stderr else ""
-        return f"{where}{again}: {self.metric} is {self.value:.3g}{spread}, {self.side} {self.limit:.3g}: {self.advice}"
+        found = f"{self.metric} is {self.value:.3g}{spread}, {self.side} {self.limit:.3g}"
+        return f"{found} ({where}{again}): {self.advice}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN and the like as text."""
@@ -314,7 +317,14 @@ PER_ITERATION: tuple[Rule, ...] = (
         below=of_the_reference(0.5),
         because=of_short_responses,
     ),
-    Rule(kind="gap", metric="audit/<reward>_gap", above=fixed(1.0), because=says(GAMED), applies=lags_behind),
+    Rule(
+        kind="gap",
+        metric="audit/<reward>_gap",
+        above=fixed(1.0),
+        because=says(GAMED),
+        applies=lags_behind,
+        z=Z_OF_A_GAP,
+    ),
     Rule(
         kind="repetition",
         metric="audit/distinct_2",
@@ -361,7 +371,14 @@ PER_ROUND: tuple[Rule, ...] = (
         below=of_the_reference(0.5),
         because=of_short_responses,
     ),
-    Rule(kind="gap", metric="evaluation/<reward>_gap", above=fixed(1.0), because=says(GAMED), applies=lags_behind),
+    Rule(
+        kind="gap",
+        metric="evaluation/<reward>_gap",
+        above=fixed(1.0),
+        because=says(GAMED),
+        applies=lags_behind,
+        z=Z_OF_A_GAP,
+    ),
     Rule(
         kind="repetition",
         metric="evaluation/distinct_2",
