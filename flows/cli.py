@@ -195,16 +195,25 @@ def run(
 
 def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
     """Print what the run came to, and end with the code that says whether all of it was reported."""
-    from flows.results import result_columns, summary_of
-    from flows.views import next_steps, results_table
+    from flows.results import result_columns, summary_of, warnings_of
+    from flows.views import next_steps, results_table, warning_lines
 
     run = outcome.run
     results = [summary_of(report) for report in outcome.reports]
     if as_json:
-        unreported = list(outcome.unreported)
-        print_json({"run": run.name, "directory": str(run.root), "rounds": results, "unreported": unreported})
+        found = [warning for summary in results for warning in summary["warnings"]]
+        print_json(
+            {
+                "run": run.name,
+                "directory": str(run.root),
+                "rounds": results,
+                "warnings": found,
+                "unreported": list(outcome.unreported),
+            }
+        )
     else:
         show(results_table(result_columns(config), results))
+        show_lines(warning_lines([sentence for summary in results for sentence in warnings_of(summary)]))
         print("\n".join(next_steps(run)))
     for sentence in outcome.unreported:
         say(f"not reported: {sentence}")
@@ -247,7 +256,7 @@ def status(
 ) -> None:
     """A run's rounds and stages: state, rows, time and headline metrics."""
     from flows.plan import make_plan
-    from flows.results import reports_of, result_columns, run_state, stage_statuses, summary_of
+    from flows.results import reports_of, result_columns, run_state, run_warnings, stage_statuses, summary_of
     from flows.workspace import find_run
 
     found = find_run(ctx.obj, run)
@@ -258,6 +267,7 @@ def status(
         return
     statuses, state = stage_statuses(plan), run_state(found, plan)
     results = [summary_of(report) for report in reports_of(plan)]
+    warnings = run_warnings(statuses)
     if as_json:
         print_json(
             {
@@ -266,16 +276,18 @@ def status(
                 "state": state,
                 "stages": [item.as_dict() for item in statuses],
                 "rounds": results,
+                "warnings": [warning.as_dict() for warning in warnings],
             }
         )
         return
-    from flows.views import results_table, status_view
+    from flows.views import results_table, status_view, warning_lines
 
     print(f"{found.name}: {state} ({found.root})\n")
     show(status_view(statuses))
     if results:
         print()
         show(results_table(result_columns(config), results))
+    show_lines(warning_lines([warning.sentence for warning in warnings]))
 
 
 def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
@@ -647,6 +659,12 @@ def show(renderable: Any) -> None:
     if not console.is_terminal:
         console = Console(width=240)
     console.print(renderable)
+
+
+def show_lines(lines: "Sequence[str]") -> None:
+    """Print lines as they are, however long."""
+    if lines:
+        print("\n".join(lines))
 
 
 def print_json(value: Any) -> None:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from flows.observer import Observer
 from flows.text import duration, headline, number, printable, stage_label
+from tasks.diagnosis import NEEDED, RunWarning, diagnose, warnings_at, warnings_of_round
+from tasks.history import merged, rows_of
 from tasks.stage import StageCall
 from tasks.store import Manifest, Ref
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+GAIN = "evaluation/score_gain"
 PROGRESS_LINE_S = 60.0
 """Where there are no bars, a long stage says so often how far it is."""
 ITERATION_LINE = (
@@ -48,6 +51,9 @@ class Display(Observer, AbstractContextManager["Display"]):
         self._num_reused = 0
         self._running: dict[str, StageCall] = {}
         self._metrics: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}
+        """Rows and metrics of the outputs of each (round, iteration); iteration 0 is a round's own."""
+        self._told: set[str] = set()
+        """Metrics that were once told to be out of their healthy range."""
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +83,10 @@ class Display(Observer, AbstractContextManager["Display"]):
             self.num_done += 1
             self._running.pop(call.label, None)
             self._finished(call, self._remember(call, ref))
+            for warning in self._warnings(call):
+                if warning.metric not in self._told:
+                    self._told.add(warning.metric)
+                    self.line(f"warning: {printable(warning.sentence)}", "yellow")
 
     def stage_failed(self, call: StageCall, message: str, *, will_retry: bool) -> None:
         with self._lock:
@@ -110,18 +120,31 @@ class Display(Observer, AbstractContextManager["Display"]):
             self.reports[call.place.round] = ref
         manifest = Manifest.read(ref.directory)
         place = manifest.place
-        if place.iteration:
-            self._metrics.setdefault((place.round, place.iteration), []).append((manifest.rows, manifest.metrics))
+        self._metrics.setdefault((place.round, place.iteration), []).append((manifest.rows, manifest.metrics))
         return manifest
 
     def _iteration_metrics(self, round: int, iteration: int) -> dict[str, float]:
-        """Each metric of an iteration; of several shards, the mean weighted by rows."""
-        sums: dict[str, tuple[float, int]] = {}
-        for rows, metrics in self._metrics.get((round, iteration), []):
-            for name, value in metrics.items():
-                total, weight = sums.get(name, (0.0, 0))
-                sums[name] = (total + value * rows, weight + rows)
-        return {name: total / weight for name, (total, weight) in sums.items() if weight}
+        """Each metric of an iteration, of all its outputs so far."""
+        return merged(self._metrics.get((round, iteration), []))
+
+    def _headline(self, call: StageCall, manifest: Manifest) -> str:
+        """A stage's numbers; a gain never without the number of the round's warnings."""
+        text = headline(call.stage, manifest.metrics)
+        if GAIN in manifest.metrics:
+            found = [w for w in diagnose(*rows_of(self._metrics)) if w.round == call.place.round]
+            text += f", {len(found)} warning{'s' * (len(found) != 1)}" if found else ""
+        return text
+
+    def _warnings(self, call: StageCall) -> list[RunWarning]:
+        """What is out of its healthy range where this stage was, by what has been committed there so far."""
+        here = (call.place.round, call.place.iteration)
+        of_round = merged(self._metrics.get((here[0], 0), []))
+        if not call.place.iteration:
+            return warnings_of_round(here[0], of_round)
+        iterations = sorted(place for place in self._metrics if place[1] and place <= here)
+        needed = dict.fromkeys([*iterations[:1], *iterations[-NEEDED:]])
+        rows, _ = rows_of({place: self._metrics[place] for place in needed})
+        return warnings_at(rows, of_round)
 
 
 class LineDisplay(Display):
@@ -150,7 +173,7 @@ class LineDisplay(Display):
             self.line(f"{stage_label(call.stage, call.place)}: {event['done']}/{event['total']} {event['unit']}")
 
     def _finished(self, call: StageCall, manifest: Manifest) -> None:
-        parts = [f"{manifest.rows} rows", duration(manifest.seconds), headline(call.stage, manifest.metrics)]
+        parts = [f"{manifest.rows} rows", duration(manifest.seconds), self._headline(call, manifest)]
         self.line(f"{stage_label(call.stage, call.place)}: finished, {', '.join(part for part in parts if part)}")
 
 
@@ -228,7 +251,7 @@ class BarDisplay(Display):
             ]
             self.line(f"round {place.round} · iteration {place.iteration:<4} {'   '.join(numbers)}")
         elif not place.iteration:
-            parts = (headline(call.stage, manifest.metrics), duration(manifest.seconds))
+            parts = (self._headline(call, manifest), duration(manifest.seconds))
             self.line(f"{stage_label(call.stage, place)}: {', '.join(part for part in parts if part)}")
         self._update_run()
         self._show_next()

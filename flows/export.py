@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from flows.config import RunConfig
-from flows.results import Found, find_outputs, result_columns, result_rows, summary_of
+from flows.results import Found, find_outputs, result_columns, result_rows, summary_of, warnings_of
+from flows.round_page import warning_markdown
 from flows.workspace import Run
 from tasks.errors import ConfigError, RunError
 from tasks.store import Manifest, Ref, read_json
@@ -203,10 +204,12 @@ def evaluation_lines(run: Run, config: RunConfig, round: int) -> list[str]:
         return ["The run was not evaluated yet."]
     columns = result_columns(config)
     rows = result_rows(columns, summaries)
+    sentences = [sentence for summary in summaries for sentence in warnings_of(summary)]
     return [
         "Means over responses to held-out prompts; gains in standard deviations of the reference's scores.",
         "",
         *markdown_table(["", *(column.title for column in columns)], rows),
+        *(line for block in warning_markdown(sentences) for line in ("", block)),
     ]
 
 

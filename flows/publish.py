@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from flows.committed import CommittedRound, committed_round, committed_rounds, history_of
 from flows.config import RunConfig, dump
-from flows.round_page import show_round
+from flows.results import warnings_of
+from flows.round_page import show_round, warning_markdown
 from flows.workspace import Run
 from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
 
@@ -87,14 +88,21 @@ def tracked_round(run: Run, committed: CommittedRound) -> "TrackedRound":
         started_at=min(manifest.committed_at - manifest.seconds for manifest in stages),
         ended_at=committed.manifest.committed_at,
         points=points_of(committed),
-        summary={name: float(value) for name, value in summary.items() if name not in ("round", "iterations")},
+        summary={
+            name: float(value) for name, value in summary.items() if name not in ("round", "iterations", "warnings")
+        },
         data=data_sets(committed),
         tables={
             "samples.json": read_json(committed.report / "samples.json"),
             "stages.json": [row_of(manifest) for manifest in stages],
         },
         files=files,
-        tags={"rounds.directory": str(run.root), "rounds.report": str(committed.report.relative_to(run.root))},
+        tags={
+            "rounds.directory": str(run.root),
+            "rounds.report": str(committed.report.relative_to(run.root)),
+            # MLflow shows it as the description of the run.
+            "mlflow.note.content": "\n\n".join(warning_markdown(warnings_of(summary))),
+        },
     )
 
 

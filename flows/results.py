@@ -1,4 +1,4 @@
-"""What a run came to, as plain data: the numbers of its rounds, the states of its stages, where they were read from."""
+"""What a run came to, as plain data: the numbers of its rounds and what speaks against them, the states of its stages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,9 @@ from flows.config import RunConfig
 from flows.plan import Plan, Planned, make_plan
 from flows.text import number
 from flows.workspace import RUN_FILE, Run
+from tasks.diagnosis import RunWarning, diagnose
 from tasks.errors import UserError
+from tasks.history import merged, rows_of
 from tasks.store import MANIFEST, Manifest, Place, Ref, read_json
 
 
@@ -75,7 +77,13 @@ class StageStatus:
     rows: int = 0
     seconds: float = 0.0
     reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
+    parts: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+    """Rows and metrics of each committed shard."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those of all shards together."""
+        return merged(self.parts)
 
     @property
     def state(self) -> str:
@@ -88,10 +96,8 @@ class StageStatus:
         return {"state": self.state, **{name: getattr(self, name) for name in names}}
 
     def add(self, manifest: Manifest) -> None:
-        """Count one more committed shard; metrics are means weighted by rows."""
-        for name, value in manifest.metrics.items():
-            before = self.metrics.get(name, 0.0) * self.rows
-            self.metrics[name] = (before + value * manifest.rows) / max(1, self.rows + manifest.rows)
+        """Count one more committed shard."""
+        self.parts.append((manifest.rows, manifest.metrics))
         self.committed += 1
         self.rows += manifest.rows
         self.seconds = round(self.seconds + manifest.seconds, 3)
@@ -110,6 +116,19 @@ def stage_statuses(plan: Plan) -> list[StageStatus]:
         else:
             status.add(manifest)
     return list(statuses.values())
+
+
+def run_warnings(statuses: Sequence[StageStatus]) -> list[RunWarning]:
+    """What speaks against a run, finished or not, by all that it has committed: what the reports of its rounds say too."""
+    parts: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}
+    for status in statuses:
+        parts.setdefault((status.round, status.iteration), []).extend(status.parts)
+    return diagnose(*rows_of(parts))
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """The sentences of a reported round's warnings."""
+    return [warning["sentence"] for warning in summary.get("warnings", [])]
 
 
 def run_state(run: Run, plan: Plan) -> str:
@@ -179,12 +198,15 @@ class Overview:
     created_at: float
     score: float | None
     score_gain: float | None
+    warnings: int
+    """Of all rounds that are done."""
 
 
 def overview(run: Run) -> Overview:
     """What ``rounds list`` says of a run. No plan is made, so that a hundred runs are listed at once."""
     reports = sorted(latest_variants(run, "report_round"), key=lambda found: found.place)
-    summary = summary_of(reports[-1].ref) if reports else {}
+    summaries = [summary_of(found.ref) for found in reports]
+    summary = summaries[-1] if summaries else {}
     try:
         rounds, created_at = run.config.rounds, run.created_at
     except UserError:
@@ -203,6 +225,7 @@ def overview(run: Run) -> Overview:
         created_at=created_at,
         score=summary.get("evaluation/score"),
         score_gain=summary.get("evaluation/score_gain"),
+        warnings=sum(len(warnings_of(one)) for one in summaries),
     )
 
 

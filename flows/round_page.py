@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.committed import CommittedRound, history_of
+from flows.results import warnings_of
 from flows.workspace import Run
+from tasks.standard_errors import SUFFIX
 from tasks.store import read_json
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def round_markdown(run: Run, committed: CommittedRound, published: "Published | 
         mlflow_line(run, committed, published),
         "## Held-out prompts",
         *table(["", "reference", "policy", "gain, reference std"], comparison(summary)),
+        *warning_markdown(warnings_of(summary)),
     ]
     if "reward_model/accuracy" in summary:
         parts.append(
@@ -98,7 +101,9 @@ def mlflow_line(run: Run, committed: CommittedRound, published: "Published | Non
 def comparison(summary: Mapping[str, Any]) -> list[list[str]]:
     """Reference and policy on held-out prompts: every score, the length, and how far apart they are."""
     prefix = "evaluation/reference_"
-    names = [n.removeprefix(prefix) for n in sorted(summary) if n.startswith(prefix) and not n.endswith("_std")]
+    # Every metric that policy and reference both have; the others tell how it was measured.
+    names = [n.removeprefix(prefix) for n in sorted(summary) if n.startswith(prefix)]
+    names = [name for name in names if f"evaluation/{name}" in summary and not name.endswith(SUFFIX)]
     # The score first: it is what was trained for.
     names.sort(key=lambda name: name != "score")
     rows = [
@@ -111,6 +116,14 @@ def comparison(summary: Mapping[str, Any]) -> list[list[str]]:
         for name in names
     ]
     return [*rows, ["KL, nats per response", "0", number(summary.get("evaluation/kl")), ""]]
+
+
+def warning_markdown(sentences: Sequence[str]) -> list[str]:
+    """What speaks against a round's numbers, to stand with them wherever they are shown; nothing where nothing does."""
+    if not sentences:
+        return []
+    title = f"**{len(sentences)} warning{'s' * (len(sentences) > 1)}**"
+    return [title, "\n".join(f"- {''.join(map(escaped_character, text))}" for text in sentences)]
 
 
 def sample_rows(samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -61,6 +61,17 @@ def results_table(columns: Sequence[Column], results: Sequence[Mapping[str, Any]
     return table
 
 
+def warning_lines(sentences: Sequence[str]) -> list[str]:
+    """What speaks against the numbers above it, to stand right under them; nothing where nothing does."""
+    if not sentences:
+        return []
+    return [
+        "",
+        f"{len(sentences)} warning{'s' * (len(sentences) > 1)}",
+        *(f"  {printable(text)}" for text in sentences),
+    ]
+
+
 def next_steps(run: Run) -> list[str]:
     """Where to look next, as lines."""
     from flows.servers import is_healthy, running_server
@@ -83,7 +94,14 @@ def next_steps(run: Run) -> list[str]:
 def runs_table(overviews: Sequence[Overview]) -> "Table":
     """All runs, the one worked on last first."""
     table = plain_table(
-        "run", "rounds", "state", "created", "score", "gain (sd)", right=("rounds", "score", "gain (sd)")
+        "run",
+        "rounds",
+        "state",
+        "created",
+        "score",
+        "gain (sd)",
+        "warnings",
+        right=("rounds", "score", "gain (sd)", "warnings"),
     )
     for item in overviews:
         add_row(
@@ -94,6 +112,7 @@ def runs_table(overviews: Sequence[Overview]) -> "Table":
             time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created_at)),
             number(item.score, 3),
             number(item.score_gain),
+            item.warnings or "",
         )
     return table
 

@@ -3,11 +3,12 @@
 Nothing that trains reads its output, so that another held-out reward costs no training again.
 """
 
-import statistics
-from collections.abc import Sequence
+import math
 
+from tasks.comparisons import correlation, distinct_metric, distinct_share, gain, lead, moments
 from tasks.rewards import Rewards
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.standard_errors import correlation_stderr, mean_metric, mean_stderr, with_stderr
 from tasks.store import Ref
 
 MOMENTS_FILE = "moments.json"
@@ -51,45 +52,27 @@ def audit_rollouts(
     )
     scores: list[float] = table.column("score").to_pylist()
     responses: list[list[int]] = table.column("response_token_ids").to_pylist()
-    distinct = {n: [distinct_share(response, n) for response in responses] for n in REPETITION_LENGTHS}
-    rows = zip(table.column("rollout_id").to_pylist(), distinct[2], *held_out.values(), strict=True)
+    prompts: list[str] = table.column("prompt_id").to_pylist()
+    bigrams = [distinct_share(response, 2) for response in responses]
+    rows = zip(table.column("rollout_id").to_pylist(), bigrams, *held_out.values(), strict=True)
     write_dataset(context.output / "audit", table_of(list(rows), audit(list(held_out))))
 
     now = {"score": moments(scores), **{f"{HELD_OUT}{name}": moments(own) for name, own in held_out.items()}}
-    write_json(context.output / MOMENTS_FILE, now)
     start = now if baseline is None else read_json(baseline.directory / MOMENTS_FILE)
     metrics = {"audit/length_correlation": correlation(scores, [len(response) for response in responses])}
-    for n, shares in distinct.items():
-        if known := [share for share in shares if share is not None]:
-            metrics[f"audit/distinct_{n}"] = statistics.fmean(known)
-    score_gain = gain(now["score"], start["score"])
+    for n in REPETITION_LENGTHS:
+        metrics |= distinct_metric(f"audit/distinct_{n}", responses, n, prompts)
     for name, own in held_out.items():
-        metrics[f"audit/{name}"] = statistics.fmean(own)
-        metrics[f"audit/{name}_correlation"] = correlation(scores, own)
-        metrics[f"audit/{name}_gap"] = score_gain - gain(now[f"{HELD_OUT}{name}"], start[f"{HELD_OUT}{name}"])
+        metrics |= mean_metric(f"audit/{name}", own, prompts)
+        follows = correlation(scores, own)
+        metrics |= with_stderr(f"audit/{name}_correlation", follows, correlation_stderr(follows, prompts))
+        key = f"{HELD_OUT}{name}"
+        stderr = mean_stderr(lead(scores, own, score=start["score"], other=start[key]), prompts)
+        now[key]["lead_stderr"] = stderr or 0.0
+        metrics[f"audit/{name}_gain"] = gain(now[key], start[key])
+        ahead = gain(now["score"], start["score"]) - metrics[f"audit/{name}_gain"]
+        # The first iteration is not compared with itself by chance: its gap is exactly 0.
+        spread = None if baseline is None or stderr is None else math.hypot(stderr, start[key]["lead_stderr"])
+        metrics |= with_stderr(f"audit/{name}_gap", ahead, spread)
+    write_json(context.output / MOMENTS_FILE, now)
     return StageOutput(rows=table.num_rows, metrics=metrics)
-
-
-def distinct_share(tokens: Sequence[int], n: int) -> float | None:
-    """Distinct n-grams of a response as a share of its n-grams: 1 where nothing repeats; None where there is none.
-
-    Li et al. 2016, arXiv:1510.03055, section 5.
-    """
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
-def correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Pearson's; 0 where one of the two does not vary, since nothing then follows the other."""
-    if len(set(xs)) < 2 or len(set(ys)) < 2:
-        return 0.0
-    return statistics.correlation(xs, ys)
-
-
-def moments(xs: Sequence[float]) -> dict[str, float]:
-    return {"mean": statistics.fmean(xs), "std": statistics.stdev(xs) if len(xs) > 1 else 0.0}
-
-
-def gain(now: dict[str, float], start: dict[str, float]) -> float:
-    """How far a mean has moved, in the standard deviations over responses that it started with; 0 where there was none."""
-    return (now["mean"] - start["mean"]) / start["std"] if start["std"] > 0 else 0.0

@@ -143,6 +143,7 @@ def compute_advantages(
     from tasks.responses import rollout_batch
     from tasks.schemas import advantages as with_advantages
     from tasks.schemas import concatenate, with_columns
+    from tasks.standard_errors import mean_metric
     from tasks.store import read_dataset, write_dataset
 
     before = read_loop_state(checkpoint.directory)
@@ -210,7 +211,7 @@ def compute_advantages(
         "kl/per_token": kl_per_token,
         "kl/coef": kl_coef,
         "rewards/treated_score": float(treated.mean()),
-        "rewards/mean": float(rewards.sum(1).mean()),
+        **mean_metric("rewards/mean", rewards.sum(1).tolist(), table.column("prompt_id").to_pylist()),
         "advantages/std_before_whitening": spread,
         "health/warnings": float(len(gates.warnings)),
     }

@@ -1,12 +1,12 @@
 """Stage: the policy against the reference, on prompts held out of training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
-from tasks.rewards import Rewards
+from tasks.rewards import RewardConfig, Rewards
 from tasks.samplers import SamplingEngine
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
@@ -101,7 +101,13 @@ def evaluate_policy(
         }
         tables[name] = with_columns(table, added, evaluation(list(scores)))
     write_dataset(context.output / "evaluation", concatenate(list(tables.values())))
-    return StageOutput(rows=2 * num_rows, metrics=comparison(tables["policy"], tables["reference"], list(components)))
+    return StageOutput(
+        rows=2 * num_rows,
+        metrics={
+            **comparison(tables["policy"], tables["reference"], list(components)),
+            **doubts(tables["policy"], tables["reference"], config.rewards, list(config.held_out_rewards)),
+        },
+    )
 
 
 def comparison(policy: "Table", reference: "Table", components: list[str]) -> dict[str, float]:
@@ -127,8 +133,44 @@ def comparison(policy: "Table", reference: "Table", components: list[str]) -> di
             policy.column("logprobs").to_pylist(), policy.column("ref_logprobs").to_pylist(), strict=True
         )
     ]
-    for name, table in {"": policy, "reference_": reference}.items():
-        lengths = [len(ids) for ids in table.column("response_token_ids").to_pylist()]
-        metrics[f"evaluation/{name}response_length"] = sum(lengths) / len(lengths)
     metrics["evaluation/kl"] = sum(logratio) / len(logratio)
+    return metrics
+
+
+def doubts(
+    policy: "Table", reference: "Table", rewards: Mapping[str, RewardConfig], held_out: Sequence[str]
+) -> dict[str, float]:
+    """What speaks against believing the gain: lengths, empty and repetitive responses, rewards that do not rise with the
+    score, and a reward model that does not follow them on the reference's own responses."""
+    from tasks.comparisons import correlation, distinct_metric, empty_metric, gain, lead, moments
+    from tasks.standard_errors import correlation_stderr, mean_metric, mean_stderr, with_stderr
+
+    def column(table: "Table", name: str) -> list[float]:
+        return list(table.column(name).to_pylist())
+
+    metrics: dict[str, float] = {}
+    prompts = reference.column("prompt_id").to_pylist()
+    for prefix, table in {"evaluation/": policy, "evaluation/reference_": reference}.items():
+        responses = table.column("response_token_ids").to_pylist()
+        metrics |= mean_metric(f"{prefix}response_length", [len(ids) for ids in responses], prompts)
+        metrics |= empty_metric(f"{prefix}empty_share", table.column("response").to_pylist(), prompts)
+        metrics |= distinct_metric(f"{prefix}distinct_2", responses, 2, prompts)
+    by_models = [name for name, reward in rewards.items() if reward.model is not None]
+    learned = [
+        sum(rewards[name].weight * score for name, score in zip(by_models, row, strict=True))
+        for row in zip(*(column(reference, f"score_{name}") for name in by_models), strict=True)
+    ]
+    scores, before = column(policy, "score"), column(reference, "score")
+    for name in held_out:
+        own, theirs = column(policy, f"score_{name}"), column(reference, f"score_{name}")
+        start = {"score": moments(before), "other": moments(theirs)}
+        ahead = gain(moments(scores), start["score"]) - gain(moments(own), start["other"])
+        # Both answered the same prompts, so what is independent is the difference at a prompt.
+        leads = zip(lead(scores, own, **start), lead(before, theirs, **start), strict=True)
+        spread = mean_stderr([now - then for now, then in leads], prompts)
+        metrics |= with_stderr(f"evaluation/{name}_gap", ahead, spread)
+        if learned:
+            follows = correlation(learned, theirs)
+            stderr = correlation_stderr(follows, prompts)
+            metrics |= with_stderr(f"evaluation/reference_{name}_correlation", follows, stderr)
     return metrics

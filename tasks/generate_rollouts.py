@@ -40,9 +40,11 @@ def generate_rollouts(
     context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
 ) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
+    from tasks.comparisons import empty_metric
     from tasks.learners import Learners
     from tasks.responses import Sampler, rollout_batch
     from tasks.samplers.agreement import engine_differences
+    from tasks.standard_errors import mean_metric
     from tasks.store import read_dataset, write_dataset
 
     every_prompt = read_dataset(data.directory / "prompts")
@@ -66,10 +68,12 @@ def generate_rollouts(
     differences = engine_differences(rollouts, context)
     write_dataset(context.output / "rollouts", rollouts)
     batch = rollout_batch(rollouts)
+    of_prompts = rollouts.column("prompt_id").to_pylist()
     return StageOutput(
         rows=rollouts.num_rows,
         metrics={
-            "rollouts/response_length": float(batch.responses.lengths.double().mean()),
+            **mean_metric("rollouts/response_length", batch.responses.lengths.tolist(), of_prompts),
+            **empty_metric("rollouts/empty_share", rollouts.column("response").to_pylist(), of_prompts),
             "rollouts/length_cut_share": float((~batch.stopped).double().mean()),
             **differences,
         },

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tasks.history import merged
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
@@ -17,7 +18,7 @@ class ReportRoundConfig(StageConfig):
     """Rollouts of the last iteration in the table of samples: the best, the worst, and evenly between."""
 
 
-@stage(version="2", config=ReportRoundConfig, uses_models=False)
+@stage(version="3", config=ReportRoundConfig, uses_models=False)
 def report_round(
     context: StageContext,
     config: ReportRoundConfig,
@@ -32,6 +33,7 @@ def report_round(
     previous: Ref | None,
 ) -> StageOutput:
     """Write summary.json, metrics.json (all iterations so far), samples.json and plots/*.png."""
+    from tasks.diagnosis import diagnose, warnings_at
     from tasks.plots import draw_plots
     from tasks.store import Manifest, write_json
 
@@ -42,14 +44,24 @@ def report_round(
         iteration_metrics([Manifest.read(ref.directory) for ref in group])
         for group in by_iteration([*rollouts, *scored, *experience, *checkpoints, *audits])
     ]
+    number = context.place.round
     evaluated = Manifest.read(evaluation.directory).metrics
-    trained = Manifest.read(reward_model.directory).metrics if reward_model is not None else {}
+    trained = Manifest.read(reward_model.directory) if reward_model is not None else None
+    of_this_round = [trained.metrics] if trained is not None and trained.place.round == number else []
+    of_round = merged((1, metrics) for metrics in [*of_this_round, evaluated])
+    warnings = [found for found in diagnose(history, {number: of_round}) if found.round == number]
+    counts = [len(warnings_at(history[: position + 1], of_round)) for position in range(len(history))]
+    for row, count in zip(history, counts, strict=True):
+        if row["round"] == number:
+            row["health/warnings"] = float(count)
     summary = {
-        "round": context.place.round,
+        "round": number,
         "iterations": len(experience),
         **{name: value for name, value in history[-1].items() if name not in ("round", "iteration")},
-        **trained,
+        **(trained.metrics if trained is not None else {}),
         **evaluated,
+        "health/warnings": float(len(warnings)),
+        "warnings": [found.as_dict() for found in warnings],
     }
     samples = sample_rows(experience[-1].directory / "rollouts", config.num_samples)
     write_json(context.output / "metrics.json", history)
@@ -70,15 +82,13 @@ def by_iteration(refs: list[Ref]) -> list[list[Ref]]:
 
 
 def iteration_metrics(manifests: list[Any]) -> dict[str, Any]:
-    """One row of the metric history. Of several shards, the mean weighted by rows."""
-    row: dict[str, Any] = {"round": manifests[0].place.round, "iteration": manifests[0].place.iteration}
-    weights: dict[str, int] = {}
-    for manifest in manifests:
-        for name, value in manifest.metrics.items():
-            before = weights.get(name, 0)
-            weights[name] = before + manifest.rows
-            row[name] = (row.get(name, 0.0) * before + value * manifest.rows) / weights[name]
-    return row
+    """One row of the metric history."""
+    place = manifests[0].place
+    return {
+        "round": place.round,
+        "iteration": place.iteration,
+        **merged((manifest.rows, manifest.metrics) for manifest in manifests),
+    }
 
 
 def calibration_of(reward_model: Ref | None) -> dict[str, Any] | None:

@@ -25,7 +25,8 @@ class RewardModelConfig(StageConfig):
     epochs: int = Field(1, gt=0)
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     batch_size: int = Field(32, gt=0)
-    """Preferences (a pair or a ranking each) in one optimizer step."""
+    """Pairs in one optimizer step, about so many: a ranking counts all that it orders, K(K - 1)/2 of K responses without
+    ties, and stays whole."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     use_margins: bool = False
@@ -92,6 +93,7 @@ def train_reward_model(
         raise DataError(
             "reward_model.use_margins: no preference has a margin; add the column, or leave use_margins out"
         )
+    num_pairs = [pairs_in(row["ranks"]) for row in train]
     train_ids = [encode_dialogues(tokenizer, row, row["responses"]) for row in train]
 
     def scores_of(rows: list[list[int]], *, grad: bool = False) -> "torch.Tensor":
@@ -119,7 +121,7 @@ def train_reward_model(
 
     def batches(epoch: int) -> list[list[int]]:
         order = shuffled(len(train), seed=context.seed("reward_model"), epoch=epoch)
-        return [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+        return batches_of_pairs(order, num_pairs, config.batch_size)
 
     losses = descend(
         list(model.parameters()),
@@ -162,6 +164,7 @@ def train_reward_model(
         # So that whoever scores with it renders a conversation as here.
         write_json(context.output / REWARD_MODEL / OPTIONS_FILE, dict(options))
     metrics = {
+        "reward_model/steps": float(len(losses)),
         "reward_model/loss": sum(losses[-10:]) / len(losses[-10:]),
         "reward_model/accuracy": quality["accuracy"],
         "reward_model/accuracy_error": quality["accuracy_error"],
@@ -174,6 +177,28 @@ def train_reward_model(
     }
     write_json(context.output / "calibration.json", {**quality, "score_mean": mean, "score_std": std})
     return StageOutput(rows=len(train), metrics=metrics, resident={REWARD_MODEL: model})
+
+
+def pairs_in(ranks: Sequence[int]) -> int:
+    """How many pairs of responses a ranking orders; a tie is none."""
+    return sum(a != b for a, b in combinations(ranks, 2))
+
+
+def batches_of_pairs(order: Sequence[int], num_pairs: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The preferences in this order, cut into batches whose pairs are as near to ``batch_size`` as whole ones allow.
+
+    A ranking of many responses may be a batch of its own. What is left at the end is one too.
+    """
+    batches: list[list[int]] = []
+    filled = 0
+    for preference in order:
+        with_it = filled + num_pairs[preference]
+        if not batches or abs(with_it - batch_size) > abs(filled - batch_size):
+            batches.append([])
+            with_it = num_pairs[preference]
+        batches[-1].append(preference)
+        filled = with_it
+    return batches
 
 
 def pack_groups(groups: Sequence[Sequence[Sequence[int]]], token_budget: int) -> list[list[int]]:

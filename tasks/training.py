@@ -45,13 +45,13 @@ def descend(
     max_grad_norm: float,
     on_step: Callable[[int, int, float], None],
 ) -> list[float]:
-    """Minimise a loss over the batches of each epoch, as many in every one; the losses, one a step.
+    """Minimise a loss over the batches of each epoch; the losses, one a step.
 
     ``batches`` gives the rows of each batch of an epoch; ``backward`` adds a batch's gradient and returns its loss.
     Raises ``NonFiniteError`` before a bad step is taken.
     """
     optimizer = adamw([{"params": list(parameters), "lr": learning_rate}])
-    num_steps = epochs * len(batches(0))
+    num_steps = sum(len(batches(epoch)) for epoch in range(epochs))
     losses: list[float] = []
     for epoch in range(epochs):
         for batch in batches(epoch):

@@ -85,6 +85,7 @@ def update_policy(
     from tasks.models import pick_dtype, pick_head_dtype
     from tasks.responses import rollout_batch
     from tasks.schemas import SAMPLING_LOGPROBS
+    from tasks.standard_errors import explained_variance_stderr
     from tasks.store import read_dataset
 
     table = read_dataset(experience.directory / "rollouts")
@@ -127,6 +128,14 @@ def update_policy(
     shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
     rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
     rates |= {"critic_learning_rate": config.critic_learning_rate} if critic is not None else {}
+    if critic is not None:
+        stderr = explained_variance_stderr(
+            batch.token_columns["values"],
+            batch.token_columns["returns"],
+            lengths=batch.responses.lengths,
+            groups=table.column("prompt_id").to_pylist(),
+        )
+        rates |= {} if stderr is None else {"explained_variance_stderr": stderr}
     return StageOutput(
         rows=table.num_rows,
         metrics={
