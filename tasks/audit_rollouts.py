@@ -5,7 +5,7 @@ Nothing that trains reads its output, so that another held-out reward costs no t
 
 import math
 
-from tasks.comparisons import correlation, distinct_metric, distinct_share, gain, lead, moments
+from tasks.policy_comparison import correlation, distinct_metric, distinct_share, gain, lead, moments
 from tasks.rewards import Rewards
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.standard_errors import correlation_stderr, mean_metric, mean_stderr, with_stderr

@@ -142,7 +142,7 @@ def doubts(
 ) -> dict[str, float]:
     """What speaks against believing the gain: lengths, empty and repetitive responses, rewards that do not rise with the
     score, and a reward model that does not follow them on the reference's own responses."""
-    from tasks.comparisons import correlation, distinct_metric, empty_metric, gain, lead, moments
+    from tasks.policy_comparison import correlation, distinct_metric, empty_metric, gain, lead, moments
     from tasks.standard_errors import correlation_stderr, mean_metric, mean_stderr, with_stderr
 
     def column(table: "Table", name: str) -> list[float]:

@@ -40,7 +40,7 @@ def generate_rollouts(
     context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
 ) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
-    from tasks.comparisons import empty_metric
+    from tasks.policy_comparison import empty_metric
     from tasks.learners import Learners
     from tasks.responses import Sampler, rollout_batch
     from tasks.samplers.agreement import engine_differences
