@@ -265,6 +265,12 @@ class RunConfig(StageConfig):
                 "reward_model: no reward says model: trained, so nothing would use it; add one or leave it out"
             )
         self._engine_agrees()
+        num_rows = self.rollouts.prompts_per_iteration * self.rollouts.samples_per_prompt
+        if self.ppo.num_minibatches > num_rows:
+            raise ValueError(
+                f"ppo.num_minibatches={self.ppo.num_minibatches}: an iteration has {num_rows} rollouts "
+                "(rollouts.prompts_per_iteration × rollouts.samples_per_prompt), so some would be empty; lower it"
+            )
         if self.rollouts.shards > self.rollouts.prompts_per_iteration:
             raise ValueError(
                 f"rollouts.shards={self.rollouts.shards}: more than rollouts.prompts_per_iteration="

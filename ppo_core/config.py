@@ -32,6 +32,9 @@ class SamplingConfig:
     stop_token_ids: tuple[int, ...] = ()
     """A response ends with the first of these, which stays in the response. Put the EOS token here."""
 
+    suppress_token_ids: tuple[int, ...] = ()
+    """These are never drawn. Like ``top_k`` and ``top_p`` they leave the stored logprobs as they are."""
+
     def __post_init__(self) -> None:
         _require_at_least_one("max_new_tokens", self.max_new_tokens, "a response has at least one token")
         if not 0 < self.temperature < math.inf:
@@ -42,8 +45,13 @@ class SamplingConfig:
             raise ConfigError(f"top_p={self.top_p} must lie in (0, 1]; 1 draws from the whole distribution")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k} must not be negative; 0 draws from the whole vocabulary")
-        if any(token_id < 0 for token_id in self.stop_token_ids):
-            raise ConfigError(f"stop_token_ids={self.stop_token_ids} holds a negative id; leave out a token you lack")
+        for name in ("stop_token_ids", "suppress_token_ids"):
+            if any(token_id < 0 for token_id in getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)} holds a negative id; leave out a token you lack")
+        if both := set(self.stop_token_ids) & set(self.suppress_token_ids):
+            raise ConfigError(
+                f"suppress_token_ids: {min(both)} is among stop_token_ids, so it would never end a response"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

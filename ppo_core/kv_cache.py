@@ -48,12 +48,6 @@ def _with_room(x: Tensor, repeats: int, length: int) -> Tensor:
     return buffer
 
 
-def is_standard(cache: Any) -> bool:
-    """Whether a cache's rows can be repeated and can leave: that of a recurrent model's state often has no way to."""
-    wanted = ("batch_repeat_interleave", "batch_select_indices")
-    return cache is not None and all(hasattr(x, name) for x in getattr(cache, "layers", [cache]) for name in wanted)
-
-
 def prepare(cache: Any, *, repeats: int, length: int, has_padding: bool) -> None:
     """Give a cache that has read the prompts every row ``repeats`` times, and room for ``length`` tokens where it grows."""
     for layer in getattr(cache, "layers", [cache]):

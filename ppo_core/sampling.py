@@ -1,10 +1,7 @@
 """The sampler: responses to prompts, every row with its own randomness, finished rows out of the way."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,20 +9,15 @@ from torch import Tensor
 
 from ppo_core.batch import Ragged, RolloutBatch
 from ppo_core.config import SamplingConfig
+from ppo_core.decoding import way_of
 from ppo_core.errors import ShapeError
 from ppo_core.forward import InPrecision, device_of
-from ppo_core.kv_cache import is_standard, keep_rows, prepare
 from ppo_core.logprobs import at_least_float32
 from ppo_core.randomness import row_uniforms
 from ppo_core.shapes import Float, Int
 
-# Leaving costs a copy of the cache, staying costs the arithmetic of a dead row: at most a quarter of the rows is dead.
-_LIVE_SHARE_TO_SHRINK = 0.75
-# A look at what has finished stops a GPU; in between, dead rows draw on.
-_STEPS_BETWEEN_LOOKS = 16
 _BLOCK = 512
 """Tokens whose weights are summed before a token is looked for among them."""
-_logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -48,6 +40,9 @@ def sample(
     model is called like a causal language model of Hugging Face and stays in the mode it is in: put it into eval mode.
 
     A prompt is read once for all its samples. Rows that have finished leave the batch, where the model's cache lets them.
+
+    Raises:
+        ConfigError: the model gives a row other logits in a batch than alone.
     """
     num_rows = len(prompts) * samples_per_prompt
     if len(seeds) != num_rows:
@@ -58,14 +53,11 @@ def sample(
         none = torch.zeros(0)
         nothing = Ragged.from_rows([], torch.int64)
         return RolloutBatch(prompts=prompts, responses=nothing, stopped=none.bool(), token_columns={"logprobs": none})
-    result = _Result(sampling, seeds, device_of(model), should_stop)
+    decode = way_of(model)
+    result = _Result(sampling, seeds, device_of(model), should_stop, on_tokens)
     # Open for all steps, since the weights stay: their low-precision copies are then made once.
     with model.opened() if isinstance(model, InPrecision) else nullcontext():
-        running = _read_prompts(model, prompts, samples_per_prompt, result)
-        if running is None:
-            _generate(model, prompts, samples_per_prompt, result, on_tokens)
-        else:
-            _run(model, running, result, on_tokens)
+        decode(model, prompts, samples_per_prompt, result)
     return result.batch(prompts.select(torch.arange(num_rows) // samples_per_prompt))
 
 
@@ -78,27 +70,33 @@ class _Result:
         seeds: Sequence[int],
         device: torch.device,
         should_stop: Callable[[list[int]], bool] | None,
+        on_tokens: Callable[[int], None] | None,
     ) -> None:
         num_rows, self.max_length = len(seeds), sampling.max_new_tokens
-        self.sampling, self.device, self.should_stop = sampling, device, should_stop
+        self.sampling, self.device = sampling, device
+        self.sees_each_token = should_stop is not None
+        self._should_stop, self._on_tokens = should_stop, on_tokens
         self.uniforms = row_uniforms(seeds, self.max_length).to(device, _drawing_dtype(device))
         self.tokens = torch.zeros(num_rows, self.max_length, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(num_rows, self.max_length, device=device)
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self._stop_ids = torch.tensor(sampling.stop_token_ids, dtype=torch.int64, device=device)
+        self._suppressed = torch.tensor(sampling.suppress_token_ids, dtype=torch.int64, device=device)
         self._seen_by_caller: list[list[int]] = [[] for _ in range(num_rows)]
         self._told = 0
 
     def draw(self, logits: Tensor, rows: Tensor, live: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """Token ``t`` of these rows, and which of them are live after it; what a dead row draws is not counted."""
-        drawn, logprobs = draw_tokens(logits, self.uniforms[rows, t], sampling=self.sampling)
+        drawn, logprobs = draw_tokens(
+            logits, self.uniforms[rows, t], sampling=self.sampling, suppressed=self._suppressed
+        )
         self.tokens[rows, t] = drawn
         self.logprobs[rows, t] = logprobs.to(self.logprobs.dtype)
         self.lengths[rows] += live
         finished = torch.isin(drawn, self._stop_ids)
-        if self.should_stop is not None:
-            finished |= self._stopped_by_caller(self.should_stop, rows, live, drawn)
+        if self._should_stop is not None:
+            finished |= self._stopped_by_caller(self._should_stop, rows, live, drawn)
         self.stopped[rows] |= finished & live
         return drawn, live & ~finished
 
@@ -113,11 +111,11 @@ class _Result:
             verdicts.append(is_live and should_stop(self._seen_by_caller[row]))
         return torch.tensor(verdicts, dtype=torch.bool, device=live.device)
 
-    def tell(self, on_tokens: Callable[[int], None] | None) -> None:
+    def tell(self) -> None:
         """Say how many tokens are new since it was last said."""
-        if on_tokens is not None:
+        if self._on_tokens is not None:
             done = int(self.lengths.sum())
-            on_tokens(done - self._told)
+            self._on_tokens(done - self._told)
             self._told = done
 
     def batch(self, prompts: Ragged) -> RolloutBatch:
@@ -131,120 +129,15 @@ class _Result:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Running:
-    """The batch after its prompts were read: the logits of the first tokens, and what later steps need to know."""
-
-    logits: Tensor
-    cache: Any
-    width: int
-    lengths: Tensor
-    """(rows,) tokens of each prompt."""
-    mask: Tensor | None
-    """(rows, width + tokens to come) int64: 0 at the padding left of the prompts; None where there is none."""
-
-
-def _read_prompts(model: Any, prompts: Ragged, repeats: int, result: _Result) -> _Running | None:
-    """Read each prompt once; None for a model whose cache is not of the standard kind."""
-    is_real = prompts.mask(side="left")
-    width = is_real.shape[1]
-    room = is_real.new_ones(len(prompts), result.max_length)
-    mask = torch.cat([is_real, room], dim=1).to(result.device, torch.int64)
-    has_padding = not bool(is_real.all())
-    said = model(
-        input_ids=prompts.padded(fill=0, side="left").to(result.device),
-        attention_mask=mask[:, :width] if has_padding else None,
-        position_ids=position_ids(mask[:, :width]),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = getattr(said, "past_key_values", None)
-    if not is_standard(cache):
-        return None
-    prepare(cache, repeats=repeats, length=width + result.max_length, has_padding=has_padding)
-    return _Running(
-        logits=said.logits[:, -1].repeat_interleave(repeats, dim=0),
-        cache=cache,
-        width=width,
-        lengths=prompts.lengths.to(result.device).repeat_interleave(repeats),
-        mask=mask.repeat_interleave(repeats, dim=0) if has_padding else None,
-    )
-
-
-def _run(model: Any, running: _Running, result: _Result, on_tokens: Callable[[int], None] | None) -> None:
-    """Draw token after token; rows that have finished leave."""
-    logits, cache, lengths, mask = running.logits, running.cache, running.lengths, running.mask
-    # Where Python has to see every token, nothing is gained by not looking; elsewhere each look stops the device.
-    looks_at_each = result.should_stop is not None or result.device.type == "cpu"
-    steps_between_looks = 1 if looks_at_each else _STEPS_BETWEEN_LOOKS
-    # Where in the result each row of the running batch belongs.
-    rows = torch.arange(len(lengths), device=result.device)
-    live = torch.ones_like(rows, dtype=torch.bool)
-    for t in range(result.max_length):
-        drawn, live = result.draw(logits, rows, live, t)
-        if (t + 1) % steps_between_looks == 0 or t + 1 == result.max_length:
-            result.tell(on_tokens)
-            num_live = int(live.sum())
-            if num_live == 0 or t + 1 == result.max_length:
-                return
-            if num_live <= _LIVE_SHARE_TO_SHRINK * len(rows):
-                keep = live.nonzero()[:, 0]
-                keep_rows(cache, keep)
-                rows, live, drawn, lengths = (x[keep] for x in (rows, live, drawn, lengths))
-                mask = None if mask is None else mask[keep]
-        said = model(
-            input_ids=drawn[:, None],
-            attention_mask=None if mask is None else mask[:, : running.width + t + 1],
-            position_ids=lengths[:, None] + t,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits, cache = said.logits[:, -1], said.past_key_values
-
-
-def _generate(
-    model: Any, prompts: Ragged, repeats: int, result: _Result, on_tokens: Callable[[int], None] | None
-) -> None:
-    """Have the model's own ``generate`` call us for each token, once for all prompts of one length: nothing is padding."""
-    inner: Any = model.model if isinstance(model, InPrecision) else model
-    _logger.warning("%s has no standard cache; its own generate() is used, which is slower", type(inner).__name__)
-    for length in prompts.lengths.unique().tolist():
-        chosen = (prompts.lengths == length).nonzero()[:, 0].repeat_interleave(repeats)
-        rows = (chosen * repeats + torch.arange(repeats).repeat(len(chosen) // repeats)).to(result.device)
-        state = SimpleNamespace(t=0, live=torch.ones_like(rows, dtype=torch.bool))
-
-        def draw(_: Tensor, logits: Tensor, rows: Tensor = rows, state: Any = state) -> Tensor:
-            drawn, state.live = result.draw(logits, rows, state.live, state.t)
-            state.t += 1
-            result.tell(on_tokens)
-            return torch.full_like(logits, -torch.inf).scatter_(1, drawn[:, None], 0.0)
-
-        def is_done(*_: Any, state: Any = state, **__: Any) -> Tensor:
-            return ~state.live
-
-        inner.generate(
-            input_ids=prompts.select(chosen).padded(fill=0).to(result.device),
-            max_new_tokens=result.max_length,
-            do_sample=False,
-            # The library's own idea of an end would end rows that go on.
-            eos_token_id=-1,
-            pad_token_id=0,
-            logits_processor=[draw],
-            stopping_criteria=[is_done],
-        )
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """(B, L) number of real tokens before each token, 0 at padding: a row's positions do not depend on its padding."""
-    return (attention_mask.cumsum(dim=1) - 1) * attention_mask
-
-
 def draw_tokens(
-    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], *, sampling: SamplingConfig
+    logits: Float[Tensor, "B V"],
+    uniforms: Float[Tensor, " B"],
+    *,
+    sampling: SamplingConfig,
+    suppressed: Int[Tensor, " S"] | None = None,
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """The token whose interval of the cumulative tempered, filtered distribution holds the row's uniform number, and its
-    log-probability in the tempered distribution before filtering.
+    log-probability in the tempered distribution before filtering. ``suppressed`` are the sampling's ids, on the device.
 
     The intervals lie in order of token id, not of probability: two tokens of almost the same probability may swap ranks
     when rounding differs between batches, and would then swap whole intervals.
@@ -254,6 +147,8 @@ def draw_tokens(
     weights = (z - largest).exp_()
     drawing = _drawing_dtype(logits.device)
     total = weights.sum(dim=-1, dtype=drawing)
+    if suppressed is not None and len(suppressed) > 0:
+        weights.index_fill_(-1, suppressed, 0.0)
     likely = keep_likely(weights, sampling=sampling)
     drawn = _first_beyond(likely, uniforms.to(drawing))
     return drawn, z.gather(-1, drawn[:, None])[:, 0] - largest[:, 0] - total.log().to(z.dtype)

@@ -1,7 +1,8 @@
 """Stage: responses of the current policy to this iteration's prompts, one shard of them."""
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -9,9 +10,6 @@ from ppo_core.config import SamplingConfig
 from tasks.samplers import SamplingEngine
 from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
-
-if TYPE_CHECKING:
-    from tasks.schemas import Table
 
 
 class RolloutsConfig(StageConfig):
@@ -40,15 +38,16 @@ def generate_rollouts(
     context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
 ) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
-    from tasks.policy_comparison import empty_metric
     from tasks.learners import Learners
+    from tasks.policy_comparison import empty_metric
     from tasks.responses import Sampler, rollout_batch
     from tasks.samplers.agreement import engine_differences
     from tasks.standard_errors import mean_metric
     from tasks.store import read_dataset, write_dataset
 
     every_prompt = read_dataset(data.directory / "prompts")
-    prompts = shard_of(prompts_of_iteration(every_prompt, config, context), config, context)
+    chosen = shard_of(prompts_of_iteration(every_prompt.num_rows, config, context), config, context)
+    prompts = every_prompt.take([prompt for prompt, _ in chosen])
     learners = Learners(
         context=context,
         lora_base=lora_base,
@@ -60,6 +59,7 @@ def generate_rollouts(
     rollouts = sampler.sample(
         prompts,
         samples_per_prompt=config.samples_per_prompt,
+        occurrences=[occurrence for _, occurrence in chosen],
         sampling=config.sampling,
         stop_strings=config.stop_strings,
         seed_of=lambda prompt_id, index: context.seed("rollout", prompt_id, index),
@@ -80,8 +80,9 @@ def generate_rollouts(
     )
 
 
-def prompts_of_iteration(prompts: "Table", config: RolloutsConfig, context: StageContext) -> "Table":
-    """The next ``prompts_per_iteration`` of a pass over all prompts, in an order drawn anew for each round and pass."""
+def prompts_of_iteration(num_prompts: int, config: RolloutsConfig, context: StageContext) -> list[tuple[int, int]]:
+    """The next ``prompts_per_iteration`` of a pass over all prompts, in an order drawn anew for each round and pass: the
+    position of each, and how often it came before in this iteration, which two passes may meet in."""
     import torch
 
     from ppo_core import derive_seed
@@ -89,23 +90,21 @@ def prompts_of_iteration(prompts: "Table", config: RolloutsConfig, context: Stag
     first = (context.place.iteration - 1) * config.prompts_per_iteration
     chosen: list[int] = []
     for position in range(first, first + config.prompts_per_iteration):
-        number, offset = divmod(position, prompts.num_rows)
+        number, offset = divmod(position, num_prompts)
         if not chosen or offset == 0:
             seed = derive_seed(context.run_seed, context.place.round, "prompts", number)
-            order = torch.randperm(prompts.num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
+            order = torch.randperm(num_prompts, generator=torch.Generator().manual_seed(seed)).tolist()
         chosen.append(order[offset])
-    # A prompt that comes twice in one iteration would draw the same randomness, and the same response, twice.
-    return prompts.take(list(dict.fromkeys(chosen)))
+    seen: Counter[int] = Counter()
+    occurrences = []
+    for prompt in chosen:
+        occurrences.append(seen[prompt])
+        seen[prompt] += 1
+    return list(zip(chosen, occurrences, strict=True))
 
 
-def shard_of(prompts: "Table", config: RolloutsConfig, context: StageContext) -> "Table":
-    """This shard's consecutive part of the prompts."""
-    from tasks.errors import ConfigError
-
+def shard_of(chosen: list[tuple[int, int]], config: RolloutsConfig, context: StageContext) -> list[tuple[int, int]]:
+    """This shard's consecutive part of the prompts; the configuration refuses more shards than there are prompts."""
     shard = context.place.shard or 0
-    start, end = (prompts.num_rows * s // config.shards for s in (shard, shard + 1))
-    if start == end:
-        raise ConfigError(
-            f"rollouts.shards={config.shards} is more than the {prompts.num_rows} prompts of an iteration"
-        )
-    return prompts.slice(start, end - start)
+    start, end = (len(chosen) * s // config.shards for s in (shard, shard + 1))
+    return chosen[start:end]

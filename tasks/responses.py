@@ -78,6 +78,7 @@ class Sampler:
         prompts: Table,
         *,
         samples_per_prompt: int,
+        occurrences: Sequence[int] | None = None,
         sampling: SamplingConfig,
         stop_strings: tuple[str, ...],
         seed_of: Callable[[str, int], int],
@@ -85,12 +86,18 @@ class Sampler:
     ) -> Table:
         """``samples_per_prompt`` responses to each prompt, as rollouts, in the order of the prompts.
 
-        ``seed_of(prompt_id, sample_index)`` is all the randomness of a row. ``on_rows`` is told (rows done, tokens done).
+        ``seed_of(prompt_id, sample_index)`` is all the randomness of a row. ``occurrences`` says how often each prompt
+        stands before among those that are sampled together, other shards included: its samples then count on, so that no
+        two rows are the same, and all samples of a prompt are one group. ``on_rows`` is told (rows done, tokens done).
         """
         sampling, stop_strings = with_terminators(sampling, stop_strings, self.tokenizer)
+        sampling = without_unknown_tokens(sampling, self.tokenizer, self.policy.config.get_text_config().vocab_size)
         num_rows = prompts.num_rows * samples_per_prompt
         rows = prompts.take(np.arange(num_rows) // samples_per_prompt)
-        sample_index = [i % samples_per_prompt for i in range(num_rows)]
+        before = [0] * prompts.num_rows if occurrences is None else occurrences
+        sample_index = [
+            before[i // samples_per_prompt] * samples_per_prompt + i % samples_per_prompt for i in range(num_rows)
+        ]
         prompt_ids = rows.column("prompt_id").to_pylist()
         seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
         prompt_tokens = ragged_column(prompts, "prompt_token_ids", torch.int64)
@@ -217,7 +224,7 @@ def batch_logprobs(
     token_budget: int,
     device: torch.device,
     dtype: torch.dtype,
-    head_dtype: torch.dtype,
+    head_dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """(N,) log-probabilities of a batch's responses under ``model``, aligned with its ragged values."""
 
@@ -239,7 +246,7 @@ def batch_exact_kl(
     token_budget: int,
     device: torch.device,
     dtype: torch.dtype,
-    head_dtype: torch.dtype,
+    head_dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """(N,) KL(model || reference) of the distribution that each response token was drawn from."""
 
@@ -315,6 +322,12 @@ def with_terminators(
         stop_strings = (*stop_strings, spelt_out)
     ids = {*sampling.stop_token_ids, *terminators(tokenizer)}
     return replace(sampling, stop_token_ids=tuple(sorted(ids))), stop_strings
+
+
+def without_unknown_tokens(sampling: SamplingConfig, tokenizer: Any, vocab_size: int) -> SamplingConfig:
+    """The settings without the ids of a padded vocabulary, which stand for no token: nobody could read them."""
+    unknown = set(range(vocab_size)) - set(tokenizer.get_vocab().values()) - set(sampling.stop_token_ids)
+    return replace(sampling, suppress_token_ids=tuple(sorted({*sampling.suppress_token_ids, *unknown})))
 
 
 def check_context(policy: PreTrainedModel, prompts: Ragged, sampling: SamplingConfig, prompt_ids: list[str]) -> None:

@@ -35,7 +35,12 @@ def require_same_policy(
     which remembers them under weights of before shows it. Nothing that is drawn here goes into the run.
     """
     whole = replace(
-        sampling, max_new_tokens=min(PROOF_TOKENS, sampling.max_new_tokens), top_p=1.0, top_k=0, stop_token_ids=()
+        sampling,
+        max_new_tokens=min(PROOF_TOKENS, sampling.max_new_tokens),
+        top_p=1.0,
+        top_k=0,
+        stop_token_ids=(),
+        suppress_token_ids=(),
     )
     batch = engine.draw(
         prompts,

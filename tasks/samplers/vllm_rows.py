@@ -16,7 +16,10 @@ def sampling_parameters(sampling: SamplingConfig, stop_strings: tuple[str, ...],
     Every field that changes the distribution is given: what is left out, vLLM takes from the model's
     ``generation_config.json``. The response ends where we say, not at what vLLM takes for the model's EOS.
     """
+    # The largest bias that it takes; it is part of the log-probabilities that are given after temperature.
+    never = {"logit_bias": dict.fromkeys(sampling.suppress_token_ids, -100.0)} if sampling.suppress_token_ids else {}
     return {
+        **never,
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

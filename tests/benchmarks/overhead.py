@@ -147,7 +147,7 @@ def loop(directory, case, iterations):
             report=lambda _: None,
         )
         rollouts = Sampler(context, policy_ref, Learners(context=context, lora_base=None)).sample(
-            prompts_of_iteration(prompts, generate_config(config), context),
+            prompts.take([i for i, _ in prompts_of_iteration(prompts.num_rows, generate_config(config), context)]),
             samples_per_prompt=1,
             sampling=config.rollouts.sampling,
             stop_strings=(),

@@ -560,6 +560,7 @@ SETTINGS = {
     "rewards.quality.weight": finite,
     "rollouts.sampling.temperature": positive,
     "rollouts.sampling.stop_token_ids": st.lists(st.integers(0, 10**6), max_size=3),
+    "rollouts.sampling.suppress_token_ids": st.lists(st.integers(10**6 + 1, 10**7), max_size=3),
     "rollouts.stop_strings": st.lists(st.text(), max_size=3),
     "ppo.max_grad_norm": positive | st.just(math.inf),
     "ppo.critic_max_grad_norm": positive | st.just(math.inf),

@@ -6,7 +6,7 @@ import torch
 from cases import Draws, law, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import HistoryPolicy, history_policy, tiny, tiny_gpt2, tiny_llama, tiny_softcapped
+from small_models import HistoryPolicy, history_policy, tiny, tiny_gpt2, tiny_llama
 from torch import tensor
 
 from ppo_core import (
@@ -16,9 +16,9 @@ from ppo_core import (
     ShapeError,
     derive_seed,
     response_logprobs,
-    row_uniforms,
     sample,
 )
+from ppo_core.decoding import way_of
 from ppo_core.sampling import _first_beyond, draw_tokens, keep_likely
 
 INT = torch.int64
@@ -159,35 +159,23 @@ def test_a_number_of_zero_finds_the_first_token_that_can_occur_however_far():
     assert drawn.tolist() == [700]
 
 
-FAMILIES = {
-    "llama": tiny_llama,
-    "gpt2": tiny_gpt2,
-    "gemma2": tiny_softcapped,
-    **{
-        name: lambda name=name: tiny(name) for name in ("qwen2", "qwen3", "mistral", "gpt_neox", "gemma3_text", "mamba")
-    },
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_is_sampled_as_its_own_forward_pass_says(family):
-    """Prompts of different length, several samples of each, rows that leave: against one row alone without a cache."""
-    model = FAMILIES[family]()
-    config = SamplingConfig(max_new_tokens=10, stop_token_ids=(0, 5, 7))
-    few = prompts(PROMPTS[:4])
-    batch = sample(model, few, sampling=config, seeds=row_seeds(8), samples_per_prompt=2)
-    assert [batch.prompts.row(i).tolist() for i in range(8)] == [PROMPTS[i // 2] for i in range(8)]
-    assert 0 < batch.stopped.sum() < 8
-    for i in range(8):
-        text = list(PROMPTS[i // 2])
-        uniforms = row_uniforms([row_seeds(8)[i]], 10)[0]
-        for t, token in enumerate(batch.responses.row(i).tolist()):
-            with torch.no_grad():
-                z = model(input_ids=tensor([text])).logits[0, -1:].double()
-            drawn, logprob = draw_tokens(z, uniforms[t : t + 1], sampling=config)
-            assert int(drawn) == token
-            assert batch.column("logprobs").row(i)[t].item() == pytest.approx(logprob.item(), abs=1e-4)
-            text.append(token)
+def test_suppressed_tokens_are_never_drawn_and_change_no_stored_logprob():
+    z = Draws(3).normal(8).tolist()
+    policy = HistoryPolicy(tensor([z] * 97, dtype=torch.float64))
+    config = SamplingConfig(max_new_tokens=1, suppress_token_ids=(1, 6), top_k=5)
+    n = 4000
+    batch = sample(policy, prompts([[1]] * n), sampling=config, seeds=row_seeds(n))
+    p = reference.softmax(z)
+    # Among those that are left, top-k keeps what it would keep of a vocabulary without them.
+    kept = set(reference.likely_tokens([0 if v in (1, 6) else x for v, x in enumerate(p)], 5, 1.0))
+    mass = sum(p[v] for v in kept)
+    drawn = batch.responses.values
+    counts = torch.bincount(drawn, minlength=8).tolist()
+    assert {v for v, count in enumerate(counts) if count} == kept
+    assert len(kept) == 5
+    # 4 degrees of freedom, 99.9 %
+    assert chi_square(counts, [p[v] / mass if v in kept else 0 for v in range(8)]) < 18.5
+    torch.testing.assert_close(batch.token_columns["logprobs"], tensor(p)[drawn].log().float())
 
 
 @pytest.mark.parametrize("make", [tiny_llama, lambda: tiny("mamba")])
@@ -305,6 +293,8 @@ def test_finished_rows_leave_the_batch():
     config = SamplingConfig(max_new_tokens=40, stop_token_ids=(0,))
     n = 64
     steps = []
+    way_of(policy)
+    policy.batch_sizes.clear()
     batch = sample(policy, prompts([[1]] * n), sampling=config, seeds=row_seeds(n), on_tokens=steps.append)
     assert sum(steps) == len(batch.responses.values)
     assert steps[0] == n
@@ -321,6 +311,8 @@ def test_finished_rows_leave_the_batch():
 def test_generation_ends_with_the_last_live_row():
     always_stops = HistoryPolicy(tensor([[0.0, -math.inf]] * 97, dtype=torch.float64))
     config = SamplingConfig(max_new_tokens=50, stop_token_ids=(0,))
+    way_of(always_stops)
+    always_stops.batch_sizes.clear()
     batch = sample(always_stops, prompts(), sampling=config, seeds=row_seeds())
     assert responses(batch) == [[0]] * len(PROMPTS)
     assert batch.stopped.all()
