@@ -183,7 +183,8 @@ def doubts_about(tokenizer: "PreTrainedTokenizerBase", *, has_answers: bool, has
     if not turn.opening and turn.before is not None and turn.before.strip():
         raise ModelError(
             f"the chat template of {name} writes {shorten(turn.before)} before an answer, but not for "
-            f"add_generation_prompt, so a prompt would end before the answer's start; append {{% if add_generation_prompt %}} with that text to it"
+            "add_generation_prompt, so a prompt would end before the answer's start; append that text to it, inside of "
+            "{% if add_generation_prompt %}"
         )
     if has_answers and turn.before is None:
         said.append(

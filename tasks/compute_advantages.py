@@ -181,12 +181,8 @@ def compute_advantages(
     after = replace(after, told_length_cut=before.told_length_cut or tell_of_length_cuts(context, config, cut_off))
     if config.length_cut.exclude:
         kept = rows_to_learn_from(config, table, cut_off, place=context.place.label)
-        table, batch, scores, cut_off = (
-            table.filter(kept.tolist()),
-            batch.select(kept.nonzero()[:, 0]),
-            scores[kept],
-            cut_off[kept],
-        )
+        table, batch = table.filter(kept.tolist()), batch.select(kept.nonzero()[:, 0])
+        scores, cut_off = scores[kept], cut_off[kept]
         mask = batch.responses.mask()
         kl = kl[kept, : mask.shape[1]]
     treated = treated_by(config, scores, cut_off, batch.responses.lengths, after)
@@ -261,9 +257,9 @@ def rows_to_learn_from(
         kept = kept & torch.tensor([finished[prompt] > 1 for prompt in prompt_ids])
     if not kept.any():
         raise ConfigError(
-            f"advantages.length_cut.exclude: of the {len(cut_off)} responses of {place} {int(cut_off.sum())} were cut off at "
-            f"rollouts.sampling.max_new_tokens={config.max_new_tokens}, and none is left to learn from; raise it, or leave "
-            "exclude out"
+            f"advantages.length_cut.exclude: of the {len(cut_off)} responses of {place} {int(cut_off.sum())} were cut off "
+            f"at rollouts.sampling.max_new_tokens={config.max_new_tokens}, and none is left to learn from; raise it, or "
+            "leave exclude out"
         )
     return kept
 

@@ -136,10 +136,10 @@ def encode_dialogue(
     """Token ids of a prompt and its response, and how many of them are the prompt.
 
     A complete response ends exactly once: after a plain prompt with the EOS, in a conversation with the template's end of
-    turn; otherwise nothing is added. ``to_the_end`` adds what the template writes after that, a line's end often: models of
-    others have read it so. Prompt and response are encoded as one text, so that a word at the seam reads as it does anywhere else. Where that changes the prompt's
-    own last tokens, a plain text counts as prompt only what stays the same; in a conversation the prompt's ids come
-    first unchanged, as they do when a policy answers.
+    turn; otherwise nothing is added. ``to_the_end`` adds what the template writes after that, a line's end often: models
+    of others have read it so. Prompt and response are encoded as one text, so that a word at the seam reads as it does
+    anywhere else. Where that changes the prompt's own last tokens, a plain text counts as prompt only what stays the same;
+    in a conversation the prompt's ids come first unchanged, as they do when a policy answers.
     """
     plain = isinstance(prompt, str)
     text = render_prompt(tokenizer, prompt, place=place)
@@ -152,10 +152,8 @@ def encode_dialogue(
     if complete:
         ending = None if plain else ending_of(tokenizer)
         kept = [*ids[:length], *_without_end(tokenizer, ids[length:], ending)]
-        if ending is None:
-            ids = [*kept, _eos(tokenizer)]
-        else:
-            ids = [*kept, *ending.ids, *(ending.rest if to_the_end else ())]
+        end = (_eos(tokenizer),) if ending is None else (*ending.ids, *(ending.rest if to_the_end else ()))
+        ids = [*kept, *end]
     return ids, length
 
 

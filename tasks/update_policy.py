@@ -1,5 +1,6 @@
 """Stage: one PPO update of policy and critic; reads a checkpoint and writes the next one."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -116,7 +117,8 @@ def update_policy(
             InPrecision(checkpoint.valuer.model, dtype) if checkpoint.valuer is not None else None,
             checkpoint.optimizers,
             batch,
-            config.ppo,
+            # Responses that were left out may have left fewer than that.
+            replace(config.ppo, num_minibatches=min(config.ppo.num_minibatches, len(batch))),
             temperature=config.temperature,
             reference=InPrecision(learners.policy(reference), dtype, head_dtype) if reference is not None else None,
             micro_batch_tokens=context.execution.micro_batch_tokens,

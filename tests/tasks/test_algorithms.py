@@ -34,6 +34,7 @@ from tasks.rewards import RewardConfig
 from tasks.sources import Source
 from tasks.stage import HealthConfig
 from tasks.store import Place, read_dataset
+from tasks.text import encode_dialogue, load_tokenizer
 
 CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
 ONE_STEP = PPOConfig(epochs=1, num_minibatches=1)
@@ -124,7 +125,9 @@ def test_bootstrapping_counts_the_value_after_a_response_that_was_cut_off_and_no
         with torch.no_grad():
             after = critic(torch.tensor([row["prompt_token_ids"] + row["response_token_ids"]]))[0, -1].item()
         assert row["final_value"] == pytest.approx(after, abs=1e-4)
-        expected = row["score"] - row["values"][-1] + (0.9 * after if row["finish_reason"] == "length" else 0.0)
+        # The value stands for the score that an unfinished response does not have.
+        comes = 0.9 * after if row["finish_reason"] == "length" else row["score"]
+        expected = comes - row["values"][-1]
         assert row["advantages"][-1] == pytest.approx(expected, abs=1e-3)
 
 
@@ -164,7 +167,7 @@ def test_the_penalty_is_made_of_the_estimator_that_is_asked_for(world, other, es
 
 def test_scores_are_normalised_by_all_of_them_so_far_then_clipped_and_cut_off_ones_pay(world, other):
     bench, base, data, _ = world
-    treatment = {"normalize_scores": True, "score_clip": 1.0, "length_cut_penalty": 0.25, "kl_coef": 0.0}
+    treatment = {"normalize_scores": True, "score_clip": 1.0, "length_cut": {"penalty": 0.25}, "kl_coef": 0.0}
     checkpoint, seen = None, []
     for iteration in (1, 2, 3):
         checkpoint = an_update(bench, base, data, start=checkpoint, iteration=iteration, treatment=treatment)
@@ -292,7 +295,7 @@ def a_gated_update(world, health, **changes):
     bench.events.clear()
     before, bench.health = bench.health, HealthConfig(**health)
     try:
-        checkpoint = an_update(bench, base, data, **changes)
+        checkpoint = an_update(bench, base, data, treatment={"length_cut": {"score": "keep"}}, **changes)
     finally:
         bench.health = before
     return checkpoint, [event["warning"] for event in bench.events if "warning" in event]
@@ -377,11 +380,18 @@ def test_margins_that_no_preference_has_are_refused(world):
 
 def test_centering_keeps_the_raw_scores_near_0(world):
     bench, base, data, _ = world
-    means = {
-        weight: abs(bench.metrics(train_reward_model(bench, base, data, centering=weight))["reward_model/score_mean"])
-        for weight in (0.0, 1.0)
-    }
-    assert means[1.0] < means[0.0]
+    prompt, responses = "question 1:", [" on the table. thank you 1", " go away now 1"]
+    sums = {}
+    for weight in (0.0, 1.0):
+        directory = train_reward_model(bench, base, data, centering=weight).directory / "reward_model"
+        model, tokenizer = load_scalar_model(directory, seed=0), load_tokenizer(str(directory))
+        with torch.no_grad():
+            scores = [
+                float(model(torch.tensor([encode_dialogue(tokenizer, prompt, response)[0]]))[0, -1])
+                for response in responses
+            ]
+        sums[weight] = abs(sum(model.mean + model.std * score for score in scores))
+    assert sums[1.0] < sums[0.0]
 
 
 def test_a_reward_model_whose_score_is_not_finite_is_named(world, tmp_path):
