@@ -208,11 +208,14 @@ class _LinearLogprobs(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[part] = d_z @ cast
             if needs_weight:
-                d_weight = _with_product(d_weight, d_z.T, hidden[part].to(dtype), weight.dtype)
+                d_weight = _with_product(
+                    d_weight, d_z.T, hidden[part].to(dtype), torch.promote_types(dtype, weight.dtype)
+                )
             if d_bias is not None:
                 d_bias += d_z.sum(dim=0)
-        if needs_weight and d_weight is None:
-            d_weight = torch.zeros_like(weight)
+        if needs_weight:
+            # Rounded once, if at all, and not with each chunk.
+            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         return d_hidden, d_weight, d_bias, *(None,) * 5
 
 
