@@ -75,6 +75,11 @@ def round_markdown(run: Run, committed: CommittedRound, published: "Published | 
             f"Reward model: {summary['reward_model/accuracy']:.1%} of held-out pairs ranked rightly, "
             f"calibration error {summary.get('reward_model/calibration_error', float('nan')):.1%}."
         )
+    if "critic_pretraining/explained_variance" in summary:
+        parts.append(
+            f"Critic: explained variance {number(summary['critic_pretraining/explained_variance'])} on held-out prompts after "
+            f"its pre-training, {number(summary['critic_pretraining/explained_variance_before'])} before."
+        )
     parts += ["## Iterations", *table(["iteration", *known.values()], progress)]
     if samples:
         parts.append("## Rollouts of the last iteration, from best to worst")

@@ -17,7 +17,7 @@ class ReportRoundConfig(StageConfig):
     """Rollouts of the last iteration in the table of samples: the best, the worst, and evenly between."""
 
 
-@stage(version="2", config=ReportRoundConfig, uses_models=False)
+@stage(version="3", config=ReportRoundConfig, uses_models=False)
 def report_round(
     context: StageContext,
     config: ReportRoundConfig,
@@ -30,6 +30,7 @@ def report_round(
     evaluation: Ref,
     reward_model: Ref | None,
     previous: Ref | None,
+    pretraining: Ref | None = None,
 ) -> StageOutput:
     """Write summary.json, metrics.json (all iterations so far), samples.json and plots/*.png."""
     from tasks.plots import draw_plots
@@ -43,7 +44,9 @@ def report_round(
         for group in by_iteration([*rollouts, *scored, *experience, *checkpoints, *audits])
     ]
     evaluated = Manifest.read(evaluation.directory).metrics
-    trained = Manifest.read(reward_model.directory).metrics if reward_model is not None else {}
+    trained: dict[str, float] = {}
+    for ref in (reward_model, pretraining):
+        trained |= Manifest.read(ref.directory).metrics if ref is not None else {}
     summary = {
         "round": context.place.round,
         "iterations": len(experience),

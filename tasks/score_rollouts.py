@@ -18,7 +18,7 @@ class ScoreRolloutsConfig(StageConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="3", config=ScoreRolloutsConfig)
+@stage(version="4", config=ScoreRolloutsConfig)
 def score_rollouts(
     context: StageContext,
     config: ScoreRolloutsConfig,

@@ -60,7 +60,7 @@ class UpdatePolicyConfig(StageConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="3", config=UpdatePolicyConfig)
+@stage(version="4", config=UpdatePolicyConfig)
 def update_policy(
     context: StageContext,
     config: UpdatePolicyConfig,

@@ -32,7 +32,7 @@ class WarmUpStageConfig(WarmUpConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="2", config=WarmUpStageConfig)
+@stage(version="3", config=WarmUpStageConfig)
 def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data: Ref) -> StageOutput:
     """Minimise the next-token loss; of a row with a prompt, only its response counts."""
     import torch
