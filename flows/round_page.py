@@ -76,9 +76,9 @@ def round_markdown(run: Run, committed: CommittedRound, published: "Published | 
             f"calibration error {summary.get('reward_model/calibration_error', float('nan')):.1%}."
         )
     if "critic_pretraining/explained_variance" in summary:
+        after, before = (summary[f"critic_pretraining/explained_variance{part}"] for part in ("", "_before"))
         parts.append(
-            f"Critic: explained variance {number(summary['critic_pretraining/explained_variance'])} on held-out prompts after "
-            f"its pre-training, {number(summary['critic_pretraining/explained_variance_before'])} before."
+            f"Critic: explained variance {number(after)} on held-out prompts after pre-training, {number(before)} before."
         )
     parts += ["## Iterations", *table(["iteration", *known.values()], progress)]
     if samples:
