@@ -39,6 +39,8 @@ def rlhf_round(
     reference = before.reference if before else starting_policy(run, config, place, data, externals)
     reward_model = trained_reward_model(run, config, place, before, data, reference, externals)
     train = before.train if before else starting_models(run, config, place, data, reference, reward_model, externals)
+    has_pretrained = before is None and config.has_critic and config.critic_pretraining is not None
+    pretraining = train.critic if has_pretrained else None
 
     iterations: list[Iteration] = []
     for iteration in range(1, config.iterations + 1):
@@ -79,6 +81,7 @@ def rlhf_round(
         evaluation=evaluation,
         reward_model=reward_model,
         previous=before.report if before else None,
+        pretraining=pretraining,
     )
     return RoundState(data=data, reference=reference, reward_model=reward_model, train=train, report=report)
 

@@ -78,6 +78,11 @@ def round_markdown(run: Run, committed: CommittedRound, published: "Published | 
             f"Reward model: {summary['reward_model/accuracy']:.1%} of held-out pairs ranked rightly, "
             f"calibration error {summary.get('reward_model/calibration_error', float('nan')):.1%}."
         )
+    if "critic_pretraining/explained_variance" in summary:
+        after, before = (summary[f"critic_pretraining/explained_variance{part}"] for part in ("", "_before"))
+        parts.append(
+            f"Critic: explained variance {number(after)} on held-out prompts after pre-training, {number(before)} before."
+        )
     parts += ["## Iterations", *table(["iteration", *known.values()], progress)]
     if samples:
         parts.append("## Rollouts of the last iteration, from best to worst")

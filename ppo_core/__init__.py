@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         response_and_final_values,
         response_logprobs,
         response_values,
-        shares_trunk,
         token_logits,
         token_logprobs,
     )
@@ -86,7 +85,6 @@ __all__ = [
     "rewards_to_go",
     "row_uniforms",
     "sample",
-    "shares_trunk",
     "token_logits",
     "token_logprobs",
     "token_rewards",

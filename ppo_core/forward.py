@@ -67,12 +67,12 @@ def _head_in_float32(model: Any) -> Iterator[None]:
         yield
         return
     was_replaced = "forward" in vars(head)
-    head.forward = _Float32Forward(head, own)  # type: ignore[assignment]
+    head.forward = _Float32Forward(head, own)
     try:
         yield
     finally:
         if was_replaced:
-            head.forward = own  # type: ignore[method-assign]
+            head.forward = own
         else:
             del head.forward
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Float, Int
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _CHUNK_ELEMENTS = 2**25
 # Stands for the logarithm of a probability of 0: its product with 0 is 0, where that of minus infinity is not a number.
@@ -116,7 +118,7 @@ def linear_in_float32(layer: nn.Linear, hidden: Float[Tensor, "*B D"]) -> Float[
         return nn.functional.linear(at_least_float32(hidden), at_least_float32(layer.weight), bias)
 
 
-def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+def _without_autocast(function: F) -> F:
     """A step of an autograd function in the types of its tensors, whatever the caller's context would cast them to."""
 
     @wraps(function)
@@ -125,7 +127,7 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(device.type, enabled=False):
             return function(ctx, first, *others)
 
-    return wrapped
+    return cast(F, wrapped)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -152,10 +154,10 @@ class _LinearLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
         logprobs, entropies, logsumexps = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
-        cast = weight.to(dtype)
+        own_weight = weight.to(dtype)
         ctx.first_weights = None
         for part in _chunks(len(hidden), chunk):
-            z = _scaled_logits(hidden[part], cast, bias, temperature)
+            z = _scaled_logits(hidden[part], own_weight, bias, temperature)
             largest = z.amax(dim=-1, keepdim=True)
             chosen = z.gather(-1, token_ids[part, None])
             weights = z.sub_(largest).exp() if with_entropy else z.sub_(largest).exp_()
@@ -186,7 +188,7 @@ class _LinearLogprobs(torch.autograd.Function):
         d_bias = torch.zeros_like(bias) if needs_bias else None
         if d_logprobs is None:
             d_logprobs = torch.zeros_like(logsumexps)
-        cast = weight.to(dtype)
+        own_weight = weight.to(dtype)
         for part in _chunks(len(hidden), chunk):
             first, ctx.first_weights = ctx.first_weights, None
             if first is not None:
@@ -194,7 +196,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 p = weights.div_(total[:, None])
                 log_p = None if d_entropies is None else p.log()
             else:
-                log_p = _scaled_logits(hidden[part], cast, bias, temperature).sub_(logsumexps[part, None])
+                log_p = _scaled_logits(hidden[part], own_weight, bias, temperature).sub_(logsumexps[part, None])
                 p = log_p.exp_() if d_entropies is None else log_p.exp()
             if d_entropies is None:
                 d_z = p.mul_(-d_logprobs[part, None])
@@ -206,13 +208,16 @@ class _LinearLogprobs(torch.autograd.Function):
             d_z.scatter_add_(-1, token_ids[part, None], d_logprobs[part, None])
             d_z = (d_z.div_(temperature) if temperature != 1 else d_z).to(dtype)
             if d_hidden is not None:
-                d_hidden[part] = d_z @ cast
+                d_hidden[part] = d_z @ own_weight
             if needs_weight:
-                d_weight = _with_product(d_weight, d_z.T, hidden[part].to(dtype), weight.dtype)
+                d_weight = _with_product(
+                    d_weight, d_z.T, hidden[part].to(dtype), torch.promote_types(dtype, weight.dtype)
+                )
             if d_bias is not None:
                 d_bias += d_z.sum(dim=0)
-        if needs_weight and d_weight is None:
-            d_weight = torch.zeros_like(weight)
+        if needs_weight:
+            # Rounded once, if at all, and not with each chunk.
+            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         return d_hidden, d_weight, d_bias, *(None,) * 5
 
 

@@ -72,7 +72,7 @@ def critic_pretraining(
     """
     import torch
 
-    from ppo_core import InPrecision, PPOConfig, explained_variance, forward_groups, shares_trunk
+    from ppo_core import InPrecision, PPOConfig, TrunkCritic, explained_variance, forward_groups
     from ppo_core.objectives import Counts, critic_objective
     from tasks.learners import Learners
     from tasks.models import CRITIC, POLICY, part_directory, pick_dtype
@@ -99,7 +99,7 @@ def critic_pretraining(
     train, held_out = (batch.select(rows.nonzero()[:, 0]) for rows in (~is_held_out, is_held_out))
     learner = learners.take_critic(critic, config.lora, learners.policy(reference))
     device, dtype = learners.device, pick_dtype(context.execution, learners.device)
-    model = InPrecision(learner.model.head_alone() if shares_trunk(learner.model) else learner.model, dtype)
+    model = InPrecision(learner.model.head_alone() if isinstance(learner.model, TrunkCritic) else learner.model, dtype)
     token_budget = context.execution.micro_batch_tokens
 
     def backward(rows: Sequence[int]) -> float:

@@ -82,11 +82,12 @@ class Learners:
 
             write_adapter(POLICY, self._saved_adapter(ref, POLICY), directory)
 
-    def critic(self, ref: Ref) -> nn.Module:
-        """A critic that nobody changes. Before the first update, the one that this will start from."""
+    def critic(self, ref: Ref, policy: Ref) -> nn.Module:
+        """A critic that nobody changes, beside ``policy``, on whose body it may stand. Before the first update, the one that
+        this will start from."""
         if self.shared_trunk:
-            policy = self.policy(ref)
-            return TrunkCritic(policy, self.context.models.get(ref, CRITIC, lambda: self._load_head(ref, policy)))
+            body = self.policy(policy)
+            return TrunkCritic(body, self.context.models.get(ref, CRITIC, lambda: self._load_head(ref, body)))
         if self.lora_base is None:
             return self.context.models.get(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
         if ref.digest == self.lora_base.digest:

@@ -31,6 +31,7 @@ def report_round(
     evaluation: Ref,
     reward_model: Ref | None,
     previous: Ref | None,
+    pretraining: Ref | None = None,
 ) -> StageOutput:
     """Write summary.json, metrics.json (all iterations so far), samples.json and plots/*.png."""
     from tasks.diagnosis import diagnose, warnings_at
@@ -59,6 +60,7 @@ def report_round(
         "iterations": len(experience),
         **{name: value for name, value in history[-1].items() if name not in ("round", "iteration")},
         **(trained.metrics if trained is not None else {}),
+        **(Manifest.read(pretraining.directory).metrics if pretraining is not None else {}),
         **evaluated,
         "health/warnings": float(len(warnings)),
         "warnings": [found.as_dict() for found in warnings],

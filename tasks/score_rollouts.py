@@ -83,7 +83,7 @@ def score_rollouts(
         exact_kl = batch_exact_kl(learners.policy(policy), reference_model, batch, **of_policy)
         added["exact_kl"] = Ragged(exact_kl, offsets)
     if critic is not None:
-        values, final_values = batch_values(learners.critic(critic), batch, **settings)
+        values, final_values = batch_values(learners.critic(critic, policy), batch, **settings)
         added |= {"values": Ragged(values, offsets), "final_value": final_values.tolist()}
     schema = scored(
         list(scores),

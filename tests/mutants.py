@@ -239,17 +239,26 @@ PPO_CORE: Table = [
             # gae
             ("packed_rewards + gamma * next_values", "packed_rewards + next_values"),
             ("next_values - packed_values, 0.0)", "next_values + packed_values, 0.0)"),
-            ("_discounted_sums(deltas, gamma * lam, horizon)", "_discounted_sums(deltas, lam, horizon)"),
-            ("_discounted_sums(deltas, gamma * lam, horizon)", "_discounted_sums(deltas, gamma, horizon)"),
-            ("_discounted_sums(deltas, gamma * lam, horizon)", "_discounted_sums(deltas, gamma * lam, None)"),
+            ("advantages_by(gamma * lam)", "advantages_by(lam)"),
+            ("advantages_by(gamma * lam)", "advantages_by(gamma)"),
+            ("advantages_by(gamma * critic_lam)", "advantages_by(critic_lam)"),
+            ("advantages_by(gamma * critic_lam)", "advantages_by(gamma * lam)"),
+            ("advantages if critic_lam is None else", "advantages if critic_lam == 1 else"),
+            ("_discounted_sums(deltas, discount, horizon)", "_discounted_sums(deltas, discount, None)"),
+            ("(1 - 1 / (alpha * lengths)).clamp(min=0)", "1 - 1 / (alpha * lengths)"),
+            ("(1 - 1 / (alpha * lengths))", "(1 - alpha / lengths)"),
+            ("if not alpha > 0:", "if not alpha >= 0:"),
+            ("response_mask, gamma=gamma, lam=1.0)[0]", "response_mask, gamma=1.0, lam=1.0)[0]"),
+            ("response_mask, gamma=gamma, lam=1.0)[0]", "response_mask, gamma=gamma, lam=0.9)[0]"),
             ("is_last = mask & ~_shifted(mask)", "is_last = mask"),
             ("order = response_mask.to(torch.int8)", "order = torch.zeros_like(response_mask, dtype=torch.int8)"),
             ("packed_values = torch.where(response_mask, values, 0.0)", "packed_values = values"),
             ("next_values = _shifted(packed_values)", "next_values = packed_values"),
-            ("torch.where(response_mask, advantages + torch.where(response_mask, values, 0.0), 0.0)", "advantages"),
-            ("advantages + torch.where(response_mask, values, 0.0), 0.0)", "advantages + values, values)"),
+            ("torch.where(response_mask, of_critic + torch.where(response_mask, values, 0.0), 0.0)", "of_critic"),
+            ("of_critic + torch.where(response_mask, values, 0.0), 0.0)", "of_critic + values, values)"),
             ("for _ in range(horizon - 1):", "for _ in range(horizon):"),
-            ("sums = x + discount * _shifted(sums)", "sums = x + _shifted(sums)"),
+            ("sums = x + of_row * _shifted(sums)", "sums = x + _shifted(sums)"),
+            ("discount[:, None] if isinstance", "discount[0] if isinstance"),
             ("running = x[:, t] + discount * running", "running = x[:, t] + running"),
             ("for t in reversed(range(num_columns)):", "for t in range(num_columns):"),
             (".scatter(1, order, torch", ".scatter(1, order.flip(1), torch"),
@@ -328,7 +337,7 @@ PPO_CORE: Table = [
             (".add_(entropies[part, None])\n", "\n"),
             (".mul_(-d_entropies[part, None]).sub_(d_logprobs[part, None])", ".mul_(-d_entropies[part, None])"),
             ("first, ctx.first_weights = ctx.first_weights, None", "first = ctx.first_weights"),
-            ("d_hidden[part] = d_z @ cast", "d_hidden[part] = 0"),
+            ("d_hidden[part] = d_z @ own_weight", "d_hidden[part] = 0"),
             ("d_bias += d_z.sum(dim=0)", "d_bias += d_z.mean(dim=0)"),
             ("return (logprobs, entropies.view(token_ids.shape)) if", "return (logprobs, entropies) if"),
             ("if chunk < 1:", "if chunk < 0:"),
@@ -759,10 +768,40 @@ PPO_CORE: Table = [
         "tests/ppo_core/test_trunk.py tests/ppo_core/test_forward.py",
         [
             (
-                "values = inner.values(hidden)[padded.predicts_response]",
-                "values = inner.values(hidden.detach())[padded.predicts_response]",
+                "entropies, inner.values(hidden)[padded.predicts_response]",
+                "entropies, inner.values(hidden.detach())[padded.predicts_response]",
             ),
             ("torch.equal(packed, beside_other) and is_close", "is_close"),
+        ],
+    ),
+    (
+        "ppo_core/forward.py",
+        "tests/ppo_core/test_heads.py",
+        [
+            ("with _head_in_float32(self.model):", "with nullcontext():"),
+            ("torch.promote_types(dtype, head_dtype)", "dtype"),
+            ("torch.promote_types(dtype, head_dtype)", "head_dtype"),
+            ("return linear_in_float32(self.layer, hidden)", "return self.own(hidden)"),
+            ("return self.own(at_least_float32(hidden), *args", "return self.own(hidden.bfloat16().float(), *args"),
+            ("            del head.forward", "            pass"),
+            ("            head.forward = own\n", "            del head.forward\n"),
+            ("linear_in_float32(self.head, hidden).squeeze(-1)", "self.head(hidden).float().squeeze(-1)"),
+            ("head.weight, head.bias, model.head_dtype)", "head.weight, head.bias, model.dtype)"),
+        ],
+    ),
+    (
+        "ppo_core/logprobs.py",
+        "tests/ppo_core/test_heads.py",
+        [
+            ("dtype or torch.promote_types(hidden.dtype, torch.float32)", "dtype or hidden.dtype"),
+            ("@_without_autocast\n    def forward", "def forward"),
+            ("@_without_autocast\n    def backward", "def backward"),
+            ("torch.promote_types(dtype, weight.dtype)", "weight.dtype"),
+            (
+                "functional.linear(at_least_float32(hidden), at_least_float32(layer.weight), bias)",
+                "functional.linear("
+                "hidden.bfloat16(), layer.weight.bfloat16(), None if bias is None else bias.bfloat16()).float()",
+            ),
         ],
     ),
     (
@@ -890,7 +929,7 @@ TASKS: Table = [
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
             (
-                "InPrecision(checkpoint.actor.model, dtype) if config.train_policy else None",
+                "InPrecision(checkpoint.actor.model, dtype, head_dtype) if config.train_policy else None",
                 "InPrecision(checkpoint.actor.model, dtype)",
             ),
             ("temperature=config.temperature,", "temperature=1.0,"),
@@ -957,6 +996,76 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/models.py",
+        "tests/tasks/test_models.py tests/tasks/test_adapters.py",
+        [
+            ("                parameter.zero_()", "                pass"),
+            ("    nn.init.zeros_(head.weight)", "    pass"),
+            ("if seed is not None:\n                weight", "if False:\n                weight"),
+            ("x.to(torch.promote_types(dtype, head_dtype))", "x.to(dtype)"),
+            (
+                "raw = linear_in_float32(getattr(self.model, HEAD), hidden)",
+                "raw = getattr(self.model, HEAD)(hidden).float()",
+            ),
+        ],
+    ),
+    (
+        "tasks/critic_pretraining.py",
+        "tests/tasks/test_critic_pretraining.py",
+        [
+            ("if reward_model is not None:", "if False:"),
+            ("for rows in (~is_held_out, is_held_out))", "for rows in (is_held_out | ~is_held_out, is_held_out))"),
+            ("return torch.tensor([i == len(prompt_ids) - 1 for", "return torch.tensor([True for"),
+            ("% every == every - 1 for", "% every == 0 for"),
+            (
+                "learner.model.head_alone() if isinstance(learner.model, TrunkCritic) else learner.model",
+                "learner.model",
+            ),
+            ("num_tokens=len(chosen.responses.values)", "num_tokens=1"),
+            (
+                '{"_before": held_out.token_columns["values"], "": after}',
+                '{"": held_out.token_columns["values"], "_before": after}',
+            ),
+            (
+                "policy=reference,\n        reference=reference,\n        critic=critic",
+                "policy=reference,\n        reference=reference,\n        critic=reference",
+            ),
+            ('seed=context.seed("critic_pretraining"), epoch', "seed=0, epoch"),
+        ],
+    ),
+    (
+        "tasks/compute_advantages.py",
+        "tests/tasks/test_algorithms.py",
+        [
+            ("critic_lam=config.critic_lam,", "critic_lam=config.lam,"),
+            ("length_adaptive_lam(mask, alpha=config.lam_alpha)", "config.lam"),
+            ('if config.algorithm == "reinforce" else 0.0', 'if config.algorithm != "reinforce" else 0.0'),
+            ("to_go - baseline", "to_go + baseline"),
+            ("rewards_to_go(rewards, mask, gamma=config.gamma)", "rewards_to_go(rewards, mask, gamma=1.0)"),
+        ],
+    ),
+    (
+        "flows/config.py",
+        "tests/flows/test_config.py",
+        [
+            ('"ppo": {**ONE_STEP, **given}}', '"ppo": {**given}}'),
+            ('if self.ppo.loss == "pg":', "if False:"),
+            ("if not advantages.reward_to_go:", "if advantages.reward_to_go:"),
+            ("if self.algorithm not in WITH_REWARDS_TO_GO:", "if self.has_critic:"),
+            ("if not self.has_critic and pretraining not in (None, CriticPretrainingConfig()):", "if False:"),
+        ],
+    ),
+    (
+        "flows/round.py",
+        "tests/flows/test_wiring.py",
+        [
+            ("if config.critic_pretraining is not None:", "if True:"),
+            ('    "critic_lam": 1.0,\n', ""),
+            ('    "kl_coef": 0.0,\n', ""),
+            ('if own["learning_rate"] is None:', "if True:"),
+        ],
+    ),
+    (
         "tasks/adapters.py",
         "tests/tasks/test_adapters.py",
         [
@@ -971,7 +1080,6 @@ TASKS: Table = [
         "tests/tasks/test_adapters.py",
         [
             ("POLICY if shared_trunk else part", "part"),
-            ("self.context.run_seed if part == POLICY else self._critic_seed", "self.context.run_seed"),
         ],
     ),
     (

@@ -189,7 +189,8 @@ def ours(directory, case, numerics, iterations):
             "rewards": {"reward": {"model": str(directory / "reward")}},
             "rollouts": {"prompts_per_iteration": rows, "sampling": {"max_new_tokens": length}},
             "advantages": {"kl_coef": 0.05, "gamma": 1.0, "lam": 0.95},
-            "ppo": {"epochs": EPOCHS, "num_minibatches": MINIBATCHES},
+            # As TRL does by default.
+            "ppo": {"epochs": EPOCHS, "num_minibatches": MINIBATCHES, "cliprange_value": 0.2},
             "optimizers": {"learning_rate": 3e-6, "critic_learning_rate": 3e-6},
             "execution": {"device": "cpu", "dtype": "bfloat16" if NUMERICS[numerics]["bf16"] else "float32"},
         },

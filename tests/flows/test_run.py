@@ -20,7 +20,7 @@ ITERATION = ("generate_rollouts", "score_rollouts", "compute_advantages", "updat
 
 def test_every_stage_commits_one_output_a_place(home, tiny):
     places = [name.rsplit("/", 1)[0] for name in home.stages(tiny)]
-    expected = ["round-001/warm_up"]
+    expected = ["round-001/warm_up", "round-001/critic_pretraining"]
     for number in (1, 2):
         expected += [
             f"round-00{number}/{s}" for s in ("prepare_data", "train_reward_model", "evaluate_policy", "report_round")

@@ -18,7 +18,7 @@ PUBLIC = """
     importance_weights length_adaptive_lam linear_logprobs masked_mean masked_whiten micro_batches minibatches next_kl_coef
     pg_loss policy_loss overlong_penalty ppo_update
     preference_loss ranking_loss response_and_final_values response_logprobs response_values
-    rewards_to_go row_uniforms sample shares_trunk token_rewards treated_scores value_loss
+    rewards_to_go row_uniforms sample token_rewards treated_scores value_loss
 """
 
 

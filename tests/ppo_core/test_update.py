@@ -21,6 +21,7 @@ from ppo_core import (
     gae,
     masked_whiten,
     ppo_update,
+    response_values,
     sample,
     token_rewards,
 )
@@ -203,6 +204,20 @@ def test_missing_columns_are_named():
         world.update(batch=bare, critic=False, kl_loss_coef=0.1)
     with pytest.raises(ShapeError, match=r"lacks the token columns \['advantages'\]"):
         world.update(batch=bare, critic=False, kl_loss_coef=0.1, kl_loss_estimator="exact")
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0, 100.0, 1e4])
+def test_a_constant_reward_is_learnt_in_as_many_updates_whatever_its_size(size):
+    # By plain gradient descent, whose steps grow with the error; with values clipped to 0.2, 100 would take 450 updates.
+    world = World(critic_lr=2.0)
+    padded = world.batch.padded()
+    values = world.batch.token_columns["values"]
+    for _ in range(12):
+        batch = world.batch.with_columns(values=values, returns=torch.full_like(values, size))
+        world.update(batch=batch, policy=False, critic_max_grad_norm=math.inf)
+        with torch.no_grad():
+            values = response_values(world.critic, padded)[padded.response_mask]
+    assert values.tolist() == pytest.approx([size] * len(values), rel=0.01)
 
 
 def told(world, **settings):

@@ -63,7 +63,7 @@ def test_before_any_training_policy_and_reference_are_the_base_and_the_critic_is
     valuer = learners.take_critic(base, LORA, actor.model)
     assert torch.equal(logits(actor.model), logits(plain))
     assert torch.equal(logits(learners.policy(base)), logits(plain))
-    assert valuer.model(TEXT).tolist() == learners.critic(base)(TEXT).tolist() == [[0.0] * TEXT.shape[1]]
+    assert valuer.model(TEXT).tolist() == learners.critic(base, base)(TEXT).tolist() == [[0.0] * TEXT.shape[1]]
     # By hand: the head, which is 0 in the beginning, on the base's hidden states.
     torch.nn.init.normal_(valuer.model.head.weight)
     hidden = plain.model(input_ids=TEXT, use_cache=False).last_hidden_state
@@ -108,7 +108,7 @@ def test_a_checkpoint_is_what_peft_reads(world, tmp_path, family):
     bench = a_bench(tmp_path / "run")
     done = an_update(bench, base, data, lora=LORA)
     learners = learners_of(bench, base, tmp_path)
-    ours, values = logits(learners.policy(done)), learners.critic(done)(TEXT)[:, -1]
+    ours, values = logits(learners.policy(done)), learners.critic(done, done)(TEXT)[:, -1]
 
     theirs = PeftModel.from_pretrained(load_policy(base.directory), str(done.directory / "policy"))
     torch.testing.assert_close(logits(theirs), ours)
@@ -136,7 +136,7 @@ def test_written_whole_a_model_needs_nothing_else(world, tmp_path, shape, family
     done = an_update(bench, base, data, **shape)
     lora_base = base if "lora" in shape else None
     learners = learners_of(bench, lora_base, tmp_path, shared_trunk="shared_trunk" in shape)
-    ours, values = logits(learners.policy(done)), learners.critic(done)(TEXT)[:, -1]
+    ours, values = logits(learners.policy(done)), learners.critic(done, done)(TEXT)[:, -1]
     for part in ("policy", "critic"):
         write_whole(
             part,
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_a_trunk_has_one_body_and_its_values_are_the_head_on_it(
     assert sorted(path.name for path in (done.directory / "critic").glob("*.safetensors")) == ["head.safetensors"]
     assert not (done.directory / "critic_optimizer.safetensors").exists()
     learners = learners_of(bench, None, tmp_path, shared_trunk=True)
-    policy, critic = learners.policy(done), learners.critic(done)
+    policy, critic = learners.policy(done), learners.critic(done, done)
     hidden = policy.model(input_ids=TEXT, use_cache=False).last_hidden_state
     torch.testing.assert_close(critic(TEXT), (hidden @ critic.head.weight.T)[..., 0])
     metrics = bench.metrics(done)
@@ -215,7 +215,7 @@ def test_values_and_reference_stored_with_rollouts_are_those_of_the_parts(world,
         with torch.no_grad():
             ref_logprobs = response_logprobs(load_policy(base.directory), batch, temperature=1.0)
             logprobs = response_logprobs(learners.policy(first), batch, temperature=1.0)
-            values = response_values(learners.critic(first), batch)
+            values = response_values(learners.critic(first, first), batch)
         torch.testing.assert_close(torch.tensor([row["ref_logprobs"]]), ref_logprobs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.tensor([row["logprobs"]]), logprobs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.tensor([row["values"]]), values, atol=1e-5, rtol=1e-5)

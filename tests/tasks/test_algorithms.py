@@ -110,7 +110,52 @@ def test_without_a_critic_advantages_are_whitened_only_when_asked_for(world, sco
     assert torch.tensor([a for row in rows(plain) for a in row["advantages"]]).std().item() > 1.5
 
 
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+@pytest.mark.parametrize("algorithm", ["reinforce", "vanilla_pg"])
+def test_with_rewards_to_go_a_token_counts_what_came_from_it_on(world, scored, algorithm, gamma):
+    bench, base, _, _ = world
+    table = rows(advantages(bench, scored, base, algorithm=algorithm, reward_to_go=True, gamma=gamma, kl_coef=0.3))
+    to_go = [
+        [sum(gamma**k * r for k, r in enumerate(row["rewards"][t:])) for t in range(len(row["rewards"]))]
+        for row in table
+    ]
+    assert any(len(own) > 1 and abs(own[0] - own[1]) > 0.01 for own in to_go)
+    baseline = statistics.mean(x for own in to_go for x in own) if algorithm == "reinforce" else 0.0
+    for row, own in zip(table, to_go, strict=True):
+        assert row["advantages"] == pytest.approx([x - baseline for x in own], abs=1e-3)
+
+
 # advantages with a critic
+
+
+@pytest.mark.parametrize(("critic_lam", "lam"), [(None, 0.5), (0.0, 0.5), (1.0, 0.0)])
+def test_the_critic_learns_what_came_in_the_end_unless_told_to_trust_itself(world, other, critic_lam, lam):
+    bench, base, data, _ = world
+    (rollouts,) = generate(bench, base, data)
+    ref = score(bench, base, rollouts, LENGTH, reference=other, critic=train_reward_model(bench, base, data))
+    changes = {} if critic_lam is None else {"critic_lam": critic_lam}
+    for row in rows(advantages(bench, [ref], base, lam=lam, whiten=False, **changes)):
+        values, rewards = [*row["values"], 0.0], row["rewards"]
+        for t, target in enumerate(row["returns"]):
+            expected = rewards[t] + values[t + 1] if critic_lam == 0 else sum(rewards[t:])
+            assert target == pytest.approx(expected, abs=1e-3)
+        deltas = [r + values[t + 1] - values[t] for t, r in enumerate(rewards)]
+        of_policy = [sum(lam**k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
+        assert row["advantages"] == pytest.approx(of_policy, abs=1e-3)
+
+
+def test_a_lambda_that_grows_with_the_response_is_of_its_own_length(world, other):
+    bench, base, data, _ = world
+    (rollouts,) = generate(bench, base, data, samples_per_prompt=4)
+    ref = score(bench, base, rollouts, LENGTH, reference=other)
+    table = rows(advantages(bench, [ref], base, lam_alpha=0.5, whiten=False))
+    assert len({len(row["rewards"]) for row in table}) > 1
+    for row in table:
+        lam = max(0.0, 1 - 2 / len(row["rewards"]))
+        values = [*row["values"], 0.0]
+        deltas = [r + values[t + 1] - values[t] for t, r in enumerate(row["rewards"])]
+        expected = [sum(lam**k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
+        assert row["advantages"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_bootstrapping_counts_the_value_after_a_response_that_was_cut_off_and_no_other(world, other):

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_world import (
     LENGTH,
     SAMPLING,
     Workbench,
+    advantages,
     generate,
     make_world,
     rows,
@@ -15,6 +17,7 @@ from small_world import (
     train_reward_model,
 )
 
+from ppo_core import PPOConfig
 from tasks import calibration
 from tasks.adapter_config import AdapterConfig
 from tasks.compute_advantages import ComputeAdvantagesConfig
@@ -27,6 +30,7 @@ from tasks.score_rollouts import ScoreRolloutsConfig
 from tasks.stage import StageContext
 from tasks.store import Place, read_dataset
 from tasks.training import descend
+from tasks.update_policy import UpdatePolicyConfig
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TRAINED = {"preference": RewardConfig(model="trained")}
@@ -56,7 +60,7 @@ COLOUR = {"colour": RewardConfig(function="test_critic_pretraining:colour")}
 
 
 def pretrain(
-    bench, base, data, *, critic=None, reward_model=None, rewards=LENGTH, advantages=None, lora=None, **changes
+    bench, base, data, *, critic=None, reward_model=None, rewards=LENGTH, treatment=None, lora=None, **changes
 ):
     trunk = changes.get("shared_trunk", False)
     scoring = ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature, shared_trunk=trunk)
@@ -64,7 +68,7 @@ def pretrain(
         "samples": 64,
         "learning_rate": 3e-3,
         "scoring": json.loads(scoring.model_dump_json()),
-        "advantages": json.loads(ComputeAdvantagesConfig(**(advantages or {})).model_dump_json()),
+        "advantages": json.loads(ComputeAdvantagesConfig(**(treatment or {})).model_dump_json()),
         "versions": {},
         "sampling": SAMPLING,
         "lora": lora,
@@ -101,10 +105,10 @@ def explained(bench, ref):
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
-def test_the_targets_are_the_discounted_score_whatever_the_critic_thought_and_whatever_its_lambda_is(world, gamma):
+def test_the_targets_are_the_discounted_score_whatever_the_policys_lambda_is(world, gamma):
     bench, base, data, _ = world
-    settings = {"gamma": gamma, "critic_lam": 0.3, "lam": 0.3, "kl_coef": 0.1}
-    table = rows(pretrain(bench, base, data, advantages=settings, epochs=1), "experience/rollouts")
+    settings = {"gamma": gamma, "lam": 0.3, "kl_coef": 0.1}
+    table = rows(pretrain(bench, base, data, treatment=settings, epochs=1), "experience/rollouts")
     assert len(table) == 64
     for row in table:
         length = len(row["response_token_ids"])
@@ -117,7 +121,7 @@ def test_the_targets_are_the_discounted_score_whatever_the_critic_thought_and_wh
 def test_scores_are_treated_as_in_an_iteration(world):
     bench, base, data, _ = world
     settings = {"score_clip": 3.0, "length_cut_penalty": 1.5}
-    table = rows(pretrain(bench, base, data, advantages=settings, epochs=1), "experience/rollouts")
+    table = rows(pretrain(bench, base, data, treatment=settings, epochs=1), "experience/rollouts")
     assert {row["finish_reason"] for row in table} == {"stop", "length"}
     for row in table:
         expected = min(3.0, float(len(row["response"]))) - 1.5 * (row["finish_reason"] == "length")
@@ -192,8 +196,8 @@ def test_each_kind_of_critic_learns_and_the_policy_stays(world, reward_model, ki
     assert torch.equal(policy(input_ids=prompt, use_cache=False).logits, before)
     assert all(x.grad is None for name, x in policy.named_parameters() if ".critic." not in name)
     # What stays in memory is what was written.
-    in_memory, bench.models = learners.critic(ref)(prompt), ResidentModels()
-    torch.testing.assert_close(learners_of(bench, tmp_path, base, **parts).critic(ref)(prompt), in_memory)
+    in_memory, bench.models = learners.critic(ref, base)(prompt), ResidentModels()
+    torch.testing.assert_close(learners_of(bench, tmp_path, base, **parts).critic(ref, base)(prompt), in_memory)
     assert in_memory.abs().max() > 0.01
 
 
@@ -275,10 +279,35 @@ def test_prompts_that_are_held_out_train_nothing(world, monkeypatch):
     assert sorted(seen) == list(range(table.num_rows - held_out))
 
 
-def test_an_adapted_critic_goes_on_from_its_pretraining(world, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"lora": LORA}, {"shared_trunk": True}], ids=["whole", "lora", "trunk"])
+def test_the_first_iteration_goes_on_from_the_pretrained_critic(world, tmp_path, changes):
     _, base, data, _ = world
     bench = Workbench(tmp_path / "run")
-    ref = pretrain(bench, base, data, lora=LORA, epochs=2)
-    (rollouts,) = generate(bench, base, data, base)
-    scored = score(bench, base, rollouts, LENGTH, critic=ref, lora_base=base)
+    ref = pretrain(bench, base, data, epochs=2, **changes)
+    lora_base = base if "lora" in changes else None
+    # In other processes nothing is in memory.
+    bench.models = ResidentModels()
+    (rollouts,) = generate(bench, base, data, lora_base)
+    trunk = changes.get("shared_trunk", False)
+    scored = score(bench, base, rollouts, LENGTH, critic=ref, lora_base=lora_base, shared_trunk=trunk)
     assert max(abs(v) for row in rows(scored) for v in row["values"]) > 0
+    bench.models = ResidentModels()
+    experience = advantages(bench, [scored], base, kl_coef=0.0)
+    # A step of no size: the checkpoint has the critic that it was given.
+    settings = {"temperature": SAMPLING.temperature, "learning_rate": 1e-30, "critic_learning_rate": 1e-30}
+    done = bench.run(
+        "update_policy",
+        UpdatePolicyConfig(ppo=PPOConfig(epochs=1, num_minibatches=1), weight_decay=0.0, **settings, **changes),
+        place=Place(1, 1),
+        experience=experience,
+        policy=base,
+        critic=ref,
+        reference=None,
+        lora_base=lora_base,
+    )
+    names = {path.name for path in (ref.directory / "critic").glob("*.safetensors")}
+    assert len(names) == 1
+    for name in names:
+        before, after = (load_file(str(x.directory / "critic" / name)) for x in (ref, done))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)

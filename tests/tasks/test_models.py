@@ -180,6 +180,27 @@ def test_weights_stored_in_half_precision_are_trained_in_float32(tmp_path):
     assert torch.equal(model.model.score.weight, theirs.score.weight.float())
 
 
+def test_scores_in_bfloat16_stay_apart_far_from_zero(tmp_path):
+    # Raw scores of 12 and more on average, whose head is not rounded: what the body rounds is small beside their spread.
+    theirs = classifier(tmp_path)
+    ids = torch.randint(1, VOCABULARY, (256, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # A hidden state that is the same everywhere, and along it a head that lifts all scores.
+        theirs.model.norm.weight.mul_(0).add_(1.0)
+        theirs.score.weight.copy_(torch.randn(1, 16, generator=torch.Generator().manual_seed(1)))
+        hidden = theirs.model(ids).last_hidden_state
+        theirs.score.weight.add_(12 * torch.linalg.lstsq(hidden.flatten(0, 1), torch.ones(256 * 16, 1)).solution.T)
+    theirs.save_pretrained(tmp_path)
+    model = load_scalar_model(tmp_path)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model.model(ids).last_hidden_state
+        scores, rounded = model(ids), model.model.score(hidden)[..., 0]
+    exact = hidden.double() @ model.model.score.weight.double()[0]
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.double(), exact, atol=1e-4, rtol=1e-5)
+    assert len(scores.unique()) > 3 * len(rounded.unique())
+
+
 def test_a_loaded_model_has_dropout_switched_off(tmp_path):
     torch.manual_seed(0)
     hf.GPT2LMHeadModel(DECODERS["gpt2"](resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)).save_pretrained(tmp_path)
