@@ -34,7 +34,7 @@ class EvaluatePolicyConfig(StageConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="2", config=EvaluatePolicyConfig)
+@stage(version="3", config=EvaluatePolicyConfig)
 def evaluate_policy(
     context: StageContext,
     config: EvaluatePolicyConfig,

@@ -32,7 +32,7 @@ class GenerateRolloutsConfig(RolloutsConfig):
     trust_remote_code: bool = False
 
 
-@stage(version="2", config=GenerateRolloutsConfig)
+@stage(version="3", config=GenerateRolloutsConfig)
 def generate_rollouts(
     context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
 ) -> StageOutput:

@@ -832,7 +832,10 @@ TASKS: Table = [
             ("stop_token_ids=()\n", "stop_token_ids=sampling.stop_token_ids\n"),
             ("min(PROOF_TOKENS, sampling.max_new_tokens)", "sampling.max_new_tokens"),
             ('derive_seed(context.run_seed, "proof", i)', 'context.seed("proof", i)'),
-            ("(engines - logprobs(batch, sampling.temperature)).abs()", "(engines - logprobs(batch, sampling.temperature))"),
+            (
+                "(engines - logprobs(batch, sampling.temperature)).abs()",
+                "(engines - logprobs(batch, sampling.temperature))",
+            ),
             ("context.health.max_engine_difference or ROUNDING[dtype]", "ROUNDING[dtype]"),
             ("difference = (ours - engines).abs()", "difference = ours - engines"),
         ],
@@ -843,7 +846,7 @@ TASKS: Table = [
         [
             ("if not self.tied:", "if True:"),
             ('index["weight_map"] |= dict.fromkeys(self.tied, TIED_FILE)', "pass"),
-            ('            (directory / INDEX_FILE).unlink()\n', ""),
+            ("            (directory / INDEX_FILE).unlink()\n", ""),
             ("symlink_to(path.resolve())", "symlink_to(path.name)"),
         ],
     ),
