@@ -62,6 +62,6 @@ def tied_weights(policy: Any) -> dict[str, Tensor]:
     parameters = dict(policy.named_parameters(remove_duplicate=False))
     return {
         name: parameters[source].detach().cpu().clone()
-        for name, source in policy.all_tied_weights_keys.items()
+        for name, source in getattr(policy, "all_tied_weights_keys", {}).items()
         if source in parameters
     }

@@ -53,3 +53,9 @@ def test_three_iterations_of_adapters_over_a_tied_model(models, tmp_path):
     table = differences("in process, adapters over tied", rollouts)
     assert sorted(table) == [1, 2, 3]
     assert max(largest for _, largest in table.values()) < ROUNDING
+
+
+def test_in_bfloat16_the_two_agree_as_far_as_its_rounding_allows(models, tmp_path):
+    _, rollouts = three_iterations(tmp_path, "run", models / "tied", "execution.dtype=bfloat16")
+    table = differences("in process, tied, bfloat16", rollouts)
+    assert 1e-4 < max(mean for mean, _ in table.values()) < 0.03

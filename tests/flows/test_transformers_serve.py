@@ -19,8 +19,9 @@ from ppo_core import Ragged, SamplingConfig
 from tasks.errors import ServerError, TransientError
 from tasks.prepare_data import FromScratchConfig, make_model
 from tasks.records import Text
+from tasks.samplers.policy_files import PolicyFiles
 from tasks.samplers.vllm_rows import sampling_parameters
-from tasks.samplers.vllm_server import Server, VLLMServer, push
+from tasks.samplers.vllm_server import Server, push, vllm_server
 
 pytestmark = [
     pytest.mark.slow,
@@ -93,11 +94,15 @@ def asked(server, model, **changes):
     return server.json("POST", "/v1/completions", body, advice="")["choices"]
 
 
+def files(directory):
+    return PolicyFiles(directory=directory, digest="", tied={}, scratch=directory.parent)
+
+
 def test_a_checkpoint_is_asked_for_by_its_directory(url, models):
     texts = []
     for directory in models:
         with Server(url) as server:
-            name = push(server, directory, digest="")
+            name = push(server, files(directory))
             (choice,) = asked(server, name, temperature=0.0)
         model, tokenizer = (
             AutoModelForCausalLM.from_pretrained(directory).eval(),
@@ -119,8 +124,7 @@ def test_its_list_of_models_is_understood(url):
 
 
 def test_a_rollout_is_refused_since_it_takes_no_token_ids(url, models):
-    engine = VLLMServer(url, models[0], digest="")
-    with pytest.raises(ServerError) as caught:
+    with vllm_server(url, files(models[0])) as engine, pytest.raises(ServerError) as caught:
         engine.draw(
             Ragged.from_rows([[5, 6, 7]], torch.int64),
             samples_per_prompt=1,
