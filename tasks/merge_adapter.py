@@ -35,6 +35,7 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
         # Tokens that were added for the adapter's training; it brings the rows of the new ones.
         if num_tokens > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(num_tokens)
+    untie(model)
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
         expected = on_a_few_tokens(adapted)
@@ -42,7 +43,7 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
     # What PEFT raises for an adapter that does not fit, or that is no change of weights, is of any kind.
     except Exception as error:
         raise ModelError(f"it cannot be merged with that ({first_line(error)}); {ADVICE}") from error
-    untie_where_apart(merged)
+    tie_where_equal(merged)
     merged.save_pretrained(str(target))
     copy_tokenizer(source, target)
     found = on_a_few_tokens(base_model(adapter, target, trust_remote_code=trust_remote_code))
@@ -50,16 +51,29 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
         raise ModelError(f"merged with that, it says something else than over it; {ADVICE}")
 
 
-def untie_where_apart(model: Any) -> None:
-    """An adapter that changes an embedding or a head alone makes two matrices of what was one, and both count."""
+def untie(model: Any) -> None:
+    """Give a head that is its embedding's matrix one of its own: a change of either would be one of both."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+
+
+def tie_where_equal(model: Any) -> None:
+    """Undo ``untie``; where the adapter has changed one of the two, or both, the model has two matrices from now on."""
     import torch
 
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    if (
-        head is not None
-        and config.tie_word_embeddings
-        and not torch.equal(head.weight, model.get_input_embeddings().weight)
-    ):
+    head, embedding, config = (
+        model.get_output_embeddings(),
+        model.get_input_embeddings(),
+        model.config.get_text_config(),
+    )
+    if head is None or not config.tie_word_embeddings:
+        return
+    if torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
+    else:
         model.config.tie_word_embeddings = config.tie_word_embeddings = False
 
 
