@@ -18,7 +18,10 @@ from tasks.model_checks import ModelChecks
 from tasks.retry import StageError
 from tasks.store import Ref
 
-CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def a_reward_model(directory, model):
