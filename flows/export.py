@@ -260,7 +260,7 @@ def loading_lines(part: str, directory: Path) -> list[str]:
 
 
 def has_library_class(settings: Mapping[str, Any]) -> bool:
-    """Whether the library, or code that comes with the model, has a sequence classifier of the type that a config.json names."""
+    """Whether the library, or code that comes with the model, has a sequence classifier for a config.json."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES
 
     kind = settings.get("model_type")
@@ -270,8 +270,8 @@ def has_library_class(settings: Mapping[str, Any]) -> bool:
 def body_and_head_lines(name: str) -> list[str]:
     """How to load a scalar model for whose architecture the library has no class of this name: its body, and its head."""
     return [
-        f"This version of transformers has no `{name}`, under whose names the weights are saved; vLLM and later versions may. "
-        "The body loads by itself, and the head is one matrix:",
+        f"This version of transformers has no `{name}`, under whose names the weights are saved; vLLM and later versions "
+        "may. The body loads by itself, and the head is one matrix:",
         "",
         "```python",
         "from pathlib import Path",

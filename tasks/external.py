@@ -74,7 +74,7 @@ def merged(adapter: Path, name: str, *, field: str, home: Path, trust_remote_cod
         )
         if said.returncode != 0:
             why = (said.stderr.strip().splitlines() or [f"the process ended with {said.returncode}"])[-1]
-            raise ModelError(f"{field}: {name} is an adapter over {base.path}: {why}")
+            raise ModelError(f"{field}: {name} is an adapter over {base.path}, and {why}")
         if not target.is_dir():
             partial.rename(target)
     finally:
@@ -102,7 +102,7 @@ def adapter_base(adapter: Path, name: str, *, field: str, home: Path, trust_remo
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{field}: {name}/{ADAPTER_CONFIG} cannot be read ({error}); save the adapter again"
+            f"{field}: {name} has an {ADAPTER_CONFIG} that cannot be read ({error}); save the adapter again"
         ) from error
     if not base:
         raise ModelError(

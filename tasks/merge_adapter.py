@@ -12,6 +12,8 @@ from typing import Any
 from tasks.errors import ModelError
 
 CONFIG_FILE = "adapter_config.json"
+FEW = 8
+ADVICE = "merge it where it was trained, and name the result"
 
 
 def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code: bool = False) -> None:
@@ -20,6 +22,7 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
     Raises:
         ModelError: the base does not load, or the adapter does not fit it or cannot be added to weights.
     """
+    import torch
     from peft import PeftModel
 
     from tasks.models import first_line
@@ -32,15 +35,54 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
         # Tokens that were added for the adapter's training; it brings the rows of the new ones.
         if num_tokens > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(num_tokens)
+    untie(model)
     try:
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+        expected = on_a_few_tokens(adapted)
+        merged = adapted.merge_and_unload(safe_merge=True)
     # What PEFT raises for an adapter that does not fit, or that is no change of weights, is of any kind.
     except Exception as error:
-        raise ModelError(
-            f"cannot be merged with {base} ({first_line(error)}); merge it where it was trained, and name the result"
-        ) from error
+        raise ModelError(f"it cannot be merged with that ({first_line(error)}); {ADVICE}") from error
+    tie_where_equal(merged)
     merged.save_pretrained(str(target))
     copy_tokenizer(source, target)
+    found = on_a_few_tokens(base_model(adapter, target, trust_remote_code=trust_remote_code))
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise ModelError(f"merged with that, it says something else than over it; {ADVICE}")
+
+
+def untie(model: Any) -> None:
+    """Give a head that is its embedding's matrix one of its own: a change of either would be one of both."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+
+
+def tie_where_equal(model: Any) -> None:
+    """Undo ``untie``; where the adapter has changed one of the two, or both, the model has two matrices from now on."""
+    import torch
+
+    head, embedding, config = (
+        model.get_output_embeddings(),
+        model.get_input_embeddings(),
+        model.config.get_text_config(),
+    )
+    if head is None or not config.tie_word_embeddings:
+        return
+    if torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
+    else:
+        model.config.tie_word_embeddings = config.tie_word_embeddings = False
+
+
+def on_a_few_tokens(model: Any) -> Any:
+    """What a model says of a row of token ids."""
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.arange(3, 3 + FEW)[None] % model.config.get_text_config().vocab_size).logits
 
 
 def base_model(adapter: Path, base: Path, *, trust_remote_code: bool) -> Any:

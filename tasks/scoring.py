@@ -17,11 +17,13 @@ from tasks.models import (
     POLICY,
     REWARD_MODEL,
     ScalarModel,
+    context_length,
     load_scalar_model,
     part_directory,
     pick_device,
     pick_dtype,
     read_model_config,
+    why_limited,
 )
 from tasks.reward_functions import function_scores
 from tasks.rewards import RewardConfig
@@ -49,6 +51,13 @@ def scores_in_batches(
     model: ScalarModel, rows: Sequence[Sequence[int]], *, token_budget: int, device: torch.device, dtype: torch.dtype
 ) -> list[float]:
     """Scores of any number of rows, in their order."""
+    config = model.model.config.get_text_config()
+    limit, longest = context_length(config), max(map(len, rows), default=0)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"a prompt with its response takes {longest} tokens as the reward model reads it, and that has a context "
+            f"of {limit}{why_limited(config)}; lower rollouts.sampling.max_new_tokens, or name one with a longer context"
+        )
     scores = torch.empty(len(rows))
     lengths = torch.tensor([len(row) for row in rows])
     for part in micro_batches(lengths, token_budget, group_cost=PASS_COST):

@@ -237,6 +237,13 @@ def test_of_a_hubs_model_only_what_is_read_is_fetched_at_its_revision(directory,
 
 # Adapters
 
+# PEFT asks the library by a name that the library has given up.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers:UserWarning"),
+]
+
 
 def a_language_model(directory):
     from small_world import a_model
@@ -251,12 +258,13 @@ def an_adapter(directory, base, *, named=None, classifier=False, **settings):
     torch.manual_seed(0)
     model = auto_class.from_pretrained(base, **({"num_labels": 1} if classifier else {}))
     task_type = "SEQ_CLS" if classifier else "CAUSAL_LM"
-    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type=task_type, **settings)
+    shape = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **settings}
+    config = peft.LoraConfig(task_type=task_type, **shape)
     adapted = peft.get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
+            if "lora_B" in name or "lora_embedding_A" in name or "modules_to_save" in name:
+                parameter.add_(torch.randn(parameter.shape), alpha=0.3)
     adapted.save_pretrained(directory)
     content = json.loads((directory / "adapter_config.json").read_text())
     content["base_model_name_or_path"] = str(base) if named is None else named
@@ -322,15 +330,31 @@ def test_an_adapters_base_counts_from_here_or_from_the_adapter_and_may_be_an_ada
         assert torch.allclose(load_policy(ref.directory)(input_ids=IDS).logits, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": ["lm_head"]}, {"target_modules": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}],
+    ids=str,
+)
+def test_an_adapter_that_parts_a_tied_head_from_its_embedding_keeps_both(tmp_path, settings):
+    base = a_language_model(tmp_path / "base")
+    assert hf.AutoConfig.from_pretrained(base).tie_word_embeddings
+    adapted = an_adapter(tmp_path / "adapter", base, **settings)
+    ref = model_ref(str(tmp_path / "adapter"), field="model.policy", home=tmp_path / "home")
+    with torch.no_grad():
+        expected = adapted(input_ids=IDS).logits
+        assert torch.allclose(load_policy(ref.directory)(input_ids=IDS).logits, expected, atol=1e-5)
+        assert not torch.allclose(load_policy(base)(input_ids=IDS).logits, expected, atol=1e-2)
+
+
 def test_tokens_that_came_with_an_adapter_are_the_models(tmp_path):
     base = a_language_model(tmp_path / "base")
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
-    tokenizer.add_tokens(["<think>", "</think>", "<more>", "<most>", "<all>"])
-    longer = hf.AutoModelForCausalLM.from_pretrained(base)
-    longer.resize_token_embeddings(max(len(tokenizer), 310))
-    longer.save_pretrained(tmp_path / "longer")
-    an_adapter(tmp_path / "adapter", tmp_path / "longer", named=str(base), modules_to_save=["embed_tokens", "lm_head"])
     tokenizer.add_tokens([f"<{i}>" for i in range(310 - len(tokenizer))])
+    longer = hf.AutoModelForCausalLM.from_pretrained(base)
+    longer.resize_token_embeddings(310)
+    longer.save_pretrained(tmp_path / "longer")
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    an_adapter(tmp_path / "adapter", tmp_path / "longer", named=str(base), **settings)
     tokenizer.save_pretrained(tmp_path / "adapter")
     ref = model_ref(str(tmp_path / "adapter"), field="model.policy", home=tmp_path / "home")
     assert load_policy(ref.directory).get_input_embeddings().weight.shape[0] == 310
@@ -359,7 +383,7 @@ def test_an_adapter_that_cannot_be_merged_says_why(tmp_path):
     # Of other shapes than its base.
     assert "cannot be merged with" in adapter_refusal(tmp_path, base_model_name_or_path=str(base), r=3)
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
-    assert "adapter_config.json cannot be read" in refusal(tmp_path / "adapter", tmp_path)
+    assert "has an adapter_config.json that cannot be read" in refusal(tmp_path / "adapter", tmp_path)
 
 
 def test_what_could_be_an_adapter_or_a_whole_model_is_refused(tmp_path):

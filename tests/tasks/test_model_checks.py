@@ -13,6 +13,7 @@ from tasks.errors import ModelError
 from tasks.model_checks import ModelChecks, model_mistakes, require_sound_models
 from tasks.prepare_data import FromScratchConfig, make_model
 from tasks.records import Text
+from tasks.scoring import load_reward_model, scores_in_batches
 from tasks.sources import Source
 from tasks.store import Place, Ref
 
@@ -450,3 +451,14 @@ def test_an_encoder_cannot_be_a_critic(tmp_path):
     )
     hf.BertForMaskedLM(config).save_pretrained(directory)
     assert "has no linear 'score' head over each position" in the_mistake(critic=directory)
+
+
+def test_rows_that_turn_out_longer_than_a_reward_models_context_are_not_scored(tmp_path):
+    # What a response takes in the tokens of another model is only known once it is there.
+    model = load_reward_model(a_reward_model(tmp_path / "reward", max_position_embeddings=8))
+    settings = {"token_budget": 100, "device": torch.device("cpu"), "dtype": torch.float32}
+    assert len(scores_in_batches(model, [[1] * 8, [1]], **settings)) == 2
+    with pytest.raises(
+        ModelError, match=r"takes 9 tokens as the reward model reads it, and that has a context of 8; lower"
+    ):
+        scores_in_batches(model, [[1] * 9, [1]], **settings)
