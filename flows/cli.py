@@ -201,7 +201,7 @@ def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
     run = outcome.run
     results = [summary_of(report) for report in outcome.reports]
     if as_json:
-        found = [warning for summary in results for warning in summary["warnings"]]
+        found = [warning for summary in results for warning in summary.get("warnings", [])]
         print_json(
             {
                 "run": run.name,

@@ -19,8 +19,6 @@ Z = 2.0
 Z_OF_A_TREND = 3.0
 """Of a fall, which is looked for anew in every iteration: of four values that only scatter, the first and last of a falling
 order are 2 standard errors apart once in 120 times, 3 once in 1,700."""
-Z_OF_A_GAP = 1.0
-"""Of a gap, which is none while the reward held out keeps up: two things must be wrong at once."""
 FALLS = 3
 NEEDED = FALLS + 1
 """Iterations that a rule looks at, the judged one included, beside the run's first."""
@@ -323,7 +321,6 @@ PER_ITERATION: tuple[Rule, ...] = (
         above=fixed(1.0),
         because=says(GAMED),
         applies=lags_behind,
-        z=Z_OF_A_GAP,
     ),
     Rule(
         kind="repetition",
@@ -377,7 +374,6 @@ PER_ROUND: tuple[Rule, ...] = (
         above=fixed(1.0),
         because=says(GAMED),
         applies=lags_behind,
-        z=Z_OF_A_GAP,
     ),
     Rule(
         kind="repetition",

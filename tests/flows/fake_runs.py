@@ -10,12 +10,15 @@ from flows.plan import external_models, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.workspace import create_or_open
 from tasks.schemas import ROLLOUTS, advantages, audit, scored, table_of
-from tasks.store import Ref, write_dataset
+from tasks.store import Place, Ref, write_dataset
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "good": 2, "Ġdog": 3, "bad": 4}
 # What a model may write: markup of the tables' library, and the sequence that clears a terminal.
 HOSTILE = "[red]good[/red]\x1b[2J\n dog"
 NUM_ROWS = 2
+# One update that moves the policy too far, and what its round's report says of it.
+ILL = Place(2, 2)
+ILLNESS = "update/approx_kl is 0.3, above 0.1 (round 2, iteration 2): each update moves the policy far"
 
 
 def document(directory, **changes):
@@ -147,7 +150,7 @@ def write_critic(directory, _):
 
 def write_policy(directory, place):
     write_model(directory / "policy")
-    return {"update/entropy": 2.0 + place.iteration}
+    return {"update/entropy": 2.0 + place.iteration, "update/approx_kl": 0.3 if place == ILL else 0.01}
 
 
 def write_policy_and_critic(directory, place):
@@ -173,6 +176,7 @@ def write_report(directory, place):
         "evaluation/reference_response_length": 9.0,
         "reward_model/accuracy": 0.8,
         "update/entropy": 4.0,
+        "warnings": [{"metric": "update/approx_kl", "sentence": ILLNESS}] if place.round == ILL.round else [],
     }
     (directory / "summary.json").write_text(json.dumps(summary))
     return {}

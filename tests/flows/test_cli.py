@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_runs import document, finished_run, write_config
+from fake_runs import ILLNESS, document, finished_run, write_config
 from typer.testing import CliRunner
 
 from flows import cli, launch
@@ -270,6 +270,42 @@ def test_a_run_ends_with_its_table_and_where_to_look_next(rounds, home, monkeypa
     found = json.loads(rounds("rerun", "fake", "--json").stdout)
     assert [summary["round"] for summary in found["rounds"]] == [1, 2]
     assert found["unreported"] == []
+
+
+def test_a_gain_is_never_printed_without_the_warnings_that_stand_against_it(rounds, monkeypatch, tmp_path):
+    Executed(monkeypatch)
+    table, below = rounds("rerun", "fake").stdout.split("\n1 warning\n")
+    assert "1.00" in table
+    assert below.startswith(f"  {ILLNESS}\n")
+    assert [warning["sentence"] for warning in json.loads(rounds("rerun", "fake", "--json").stdout)["warnings"]] == [
+        ILLNESS
+    ]
+    assert re.search(r"finished .* 2\.000 +1\.00 +1$", rounds("list").stdout, re.M)
+    assert json.loads(rounds("list", "--json").stdout)[0]["warnings"] == 1
+    # Status looks at what is committed, and needs no report.
+    table, below = rounds("status", "fake").stdout.split("\n1 warning\n")
+    assert "1.00" in table
+    assert below.startswith(f"  {ILLNESS}")
+    (warning,) = json.loads(rounds("status", "fake", "--json").stdout)["warnings"]
+    assert (warning["metric"], warning["round"], warning["iteration"], warning["value"]) == (
+        "update/approx_kl",
+        2,
+        2,
+        0.3,
+    )
+    rounds("export", "fake", "--to", tmp_path / "out")
+    assert "**1 warning**" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_run_without_warnings_does_not_speak_of_them(rounds, tmp_path):
+    finished_run(tmp_path, "well", document(tmp_path, rounds=1))
+    assert not re.search(r"^\d+ warning", rounds("status", "well", at=tmp_path).stdout, re.M)
+    assert json.loads(rounds("status", "well", "--json", at=tmp_path).stdout)["warnings"] == []
+
+
+def test_a_run_that_was_stopped_in_the_middle_says_what_was_seen_so_far(rounds, tmp_path):
+    finished_run(tmp_path, "stopped", document(tmp_path), stop_before=("evaluate_policy", 2, 0))
+    assert ILLNESS in rounds("status", "stopped", at=tmp_path).stdout
 
 
 def test_what_could_not_be_reported_is_exit_3_with_the_results(rounds, monkeypatch):

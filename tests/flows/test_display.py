@@ -1,10 +1,11 @@
 """Live progress, told by hand what happens."""
 
 import io
+import json
 import re
 
 import pytest
-from fake_runs import document, finished_run
+from fake_runs import ILLNESS, document, finished_run
 from rich.console import Console
 
 from flows.display import BarDisplay, LineDisplay, display_for
@@ -101,6 +102,36 @@ def test_a_warning_of_a_stage_is_told_and_the_stage_goes_on(planned):
     told = "entropy is 0.1\\x1b[2J, below health.min_entropy=1; raise it"
     assert warned == f"round 1 · iteration 1 · update policy: {told}"
     assert finished.startswith("round 1 · iteration 1 · update policy: finished")
+
+
+@pytest.fixture(scope="module")
+def ill(tmp_path_factory):
+    """Two rounds, the second of which has an update that moves the policy too far."""
+    home = tmp_path_factory.mktemp("home")
+    run = finished_run(home, "ill", document(home))
+    return [(call_of(run, p), p.ref) for p in make_plan(run, run.config).stages]
+
+
+def test_what_leaves_its_healthy_range_is_told_once_when_it_is_first_seen(ill):
+    stream = io.StringIO()
+    play(LineDisplay(len(ill), stream), ill)
+    told = [line[10:] for line in stream.getvalue().splitlines()]
+    (at,) = [number for number, line in enumerate(told) if line.startswith("warning: ")]
+    assert told[at].startswith(f"warning: {ILLNESS}")
+    assert told[at - 1].startswith("round 2 · iteration 2 · update policy: finished")
+
+
+def test_the_line_with_a_gain_counts_the_warnings_of_its_round(ill, tmp_path):
+    gains = [(call, ref) for call, ref in ill if call.stage == "evaluate_policy"]
+    for _, ref in gains:
+        manifest = ref.directory / "manifest.json"
+        written = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**written, "metrics": {**written["metrics"], "evaluation/score_gain": 0.5}}))
+    stream = io.StringIO()
+    play(LineDisplay(len(ill), stream), ill)
+    lines = [line for line in stream.getvalue().splitlines() if "evaluate policy: finished" in line]
+    assert [line.endswith(", 1 warning") for line in lines] == [False, True]
+    assert all("gain 0.50" in line for line in lines)
 
 
 def test_a_failure_that_ends_the_run_is_left_to_the_command(planned):

@@ -133,7 +133,11 @@ class FakeRun:
                 "update_policy",
                 place,
                 {"experience": experience, "policy": policy},
-                {"update/entropy": 3.0 - value},
+                {
+                    "update/entropy": 3.0 - value,
+                    "update/approx_kl": 0.01 if number == 1 else 0.2,
+                    "health/warnings": 0.0,
+                },
                 {"policy/config.json": {"step": value, "learning_rate": learning_rate}, "critic/config.json": {}},
                 learning_rate=learning_rate,
             )
@@ -248,6 +252,10 @@ def test_both_rounds_are_logged_and_publishing_again_adds_nothing(fake, reports)
     inputs = {(d.dataset.name, d.dataset.digest) for d in child.inputs.dataset_inputs}
     assert {("p.jsonl", "a" * 32), ("q.jsonl", "b" * 32)} < inputs
     assert {name for name, _ in inputs} == {"p.jsonl", "q.jsonl", "prompts"}
+    assert values("health/warnings") == [(1, 1.0), (2, 1.0)]
+    assert child.data.tags["mlflow.note.content"].startswith("**1 warning**")
+    assert "moves the policy far" in child.data.tags["mlflow.note.content"]
+    assert store.get_run(published.rounds[1]).data.tags["mlflow.note.content"] == ""
     artifacts = {entry.path for entry in store.list_artifacts(published.rounds[2])}
     assert artifacts == {"config.yaml", "plots", "reward_model", "samples.json", "stages.json"}
     assert "plots/reward.png" in {entry.path for entry in store.list_artifacts(published.rounds[2], "plots")}
@@ -303,6 +311,15 @@ def test_no_failure_of_either_side_is_raised(fake, reports, monkeypatch):
     assert [problem.partition(":")[0] for problem in problems] == ["MLflow", "Prefect"]
     assert "no space" in problems[0]
     assert "second line" not in problems[0]
+
+
+def test_a_rounds_page_has_its_warnings_under_the_gains(fake, reports):
+    well, ill = (round_markdown(fake.run, committed_round(fake.run.root, r.directory), None) for r in reports)
+    assert "warning" not in well
+    assert ill.count("**1 warning**") == 1
+    assert ill.index("gain, reference std") < ill.index("**1 warning**") < ill.index("## Iterations")
+    told = next(line for line in ill.splitlines() if line.startswith("- update"))
+    assert "update/approx_kl is 0.2, above 0.1 (round 2, iteration 1, and 1 more)" in told.replace("\\", "")
 
 
 def test_what_a_model_wrote_is_shown_and_never_read_as_markup(fake, reports):

@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from tasks.diagnosis import PER_ITERATION, PER_ROUND
+
 OF_OTHER_ENGINES = {
     "rollouts/engine_logprob_difference",
     "rollouts/engine_logprob_max_difference",
@@ -25,7 +27,8 @@ def glossary():
 
 
 def is_explained(name):
-    # `…_std` stands for the standard deviation beside each mean of the reference.
+    # `…_stderr` stands for the standard error beside any metric, `…_std` for the standard deviation of the reference.
+    name = name.removesuffix("_stderr")
     bare = name.removesuffix("_std") if name.startswith("evaluation/reference_") else name
     return any(pattern.fullmatch(bare) for pattern in glossary())
 
@@ -41,6 +44,19 @@ def test_every_metric_in_the_glossary_is_logged(home, tiny):
     logged |= {"seconds/warm_up", *OF_OTHER_ENGINES}
     unused = [pattern.pattern for pattern in glossary() if not any(pattern.fullmatch(name) for name in logged)]
     assert unused == []
+
+
+def warned_of():
+    """The metrics whose row says where they warn."""
+    table = README.split("## Metrics")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    return {name for row in rows if "warns" in row[3] for name in re.findall(r"`([^`]+)`", row[1])}
+
+
+def test_the_glossary_says_of_each_metric_that_warns_that_it_does():
+    shown = {name for name in warned_of() if not name.startswith("evaluation/reference_") or "<reward>" in name}
+    # Of its row of three, only one warns.
+    assert shown - {"audit/distinct_1", "audit/distinct_3"} == {rule.metric for rule in (*PER_ITERATION, *PER_ROUND)}
 
 
 @pytest.mark.parametrize("name", ["update/entropi", "score/", "kl/total"])

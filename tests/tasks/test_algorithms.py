@@ -505,6 +505,15 @@ def test_the_gap_is_how_much_further_the_score_has_risen_than_the_held_out_rewar
 
     metrics = bench.metrics(second)
     assert bench.metrics(first)["audit/answer_gap"] == 0.0
+    assert metrics["audit/answer_gain"] == pytest.approx(gain(*answers))
+    # One sample a prompt, so of each batch the standard error of a mean: of how far the score is ahead.
+    stds = statistics.stdev(scores[0]), statistics.stdev(answers[0])
+    ahead = [
+        [s / stds[0] - a / stds[1] for s, a in zip(*own, strict=True)] for own in zip(scores, answers, strict=True)
+    ]
+    expected = math.hypot(*(statistics.stdev(own) / math.sqrt(len(own)) for own in ahead))
+    assert metrics["audit/answer_gap_stderr"] == pytest.approx(expected, rel=1e-5)
+    assert "audit/answer_gap_stderr" not in bench.metrics(first)
     assert metrics["audit/answer_gap"] == pytest.approx(gain(*scores) - gain(*answers))
     assert abs(metrics["audit/answer_gap"]) > 0.01
     assert metrics["audit/answer"] == pytest.approx(statistics.mean(answers[1]))

@@ -154,6 +154,15 @@ def test_every_step_is_told_with_its_number_of_how_many_and_its_loss():
     assert told == [(number, 6, loss) for number, loss in enumerate(losses, start=1)]
 
 
+def test_epochs_may_have_numbers_of_batches_of_their_own():
+    told = []
+    unequal = lambda epoch: [[0, 1], [2], [3]][: epoch + 1]  # noqa: E731
+    losses = train(Quadratic(), batches=unequal, on_step=lambda *step: told.append(step))
+    # 1 + 2 + 3 steps, and all of them known from the first on.
+    assert [(number, of) for number, of, _ in told] == [(number, 6) for number in range(1, 7)]
+    assert len(losses) == 6
+
+
 def test_gradients_of_one_batch_do_not_leak_into_the_next():
     seen = []
     model = Quadratic()
