@@ -34,13 +34,11 @@ class Template:
 
 
 def _marks(name: str, opening: str, others: str, end: str, *, turn_has_parts: bool = False) -> Template:
-    return Template(
-        name, re.compile(opening), re.compile(others), re.compile(rf"(?:{end})\s*\Z"), turn_has_parts=turn_has_parts
-    )
+    return Template(name, re.compile(opening), re.compile(others), re.compile(end), turn_has_parts=turn_has_parts)
 
 
 def _words(name: str, opening: str, others: str, *, needs_others: bool, end: str | None = None) -> Template:
-    ending = re.compile(rf"(?:{end})\s*\Z") if end else None
+    ending = re.compile(end) if end else None
     return Template(name, re.compile(opening), re.compile(others), ending, has_marks=False, needs_others=needs_others)
 
 
@@ -126,8 +124,10 @@ class Split:
     @property
     def answers(self) -> list[str]:
         """The responses without what the template writes after an answer."""
-        end = self.template.end
-        return [response if end is None else end.sub("", response, count=1) for response in self.responses]
+        if self.template.end is None:
+            return list(self.responses)
+        ends = rf"(?:(?:{self.template.end.pattern})\s*)+\Z"
+        return [re.sub(ends, "", response, count=1) for response in self.responses]
 
 
 def split_transcripts(first: str, second: str) -> tuple[str, str, str]:
@@ -194,9 +194,8 @@ def _begins(template: Template, text: str) -> bool:
 
 
 def _ends_early(end: re.Pattern[str], response: str) -> bool:
-    inner = re.compile(end.pattern.removesuffix(r"\s*\Z"))
-    found = inner.search(response)
-    return found is not None and bool(inner.sub("", response[found.end() :]).strip())
+    found = end.search(response)
+    return found is not None and bool(end.sub("", response[found.end() :]).strip())
 
 
 def ends_with_opening(prompt: str) -> bool:
