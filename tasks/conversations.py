@@ -62,7 +62,7 @@ def unfolded(row: Row, name: str, value: Any) -> Any:
     found = _parsed(value)
     if isinstance(found, Mapping):
         found = _unwrapped(found)
-    if _is_message(found) or (isinstance(found, list) and found and all(map(_is_message, found))):
+    if _is_message(found) or (isinstance(found, list) and any(map(_is_message, found))):
         return found
     if found is None and _LIKE_MESSAGES.match(value) and not _begins_with_json(value):
         move = 'mend the JSON, or, if it is text, give it as [{"role": "user", "content": TEXT}]'

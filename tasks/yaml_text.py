@@ -97,6 +97,13 @@ def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
     return value
 
 
+def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """A text; with the breaks that PyYAML writes bare and reads as white space, it needs escapes."""
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(_STR, text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 _Loader.add_constructor(_INT, _integer)
 _Loader.add_constructor(_FLOAT, _number)
 _Loader.add_constructor(_STR, _text)

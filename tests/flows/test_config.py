@@ -457,8 +457,8 @@ def test_later_overrides_see_earlier_ones():
         ("seed=[1", "the value is not readable as YAML (expected ',' or ']', but got '<stream end>'); quote it"),
         ("seed=a: b: c", "the value is not readable as YAML (mapping values are not allowed here); quote it"),
         (
-            "ppo={epochs: 1, epochs: 2}",
-            "the value is not readable as YAML (the key 'epochs' stands here for the second time, first in line 1); quote it",
+            "ppo={a: 1, a: 2}",
+            "the value is not readable as YAML (the key 'a' stands here for the second time, first in line 1); quote it",
         ),
         ("seed.x=1", "seed is no section; set it whole"),
         ("warm_up.epochs=1", "warm_up is no section; set it whole"),
