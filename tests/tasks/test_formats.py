@@ -176,7 +176,7 @@ def test_prepared_data_is_the_same_whatever_file_it_came_from(tmp_path):
     seen = {}
     for number, name in enumerate(["jsonl", "csv", "parquet", "tsv.gz", "json.zst"]):
         sources = {
-            kind: (Source(path=str(write(tmp_path / f"{kind}.{name}", table))),)
+            kind: (Source(path=str(write(tmp_path / f"same_{kind}.{name}", table))),)
             for kind, table in {"prompts": prompts, "preferences": pairs}.items()
         }
         data = bench.run("prepare_data", prepare_config(tmp_path, **sources), place=Place(number + 1), base=base)
