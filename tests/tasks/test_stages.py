@@ -167,7 +167,8 @@ def test_what_is_prepared_depends_on_neither_time_zone_nor_the_order_of_hashes(t
         "from pathlib import Path; from small_world import *\n"
         f"root = Path({str(tmp_path)!r}); (root / sys.argv[1]).mkdir()\n"
         "config = prepare_config(root / sys.argv[1], prompts=(Source(path=str(root / 'p.parquet')),))\n"
-        "ref = Workbench(root / sys.argv[1] / 'run').run('prepare_data', config, place=Place(1), base=external(root / 'model'))\n"
+        "bench, base = Workbench(root / sys.argv[1] / 'run'), external(root / 'model')\n"
+        "ref = bench.run('prepare_data', config, place=Place(1), base=base)\n"
         "print(ref.digest)"
     )
     digests = []
