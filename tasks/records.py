@@ -233,6 +233,9 @@ def _pair(
         problem = f"is a {type(worse).__name__} where {names[0]} is a {type(better).__name__}"
         refuse(row, names[1], rejected, problem, "give two texts or two message lists")
     prompt = _prompt_beside(row, names, better)
+    if all(isinstance(value, str) and isinstance(json_list(value), list) for value in (prompt, better, worse)):
+        move = "give the turns as messages, or a single turn as text"
+        refuse(row, "prompt", prompt, "and its answers are lists as JSON text: turns of a conversation, or text?", move)
     template = None
     if prompt is None and isinstance(better, str):
         found, template = _split_texts(row, names, better, worse)
@@ -337,7 +340,7 @@ def _split_texts(
     if found == PARTED:
         return PARTED, None
     if isinstance(found, str):
-        move = f"add a column prompt, and give {names[0]} and {names[1]} without it"
+        move = f"add a column prompt, or name yours: columns: {{prompt: ITS_NAME}}; {names[0]} and {names[1]} are then without it"
         # The words of this row are no reason to count by.
         place = f"{names[0]} is a transcript with {names[1]} and no prompt is given"
         raise BadRow(f"{row.place}: {place}: {found}; {move}", reason=f"{place}: where the answer begins is in doubt")

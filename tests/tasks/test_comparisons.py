@@ -129,6 +129,10 @@ def test_arena_conversations_that_part_earlier_are_left_out():
         ),
         (AB | {"response_0": "x", "response_1": "y", "winner": "a"}, ["holds two pairs of answers"]),
         (AB | {"winner": "a", "answer_b": ""}, ["answer_b is empty"]),
+        (
+            {"prompt": '["Q"]', "response_a": '["good"]', "response_b": '["bad"]', "winner_model_a": 1},
+            ["prompt and its answers are lists as JSON text: turns of a conversation, or text?"],
+        ),
         ({"answer_a": "x", "answer_b": "y", "winner": "a"}, ["no known opening", "add a column prompt"]),
         ({"prompt": "Q", "responses": ["a", "b"], "scores": [1]}, ["scores has 1 scores for 2 responses"]),
         ({"prompt": "Q", "responses": ["a", "b"], "scores": [1, None]}, ["scores holds what is no finite number"]),
