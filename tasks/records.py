@@ -340,7 +340,7 @@ def _split_texts(
     if found == PARTED:
         return PARTED, None
     if isinstance(found, str):
-        move = f"add a column prompt, or name yours: columns: {{prompt: ITS_NAME}}; {names[0]} and {names[1]} are then without it"
+        move = f"add a column prompt, or name yours, columns: {{prompt: ITS_NAME}}, and leave it out of {names[0]}"
         # The words of this row are no reason to count by.
         place = f"{names[0]} is a transcript with {names[1]} and no prompt is given"
         raise BadRow(f"{row.place}: {place}: {found}; {move}", reason=f"{place}: where the answer begins is in doubt")
