@@ -174,7 +174,7 @@ def split(first: str, second: str) -> Split | str:
     for response in responses:
         if template.others.search(response) or (not template.turn_has_parts and template.opening.search(response)):
             return PARTED
-        if template.end is not None and _ends_early(template.end, response):
+        if template.end is not None and not template.turn_has_parts and _ends_early(template.end, response):
             return f"text follows the end of the answer {shorten(response)}"
     return Split(first[:cut], responses, template)
 

@@ -789,7 +789,10 @@ DATA: Table = [
             ("if template.needs_others and not others:", "if False:"),
             ("finditer(text, others[-1] if others else 0)", "finditer(text)"),
             ("if template.others.search(response) or", "if"),
-            ("if template.end is not None and _ends_early(template.end, response):", "if False:"),
+            (
+                "if template.end is not None and not template.turn_has_parts and _ends_early(template.end, response):",
+                "if False:",
+            ),
             ("possible = [entry for entry in possible if _begins(entry[0], begin)] or possible", "pass"),
             ("    if len(possible) > 1:\n        names =", "    if False:\n        names ="),
             ('_PREFILL.sub("", answer)', "answer"),

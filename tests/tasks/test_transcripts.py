@@ -111,6 +111,14 @@ def test_two_readings_are_told_apart_by_nobody_and_refused():
     assert split_transcripts(mixed + "a", mixed + "b")[0] == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_an_answer_of_several_parts_begins_with_the_first_of_them():
+    begin = "<|start|>user<|message|>Q<|end|><|start|>assistant"
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
+    for same, other in ((thought, thought), (thought, "<|channel|>final<|message|>")):
+        first, second = f"{same}yes<|return|>", f"{other}no<|return|>"
+        assert split_transcripts(begin + first, begin + second) == (begin, first, second)
+
+
 def test_text_after_the_end_of_an_answer_is_doubt():
     begin = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
     assert "text follows the end" in doubt(f"{begin}a<|im_end|>\nmore", f"{begin}b<|im_end|>\n")
