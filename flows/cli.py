@@ -162,7 +162,7 @@ def init(
 
     try:
         with file.open("x") as stream:
-            stream.write((PRESETS / "template.yaml").read_text())
+            stream.write((PRESETS / "template.yaml").read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise ConfigError(f"{file} exists already; name another file, or remove it") from error
     except OSError as error:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ppo_core.config import PPOConfig
@@ -29,6 +28,7 @@ from tasks.stage import ExecutionConfig, HealthConfig, StageConfig
 from tasks.train_reward_model import RewardModelConfig
 from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpConfig
+from tasks.yaml_text import YAMLError, read_yaml
 
 FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"
 PRESETS = Path(__file__).parent / "presets"
@@ -36,6 +36,7 @@ PRESETS = Path(__file__).parent / "presets"
 SECTION = "give a section, with a key and a value for each setting"
 SHAPES = {
     "tuple_type": "give a list, with an entry for each",
+    "string_type": "a text is needed; put it in quotes",
     **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), SECTION),
 }
 
@@ -352,20 +353,12 @@ def read_document(name: str) -> dict[str, Any]:
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "template")
         raise ConfigError(f"{name}: no such file, and no preset of that name; presets are {', '.join(known)}")
     try:
-        document = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        document = read_yaml(path.read_bytes())
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not readable as YAML ({' '.join(str(error).split())}); mend that place") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{name}: holds {type(document).__name__}, not a mapping of settings; see rounds init")
-    return plain(document, where=name)
-
-
-def plain(value: Any, *, where: str) -> Any:
-    """A value of YAML as JSON has it, which is how a run stores it: a date becomes its text."""
-    try:
-        return json.loads(json.dumps(value, default=str))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: holds what JSON cannot ({error}); write it as text or numbers") from error
+    return document
 
 
 def with_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -376,9 +369,11 @@ def with_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dic
         if not separator or not path:
             raise ConfigError(f"--set {override}: not of the form a.b=value")
         try:
-            value = plain(yaml.safe_load(text), where=f"--set {override}")
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not readable as YAML; quote it") from error
+            value = read_yaml(text)
+        except YAMLError as error:
+            # The place in a value of one line helps nobody.
+            problem = getattr(error, "problem", None) or " ".join(str(error).split())
+            raise ConfigError(f"--set {override}: the value is not readable as YAML ({problem}); quote it") from error
         *parents, last = path.split(".")
         node: Any = changed
         for parent in parents:

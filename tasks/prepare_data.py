@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
 if TYPE_CHECKING:
+    from tasks.bad_rows import Findings
     from tasks.records import Preference, Prompt, Text
     from tasks.schemas import Table
 
@@ -29,8 +31,9 @@ class DataConfig(StageConfig):
     """Share of the preferences that the reward model never trains on; all of one prompt fall on one side."""
     texts: tuple[Source, ...] = ()
     """Texts, or prompts with responses, for the supervised warm-up."""
-    too_long: Literal["error", "drop"] = "error"
-    """What to do with a prompt or dialogue that does not fit the model's context."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """What to do with rows that cannot be used: unreadable, without a text that is needed, to be read in two ways, or too
+    long for the model's context. ``error`` tells all of them at once; ``drop`` leaves them out and counts them."""
 
 
 class FromScratchConfig(StageConfig):
@@ -62,6 +65,7 @@ class PrepareDataConfig(StageConfig):
 @stage(version="2", config=PrepareDataConfig)
 def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref | None) -> StageOutput:
     """Read, check, split and tokenise all sources. ``base`` is the model to prepare for; None makes a new one."""
+    from tasks.bad_rows import Findings, in_words
     from tasks.chat_template import doubts_about_data
     from tasks.endings import doubts_about_endings
     from tasks.errors import DataError
@@ -71,10 +75,15 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
     from tasks.text import check_tokenizer, load_tokenizer
 
     data = config.data
-    texts = to_texts(read_all(data.texts, context))
-    preferences, dropped = to_preferences(read_all(data.preferences, context))
-    prompts = to_prompts(read_all(data.prompts, context))
-    held_out = to_prompts(read_all(data.held_out_prompts, context))
+    findings = Findings()
+    texts = to_texts(read_all(data.texts, context), findings)
+    preferences, _ = to_preferences(read_all(data.preferences, context), findings)
+    prompts = to_prompts(read_all(data.prompts, context), findings)
+    held_out = to_prompts(read_all(data.held_out_prompts, context), findings)
+    kinds = ((data.texts, texts), (data.preferences, preferences), (data.prompts, prompts))
+    if base is None or any(sources and not found for sources, found in kinds):
+        # Else rows that are too long are told with the others.
+        require_usable(data, findings)
 
     if base is None:
         assert config.from_scratch is not None
@@ -96,34 +105,48 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
         context.warn(doubt)
 
     encoder = Encoder(
-        tokenizer,
-        limit=context_length(model_config),
-        why_limited=why_limited(model_config),
-        drops=data.too_long == "drop",
-        dropped=Counter(dropped),
+        tokenizer, limit=context_length(model_config), why_limited=why_limited(model_config), findings=findings
     )
     tables = {"prompts": encoder.prompts(prompts, config.response_tokens)}
     if held_out:
         tables["held_out_prompts"] = encoder.prompts(held_out, config.response_tokens)
-    else:
+    if preferences:
+        tables["preferences"] = encoder.preferences(preferences)
+    if texts:
+        tables["texts"] = encoder.texts(texts)
+    require_usable(data, findings)
+    if not held_out:
         tables["prompts"], tables["held_out_prompts"] = set_aside(
             tables["prompts"], num=data.num_held_out_prompts, context=context
         )
     if preferences:
-        table = encoder.preferences(preferences)
-        num = max(1, round(data.held_out_preferences * table.num_rows))
-        tables["preferences"], tables["held_out_preferences"] = set_aside(table, num=num, context=context)
-    if texts:
-        tables["texts"] = encoder.texts(texts)
+        num = max(1, round(data.held_out_preferences * tables["preferences"].num_rows))
+        tables["preferences"], tables["held_out_preferences"] = set_aside(
+            tables["preferences"], num=num, context=context
+        )
     for name, table in tables.items():
         if table.num_rows == 0:
             raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
         write_dataset(context.output / name, table)
     counts = {f"data/{name}": float(table.num_rows) for name, table in tables.items()}
+    dropped = findings.reasons + findings.left_out
+    if dropped:
+        context.warn(f"left out {dropped.total():,} of {findings.num_rows:,} rows ({in_words(dropped)})")
+    if findings.splits:
+        context.warn(
+            f"{findings.splits.total():,} pairs of transcripts were split after the opening of the assistant's turn "
+            f"({in_words(findings.splits)})"
+        )
     return StageOutput(
         rows=sum(table.num_rows for table in tables.values()),
-        metrics={**counts, "data/dropped": float(sum(encoder.dropped.values()))},
+        metrics={**counts, "data/dropped": float(dropped.total())},
     )
+
+
+def require_usable(data: DataConfig, findings: "Findings") -> None:
+    """Refuse bad rows, unless they are to be left out."""
+    if data.on_bad_row == "error":
+        findings.require_no_bad_rows()
 
 
 def read_all(sources: tuple[Source, ...], context: StageContext) -> list[Any]:
@@ -136,31 +159,39 @@ def read_all(sources: tuple[Source, ...], context: StageContext) -> list[Any]:
 
 
 class Encoder:
-    """Records to Arrow tables; rows that do not fit the context are refused, or dropped and counted."""
+    """Records to Arrow tables; rows that the template refuses or that do not fit the context are noted as bad."""
 
-    def __init__(
-        self, tokenizer: Any, *, limit: int | None, drops: bool, dropped: "Counter[str]", why_limited: str = ""
-    ) -> None:
+    def __init__(self, tokenizer: Any, *, limit: int | None, findings: "Findings", why_limited: str = "") -> None:
         self.tokenizer = tokenizer
         self.limit = limit
         self.why_limited = why_limited
-        self.drops = drops
-        self.dropped = dropped
+        self.findings = findings
 
-    def _fits(self, num_tokens: int, place: str, what: str, *, advice: str = "") -> bool:
+    @contextmanager
+    def _row(self) -> Iterator[None]:
+        """One record, which is a bad row where the block refuses it."""
+        from tasks.bad_rows import BadRow
         from tasks.errors import DataError
 
-        if self.limit is None or num_tokens <= self.limit:
-            return True
-        if not self.drops:
-            raise DataError(
+        try:
+            yield
+        except BadRow as bad:
+            self.findings.add(bad)
+        except DataError as error:
+            self.findings.add(BadRow(str(error), reason="refused by the chat template"))
+
+    def _require_fit(self, num_tokens: int, place: str, what: str, *, advice: str = "") -> None:
+        from tasks.bad_rows import BadRow
+
+        if self.limit is not None and num_tokens > self.limit:
+            raise BadRow(
                 f"{place}: {what} takes {num_tokens} tokens and the model's context is {self.limit}{self.why_limited}; "
-                f"shorten it, {advice}or set data.too_long: drop"
+                f"shorten it{advice}",
+                reason="too long for the model's context",
             )
-        self.dropped["too long"] += 1
-        return False
 
     def prompts(self, prompts: "list[Prompt]", response_tokens: int) -> "Table":
+        from tasks.plain_values import as_json, content_key
         from tasks.schemas import PROMPTS, table_of
         from tasks.store import canonical_json, digest_text
         from tasks.text import encode_prompt, render_prompt
@@ -168,22 +199,20 @@ class Encoder:
         seen: Counter[str] = Counter()
         rows = []
         for prompt in prompts:
-            ids = encode_prompt(self.tokenizer, prompt.prompt, place=prompt.place)
-            what = f"a prompt of {len(ids)} tokens with a response of up to {response_tokens}"
-            room = 0 if self.limit is None else self.limit - len(ids)
-            advice = f"lower rollouts.sampling.max_new_tokens to {room}, " if room > 0 else ""
-            if not self._fits(len(ids) + response_tokens, prompt.place, what, advice=advice):
-                continue
-            text, extra = (
-                render_prompt(self.tokenizer, prompt.prompt, place=prompt.place),
-                json.dumps(prompt.extra, default=str),
-            )
-            # By content, so that a prompt keeps its id, and so its randomness, when rows before it come or go.
-            prompt_id = digest_text(canonical_json([text, extra]))[:12]
-            seen[prompt_id] += 1
-            if seen[prompt_id] > 1:
-                prompt_id = f"{prompt_id}-{seen[prompt_id]}"
-            rows.append((prompt_id, text, messages_json(prompt.prompt), ids, extra))
+            with self._row():
+                ids = encode_prompt(self.tokenizer, prompt.prompt, place=prompt.place)
+                what = f"a prompt of {len(ids)} tokens with a response of up to {response_tokens}"
+                room = 0 if self.limit is None else self.limit - len(ids)
+                advice = f", or lower rollouts.sampling.max_new_tokens to {room}" if room > 0 else ""
+                self._require_fit(len(ids) + response_tokens, prompt.place, what, advice=advice)
+                text = render_prompt(self.tokenizer, prompt.prompt, place=prompt.place)
+                # By content, so that a prompt keeps its id, and so its randomness, when rows before it come or go, or
+                # when they are stored in another format.
+                prompt_id = digest_text(canonical_json([text, content_key(prompt.extra)]))[:12]
+                seen[prompt_id] += 1
+                if seen[prompt_id] > 1:
+                    prompt_id = f"{prompt_id}-{seen[prompt_id]}"
+                rows.append((prompt_id, text, messages_json(prompt.prompt), ids, as_json(prompt.extra)))
         return table_of(rows, PROMPTS)
 
     def preferences(self, preferences: "list[Preference]") -> "Table":
@@ -193,16 +222,16 @@ class Encoder:
 
         rows = []
         for preference in preferences:
-            lengths = [
-                len(encode_dialogue(self.tokenizer, preference.prompt, response, place=preference.place)[0])
-                for response in preference.responses
-            ]
-            if not self._fits(max(lengths), preference.place, "the longest dialogue"):
-                continue
-            text = render_prompt(self.tokenizer, preference.prompt)
-            messages = messages_json(preference.prompt)
-            preference_id = digest_text(canonical_json([text, preference.responses, preference.ranks]))[:12]
-            rows.append((preference_id, text, messages, preference.responses, preference.ranks, preference.margin))
+            with self._row():
+                lengths = [
+                    len(encode_dialogue(self.tokenizer, preference.prompt, response, place=preference.place)[0])
+                    for response in preference.responses
+                ]
+                self._require_fit(max(lengths), preference.place, "the longest dialogue")
+                text = render_prompt(self.tokenizer, preference.prompt)
+                messages = messages_json(preference.prompt)
+                preference_id = digest_text(canonical_json([text, preference.responses, preference.ranks]))[:12]
+                rows.append((preference_id, text, messages, preference.responses, preference.ranks, preference.margin))
         return table_of(rows, PREFERENCES)
 
     def texts(self, texts: "list[Text]") -> "Table":
@@ -211,11 +240,12 @@ class Encoder:
 
         rows = []
         for text in texts:
-            if text.prompt is None:
-                ids, prompt_length = encode_text(self.tokenizer, text.response), 0
-            else:
-                ids, prompt_length = encode_dialogue(self.tokenizer, text.prompt, text.response, place=text.place)
-            if self._fits(len(ids), text.place, "the text"):
+            with self._row():
+                if text.prompt is None:
+                    ids, prompt_length = encode_text(self.tokenizer, text.response), 0
+                else:
+                    ids, prompt_length = encode_dialogue(self.tokenizer, text.prompt, text.response, place=text.place)
+                self._require_fit(len(ids), text.place, "the text")
                 rows.append((ids, prompt_length))
         return table_of(rows, TEXTS)
 

@@ -1,74 +1,163 @@
-"""Readers of the file formats that data comes in; each yields rows as mappings, numbered from 1."""
+"""Readers of the file formats that data comes in; each yields rows as mappings, numbered from 1.
+
+What is wrong with one row is yielded in its place, as a ``Problem``, so that the others can be read; a file that cannot be
+read on is refused.
+"""
 
 import csv
+import gzip
+import io
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tasks.errors import DataError, shorten
+from tasks.plain_values import NotPlainError, plain
+
+__all__ = ["Numbered", "Problem", "Values", "as_values", "format_of", "load_hub", "read_path", "saved_files"]
 
 Values = dict[str, Any]
-Numbered = Iterator[tuple[int, Values]]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a row that could not be read, the next move, and the kind of problem, for counting."""
+
+    what: str
+    move: str
+    reason: str
+
+
+Numbered = Iterator[tuple[int, Values | Problem]]
+
+COMPRESSIONS = (".gz", ".zst")
+
+
+def format_of(path: Path) -> tuple[str, str]:
+    """The endings that say how a file is read: its format's, and that of its compression or nothing."""
+    compression = path.suffix.lower()
+    if compression not in COMPRESSIONS:
+        return compression, ""
+    return Path(path.stem).suffix.lower(), compression
 
 
 def read_path(path: Path, split: str | None) -> Numbered:
+    """The rows of a file, or of a directory that `datasets` saved.
+
+    Raises:
+        DataError: the format is unknown, or the file is damaged.
+    """
     if path.is_dir():
         yield from enumerate(_load_saved(path, split), start=1)
         return
     if split is not None:
         raise DataError(f"{path} is a file and has no splits; remove split: {split}")
-    reader = _READERS.get(path.suffix.lower())
+    ending, compression = format_of(path)
+    reader = _READERS.get(ending)
     if reader is None:
         raise DataError(
-            f"{path} ends in {path.suffix!r}; give one of {', '.join(_READERS)} or a saved `datasets` directory"
+            f"{path} ends in {ending + compression!r}; give one of {', '.join(_READERS)}, plain or compressed as "
+            f"{' or '.join(COMPRESSIONS)}, or a saved `datasets` directory"
         )
     yield from reader(path)
 
 
-def _read_json_lines(path: Path) -> Numbered:
-    with path.open("rb") as file:
-        # Bytes are split at b"\n" only: text files may hold U+2028 and the like inside a string.
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                if path.suffix.lower() == ".json" and line.lstrip()[:1] == b"[":
-                    yield from _read_json_array(path)
-                    return
-            if not line.strip():
-                continue
-            place = f"{path}, row {number}"
-            try:
-                values = json.loads(line.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                text = shorten(line.decode("utf-8", errors="replace").strip())
-                raise DataError(f"{place}: the line {text} is not JSON ({error}); correct or remove it") from None
-            yield number, _an_object(values, place)
-
-
-def _read_json_array(path: Path) -> Numbered:
+def as_values(values: Any) -> Values | Problem:
+    """A row of plain values, or what it holds that has no plain form."""
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return {str(name): plain(value, str(name)) for name, value in values.items()}
+    except NotPlainError as error:
+        return Problem(str(error), "leave the column out, or give it as text or numbers", str(error))
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed."""
+    compression = format_of(path)[1]
+    if compression == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]
+    if compression == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
+def _damaged(path: Path, number: int, error: Exception) -> DataError:
+    ending, compression = format_of(path)
+    kind = f"{compression or ending} file"
+    return DataError(f"{path} is no readable {kind} after row {number} ({_first_line(error)}); write it again")
+
+
+def _read_json_lines(path: Path) -> Numbered:
+    number = 0
+    try:
+        with _open(path) as file:
+            # Bytes are split at b"\n" only: text files may hold U+2028 and the like inside a string.
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                    if format_of(path)[0] == ".json" and line.lstrip()[:1] == b"[":
+                        yield from _read_json_array(path, line + file.read())
+                        return
+                if line.strip():
+                    yield number, _json_object(line)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, number, error) from None
+
+
+def _json_object(line: bytes) -> Values | Problem:
+    try:
+        values = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        text = shorten(line.decode("utf-8", errors="replace").strip())
+        kind = "has a key twice" if isinstance(error, _KeyTwiceError) else "is not JSON"
+        return Problem(f"the line {text} {kind} ({error})", "correct or remove it", f"the line {kind}")
+    return _an_object(values)
+
+
+class _KeyTwiceError(ValueError):
+    """An object says two things under one name."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Values:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _KeyTwiceError(f"{twice!r} stands twice in one object")
+    return found
+
+
+def _read_json_array(path: Path, content: bytes) -> Numbered:
+    try:
+        rows = json.loads(content.decode("utf-8"), object_pairs_hook=_once)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"{path} begins with '[' but is not a JSON list ({error}); correct it") from None
     for number, values in enumerate(rows, start=1):
-        yield number, _an_object(values, f"{path}, row {number}")
+        yield number, _an_object(values)
 
 
-def _an_object(values: Any, place: str) -> Values:
-    if not isinstance(values, dict):
-        raise DataError(f'{place}: {shorten(values)} is not an object; write each row as {{"column": value, ...}}')
-    return values
+def _an_object(values: Any) -> Values | Problem:
+    if isinstance(values, dict):
+        return values
+    return Problem(
+        f"{shorten(values)} is not an object", 'write each row as {"column": value, ...}', "the row is not an object"
+    )
 
 
 def _read_csv(path: Path) -> Numbered:
+    """Fields between commas, or tabs in a .tsv, with the same quotes around those that hold a separator or a break."""
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, refuses a long text
     number = 0
+    delimiter = "\t" if format_of(path)[0] == ".tsv" else ","
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+        with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise DataError(f"{path}: a column name appears twice in the header {header}; rename one")
@@ -77,13 +166,21 @@ def _read_csv(path: Path) -> Numbered:
                     continue
                 number += 1
                 if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}, row {number}: {len(cells)} values {shorten(cells)} for the {len(header)} columns "
-                        f"{', '.join(header)}; put quotes around values that hold commas or line breaks"
+                    yield (
+                        number,
+                        Problem(
+                            f"{len(cells)} values {shorten(cells)} for the {len(header)} columns {', '.join(header)}",
+                            "put quotes around values that hold separators or line breaks",
+                            "not one value for each column",
+                        ),
                     )
-                yield number, dict(zip(header, cells, strict=True))
+                else:
+                    yield number, dict(zip(header, cells, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}, row {number + 1}: not CSV in UTF-8 ({error}); correct it") from None
+        kind = "CSV" if delimiter == "," else "tab-separated"
+        raise DataError(f"{path}, row {number + 1}: not {kind} in UTF-8 ({error}); correct it") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, number, error) from None
 
 
 def _read_parquet(path: Path) -> Numbered:
@@ -92,19 +189,25 @@ def _read_parquet(path: Path) -> Numbered:
 
     number = itertools.count(1)
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # Parquet is read from its end, which a compressed stream has to be unpacked for.
+        with (
+            _open(path) as raw,
+            pyarrow.parquet.ParquetFile(io.BytesIO(raw.read()) if format_of(path)[1] else path) as file,
+        ):
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
-                    yield next(number), values
-    except (pyarrow.ArrowException, OSError) as error:
+                    yield next(number), as_values(values)
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from None
 
 
 _READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
     ".json": _read_json_lines,
     ".parquet": _read_parquet,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
 }
 
 
@@ -133,14 +236,22 @@ def _one_split(splits: list[str], split: str | None, name: str) -> str:
     return split
 
 
-def _load_saved(path: Path, split: str | None) -> Iterable[Values]:
+def _load_saved(path: Path, split: str | None) -> Iterator[Values | Problem]:
     from datasets import load_from_disk
 
     where = _split_directory(path, split)
     try:
-        return load_from_disk(str(where))
+        data = load_from_disk(str(where))
     except Exception as error:  # whatever a damaged directory makes of it: Arrow, JSON, OS or type errors
         raise DataError(f"{where} is not a readable saved data set ({_first_line(error)}); save it again") from error
+    return _stored_values(data)
+
+
+def _stored_values(data: Any) -> Iterator[Values | Problem]:
+    """The rows as they are stored: decoded, a picture would be an object of a library's."""
+    for table in data.with_format("arrow").iter(batch_size=1024):
+        for values in table.to_pylist():
+            yield as_values(values)
 
 
 def saved_files(path: Path, split: str | None) -> list[Path]:
@@ -150,7 +261,7 @@ def saved_files(path: Path, split: str | None) -> list[Path]:
     return [where / file["filename"] for file in state["_data_files"]]
 
 
-def load_hub(name: str, subset: str | None, split: str | None, revision: str | None) -> Iterable[Values]:
+def load_hub(name: str, subset: str | None, split: str | None, revision: str | None) -> Iterable[Values | Problem]:
     import datasets
 
     tried = f"datasets.load_dataset({name!r}, {subset!r}, split={split!r}, revision={revision!r})"
@@ -161,9 +272,7 @@ def load_hub(name: str, subset: str | None, split: str | None, revision: str | N
             f"{tried} failed with {type(error).__name__}: {_first_line(error)}; check the name, or, where this machine "
             f"is offline, download the data elsewhere, write it with save_to_disk, and give that directory as path"
         ) from error
-    if isinstance(data, dict):
-        return data[_one_split(list(data), split, name)]
-    return data
+    return _stored_values(data[_one_split(list(data), split, name)] if isinstance(data, dict) else data)
 
 
 def _first_line(error: Exception) -> str:

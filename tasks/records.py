@@ -3,26 +3,55 @@
 ``Preference`` trains the reward model, ``Prompt`` starts a rollout, ``Text`` is for the supervised warm-up. A prompt is
 plain text, or a list of chat messages that ``tasks.text`` renders with the tokenizer's template. Null counts as absent,
 because Parquet and `datasets` fill columns that a row does not have with it.
+
+A text is never taken for something else without a word: what can be read in two ways is a bad row.
 """
 
-import math
-import re
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from tasks.bad_rows import BadRow, Findings, Row, refuse
+from tasks.comparisons import PROMPT_NAMES, has_scores, is_true, number, ranks_of, rated_completions, two_answers
+from tasks.conversations import (
+    Messages,
+    json_list,
+    last_answer,
+    messages_of,
+    require_text,
+    same_messages,
+    unfolded,
+)
 from tasks.errors import DataError, shorten
-from tasks.sources import Row
+from tasks.transcripts import PARTED, begins_with_turn, ends_with_answer, ends_with_opening, split, split_transcripts
 
 __all__ = ["Messages", "Preference", "Prompt", "Text", "split_transcripts", "to_preferences", "to_prompts", "to_texts"]
 
-Messages = list[dict[str, Any]]
-"""Chat messages, each with a ``role`` and ``content`` text; other keys pass through to the chat template."""
+EQUAL = "chosen equal to rejected"
+TIED = "all ranks tied"
+ALONE = "labelled answers to a prompt without one of the other label"
 
-_EQUAL = "chosen equal to rejected"
-_TIED = "all ranks tied"
-_PARTED = "conversations that part before their last message"
+MESSAGES = ("messages", "conversations", "conversation")
+"""What people call a column of messages."""
+TAKEN = frozenset(
+    {
+        "rollout_id",
+        "prompt_id",
+        "prompt_token_ids",
+        "sample_index",
+        "policy_version",
+        "response",
+        "response_token_ids",
+        "finish_reason",
+        "logprobs",
+    }
+)
+"""Columns of a rollout: what a reward function finds under these names is the rollout's, so no column of the data can have
+them."""
+LONG_PROMPT = 3
+"""Words from which on a response that begins with the prompt is taken for a transcript rather than for a coincidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,259 +84,396 @@ class Text:
     place: str
 
 
-def to_preferences(rows: Iterable[Row]) -> tuple[list[Preference], dict[str, int]]:
+Record = TypeVar("Record", Preference, Prompt, Text)
+
+
+def to_preferences(rows: Iterable[Row], findings: Findings | None = None) -> tuple[list[Preference], dict[str, int]]:
     """Preferences of rows in any of these shapes, and how many rows were left out for which reason.
 
     - ``prompt, chosen, rejected`` and perhaps ``margin``: texts, or message lists (chosen and rejected one assistant
       message each, or the whole conversation);
-    - ``chosen, rejected``: whole transcripts or conversations; what they share is the prompt (``split_transcripts``);
-    - ``prompt, responses, ranks``.
+    - ``chosen, rejected``: whole transcripts or conversations; what they share is the prompt (``tasks.transcripts``);
+    - ``prompt, responses`` with ``ranks``, or with ``scores``, of which more is better; UltraFeedback's ``completions``;
+    - ``prompt``, two answers such as ``answer_a, answer_b``, and which is better, such as ``winner``
+      (``tasks.comparisons``);
+    - ``prompt, completion, label``: the answers to one prompt, the good ones ranked before the bad ones.
 
-    Rows that compare nothing are left out, because real data has some: equal chosen and rejected, all ranks tied, or
-    conversations that part before their last message.
+    Rows that compare nothing are left out, because real data has some: equal chosen and rejected, all ranks tied,
+    conversations that part before their last message, or a label without one of the other kind. Bad rows go into
+    ``findings``; without it they are refused here.
 
     Raises:
-        DataError: a column is missing or of the wrong type, a prompt or response is empty, a ranking has one response
-            or not one rank for each, or every row was left out.
+        DataError: a column is missing or of the wrong type, a prompt or response is empty, a ranking has one response or
+            not one rank for each, a row can be read in two ways, or every row was left out.
     """
-    preferences: list[Preference] = []
-    dropped: Counter[str] = Counter()
-    for row in rows:
-        found = _ranking(row) if _has(row, "responses") or _has(row, "ranks") else _pair(row)
-        if isinstance(found, str):
-            dropped[found] += 1
-        else:
-            preferences.append(found)
-    if dropped and not preferences:
+    found = Findings() if findings is None else findings
+    before = Counter(found.left_out)
+    labelled: list[_Labelled] = []
+
+    def convert(row: Row) -> Preference | str | None:
+        if _has(row, "label") and not _has(row, "chosen") and (name := _answer_name(row)):
+            labelled.append(_labelled(row, name))
+            return None
+        return _preference(row, found)
+
+    preferences = _converted(rows, convert, found)
+    preferences += _of_labels(labelled, found)
+    dropped = dict(found.left_out - before)
+    if dropped and not preferences and not found.num_bad:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
-        raise DataError(f"no row compares two responses: {reasons}; the last is {row.place}; give other preferences")
-    return preferences, dict(dropped)
+        raise DataError(f"no row compares two responses: {reasons}; give other preferences")
+    if findings is None:
+        found.require_no_bad_rows()
+    return preferences, dropped
 
 
-def to_prompts(rows: Iterable[Row]) -> list[Prompt]:
-    """Prompts of rows with ``prompt`` (text or messages), or ``messages``, whose last assistant turn is left out.
+def to_prompts(rows: Iterable[Row], findings: Findings | None = None) -> list[Prompt]:
+    """Prompts of rows with ``prompt`` (text or messages), or ``messages`` (or ShareGPT's ``conversations``), whose last
+    assistant turn is left out.
 
     Raises:
-        DataError: as ``to_preferences``; or a prompt's messages end with an assistant's.
+        DataError: as ``to_preferences``; or a prompt ends with an assistant's turn; or a column has a name under which
+            reward functions find the rollout's own value.
     """
-    prompts = []
-    for row in rows:
-        name = "messages" if _has(row, "messages") and not _has(row, "prompt") else "prompt"
-        prompt = _prompt(row) if name == "prompt" else _without_answer(row)
-        extra = {column: value for column, value in row.values.items() if column != name}
-        prompts.append(Prompt(prompt=prompt, extra=extra, place=row.place))
+    found = Findings() if findings is None else findings
+
+    def convert(row: Row) -> Prompt:
+        name = "prompt" if _has(row, "prompt") else _messages_name(row) or "prompt"
+        prompt = _prompt(row) if name == "prompt" else _without_answer(row, name)
+        extra = {column: value for column, value in row.values.items() if column != name and value is not None}
+        if taken := sorted(TAKEN & extra.keys()):
+            raise DataError(
+                f"{row.place}: the column {taken[0]} has the name of what reward functions find in a rollout; give it "
+                f"another one, as in columns: {{data_{taken[0]}: {taken[0]}}}"
+            )
+        return Prompt(prompt=prompt, extra=extra, place=row.place)
+
+    prompts = _converted(rows, convert, found)
+    if findings is None:
+        found.require_no_bad_rows()
     return prompts
 
 
-def to_texts(rows: Iterable[Row]) -> list[Text]:
+def to_texts(rows: Iterable[Row], findings: Findings | None = None) -> list[Text]:
     """Texts of rows with ``prompt, response`` (or ``completion``), ``messages`` that end with the answer, or ``text``.
 
     Raises:
         DataError: as ``to_preferences``; or ``messages`` is not a conversation that ends with an assistant's message.
     """
-    texts = []
-    for row in rows:
-        prompt: str | Messages | None = None
-        answer = next((name for name in ("response", "completion") if _has(row, name)), None)
-        if answer is not None:
-            prompt, (response,) = _responses(row, _prompt(row), {answer: row.values[answer]})
-        elif _has(row, "messages"):
-            prompt = _without_answer(row)
-            response = _last_answer(row, "messages", _messages(row, "messages", row.values["messages"]))
-        else:
-            response = _text(row, "text", _required(row, "text", "or prompt and response, or messages"))
-        texts.append(Text(prompt=prompt, response=response, place=row.place))
+    found = Findings() if findings is None else findings
+    texts = _converted(rows, _written, found)
+    if findings is None:
+        found.require_no_bad_rows()
     return texts
 
 
-def _without_answer(row: Row) -> Messages:
-    """The row's ``messages`` up to the last assistant turn, which goes if it stands at the end."""
-    messages = _messages(row, "messages", row.values["messages"])
-    if messages[-1]["role"] != "assistant":
-        return messages
-    if len(messages) == 1:
-        _refuse(row, "messages", messages, "holds only the assistant's message", "add the message that it answers")
-    return messages[:-1]
+def _converted(
+    rows: Iterable[Row], convert: Callable[[Row], "Record | str | None"], findings: Findings
+) -> "list[Record]":
+    """The records of rows; why a sound row gives none is counted."""
+    records: list[Record] = []
+    for row in rows:
+        with findings.row():
+            if row.unread is not None:
+                raise row.unread
+            record = convert(row)
+            if isinstance(record, str):
+                findings.left_out[record] += 1
+            elif record is not None:
+                records.append(record)
+    return records
 
 
-# Where an assistant's turn begins in transcripts as people write them; the first that occurs decides, so that an
-# "Answer:" inside a turn splits nothing. "\n\nAssistant:" is Anthropic HH, the tags are chat templates written out.
-_ASSISTANT_TURNS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"<\|im_start\|>assistant\n|<\|assistant\|>\n?",
-        r"(?:^|\n)[ \t]*(?:\#+[ \t]*)?assistant[ \t]*:",
-        r"(?:^|\n)[ \t]*(?:\#+[ \t]*)?(?:ai|bot|chatbot|agent|model|response|answer)[ \t]*:",
-    )
-)
-
-
-def split_transcripts(first: str, second: str) -> tuple[str, str, str]:
-    """``(prompt, response of first, response of second)``; each response begins where the two may first differ.
-
-    That is after the last opening of an assistant's turn that both share, else at the last word boundary of the common
-    prefix. White space there goes with the responses: ``prompt + response`` is the transcript, character for character.
-    """
-    shared = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        shared += 1
-    for pattern in _ASSISTANT_TURNS:
-        if turns := [turn.end() for turn in pattern.finditer(first, 0, shared)]:
-            cut = turns[-1]
-            break
+def _written(row: Row) -> Text:
+    prompt: str | Messages | None = None
+    answer, messages = _answer_name(row), _messages_name(row)
+    if answer is not None:
+        prompt, (response,) = _responses(row, _prompt(row), {answer: row.values[answer]})
+    elif messages is not None:
+        prompt = _without_answer(row, messages)
+        response = last_answer(row, messages, messages_of(row, messages, row.values[messages]))
     else:
-        cut = shared
-        if not all(text[shared : shared + 1].isspace() for text in (first, second)):
-            while cut > 0 and not first[cut - 1].isspace():
-                cut -= 1
-        while cut > 0 and first[cut - 1].isspace():
-            cut -= 1
-    return first[:cut], first[cut:], second[cut:]
+        value = unfolded(row, "text", _required(row, "text", "or prompt and response, or messages"))
+        if not isinstance(value, str):
+            return _written(Row(row.place, {"messages": value}))
+        response = require_text(row, "text", value)
+        if _has(row, "prompt") and not response.startswith(str(row.values["prompt"])):
+            move = "name the one column response, or leave the other out"
+            refuse(row, "text", value, "stands beside a prompt: does it answer it, or is it whole?", move)
+    return Text(prompt=prompt, response=response, place=row.place)
 
 
-def _pair(row: Row) -> Preference | str:
+def _preference(row: Row, findings: Findings) -> Preference | str:
     """The row's preference, or why it is none."""
-    chosen, rejected = _required(row, "chosen", "or responses and ranks"), _required(row, "rejected")
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        problem = f"is a {type(rejected).__name__} where chosen is a {type(chosen).__name__}"
-        _refuse(row, "rejected", rejected, problem, "give two texts or two message lists")
-    prompt = _prompt(row) if _has(row, "prompt") else None
-    if prompt is None and isinstance(chosen, str):
-        found = _split_texts(row, chosen, rejected)
-    # A prompt in plain text may stand beside conversations that begin with it, as in UltraFeedback.
-    elif prompt is None or (isinstance(prompt, str) and isinstance(chosen, list) and len(chosen) > 1):
-        found = _split_conversations(row, chosen, rejected)
+    if _has(row, "responses") or _has(row, "ranks"):
+        return _ranking(row)
+    if _has(row, "chosen") and _has(row, "rejected"):
+        return _pair(row, row.values["chosen"], row.values["rejected"], findings)
+    if (rated := rated_completions(row)) is not None:
+        prompt = _prompt(row, "instruction" if _has(row, "instruction") else "prompt")
+        return _ranked(Row(row.place, {"scores": rated[1]}), prompt, rated[0], row)
+    if (compared := two_answers(row)) is not None:
+        answers, better = compared
+        if better is None:
+            return TIED
+        chosen, rejected = answers.values() if better == 0 else reversed(answers.values())
+        names = list(answers) if better == 0 else list(reversed(answers))
+        return _pair(row, chosen, rejected, findings, names=(names[0], names[1]))
+    _required(row, "chosen", "or responses and ranks, or answer_a, answer_b and winner")
+    _required(row, "rejected")
+    raise AssertionError("one of them is missing")
+
+
+def _pair(
+    row: Row, chosen: Any, rejected: Any, findings: Findings, names: tuple[str, str] = ("chosen", "rejected")
+) -> Preference | str:
+    """The row's preference, or why it is none."""
+    better, worse = (unfolded(row, name, value) for name, value in zip(names, (chosen, rejected), strict=True))
+    if isinstance(better, str) != isinstance(worse, str):
+        problem = f"is a {type(worse).__name__} where {names[0]} is a {type(better).__name__}"
+        refuse(row, names[1], rejected, problem, "give two texts or two message lists")
+    prompt = _prompt_beside(row, names, better)
+    if all(isinstance(value, str) and isinstance(json_list(value), list) for value in (prompt, better, worse)):
+        move = "give the turns as messages, or a single turn as text"
+        refuse(row, "prompt", prompt, "and its answers are lists as JSON text: turns of a conversation, or text?", move)
+    template = None
+    if prompt is None and isinstance(better, str):
+        found, template = _split_texts(row, names, better, worse)
+    elif prompt is None or (isinstance(prompt, str) and isinstance(better, list) and len(better) > 1):
+        # A prompt in plain text may stand beside conversations that begin with it, as in UltraFeedback.
+        found = _split_conversations(row, names, better, worse, prompt)
     else:
-        found = _responses(row, prompt, {"chosen": chosen, "rejected": rejected})
+        found = _responses(row, prompt, {names[0]: better, names[1]: worse})
     if isinstance(found, str):
         return found
     prompt, responses = found
     if responses[0] == responses[1]:
-        return _EQUAL
-    return Preference(prompt=prompt, responses=responses, ranks=[1, 2], margin=_margin(row), place=row.place)
+        return EQUAL
+    margin = _margin(row)
+    if template is not None:
+        findings.splits[template] += 1
+    return Preference(prompt=prompt, responses=responses, ranks=[1, 2], margin=margin, place=row.place)
+
+
+def _prompt_beside(row: Row, names: tuple[str, str], answer: Any) -> str | Messages | None:
+    """The row's own prompt; None where the answers bring it."""
+    if _has(row, "prompt"):
+        return _prompt(row)
+    others = [name for name in (PROMPT_NAMES[1:] if names[0] != "chosen" else MESSAGES) if _has(row, name)]
+    if not others or (isinstance(answer, list) and len(answer) > 1):
+        return None
+    value = unfolded(row, others[0], row.values[others[0]])
+    if isinstance(value, str) and others[0] in MESSAGES:
+        messages_of(row, others[0], value)
+    return _prompt(row, others[0])
 
 
 def _ranking(row: Row) -> Preference | str:
     """The row's preference, or why it is none."""
     prompt = _prompt(row)
-    responses, ranks = _required(row, "responses"), _required(row, "ranks")
-    for name, value in (("responses", responses), ("ranks", ranks)):
-        if not isinstance(value, list):
-            _refuse(row, name, value, f"is a {type(value).__name__}", "give a list")
+    responses = json_list(_required(row, "responses"))
+    if not has_scores(row):
+        _required(row, "ranks", "or scores, of which more is better")
+    if not isinstance(responses, list):
+        refuse(row, "responses", responses, f"is a {type(responses).__name__}", "give a list")
+    return _ranked(row, prompt, responses, row)
+
+
+def _ranked(ranking: Row, prompt: str | Messages, responses: list[Any], row: Row) -> Preference | str:
     if len(responses) < 2:
-        _refuse(row, "responses", responses, f"ranks {len(responses)} response", "give at least two, or remove the row")
-    if len(ranks) != len(responses):
-        _refuse(row, "ranks", ranks, f"has {len(ranks)} ranks for {len(responses)} responses", "give one for each")
-    for rank in ranks:
-        # 0 and below are refused because they are mostly scores, where more is better.
-        if isinstance(rank, bool) or not isinstance(rank, int | float) or rank != rank // 1 or rank < 1:
-            _refuse(row, "ranks", ranks, f"holds {rank!r}", "ranks are whole numbers from 1, the best; ties share one")
+        refuse(row, "responses", responses, f"ranks {len(responses)} response", "give at least two, or remove the row")
+    ranks = ranks_of(ranking, responses)
     prompt, texts = _responses(row, prompt, {f"responses[{i}]": value for i, value in enumerate(responses)})
     if len(set(ranks)) == 1:
-        return _TIED
-    return Preference(prompt=prompt, responses=texts, ranks=[int(rank) for rank in ranks], place=row.place)
+        return TIED
+    return Preference(prompt=prompt, responses=texts, ranks=ranks, place=row.place)
 
 
-def _split_texts(row: Row, chosen: str, rejected: str) -> tuple[str | Messages, list[str]] | str:
-    _text(row, "chosen", chosen)
-    _text(row, "rejected", rejected)
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """One answer with a label, as KTO has them."""
+
+    prompt: str | Messages
+    response: str
+    is_good: bool
+    place: str
+
+
+def _labelled(row: Row, name: str) -> _Labelled:
+    prompt, (response,) = _responses(row, _prompt(row), {name: row.values[name]})
+    return _Labelled(prompt, response, is_true(row, "label"), row.place)
+
+
+def _of_labels(labelled: list[_Labelled], findings: Findings) -> list[Preference]:
+    """A preference for each prompt that has good and bad answers: all good ones tied before all bad ones, which train the
+    same pairs as a row for each."""
+    by_prompt: dict[str, list[_Labelled]] = {}
+    for answer in labelled:
+        by_prompt.setdefault(json.dumps(answer.prompt, sort_keys=True), []).append(answer)
+    preferences = []
+    for answers in by_prompt.values():
+        sides = {
+            is_good: dict.fromkeys(a.response for a in answers if a.is_good == is_good) for is_good in (True, False)
+        }
+        contrary = sides[True].keys() & sides[False].keys()
+        good, bad = ([text for text in sides[is_good] if text not in contrary] for is_good in (True, False))
+        used = {*good, *bad} if good and bad else set()
+        for answer in answers:
+            if answer.response not in used:
+                findings.left_out[EQUAL if answer.response in contrary else ALONE] += 1
+        if used:
+            ranks = [1] * len(good) + [2] * len(bad)
+            first = answers[0]
+            preferences.append(Preference(prompt=first.prompt, responses=[*good, *bad], ranks=ranks, place=first.place))
+    return preferences
+
+
+def _split_texts(
+    row: Row, names: tuple[str, str], chosen: str, rejected: str
+) -> tuple[tuple[str | Messages, list[str]] | str, str | None]:
+    """Prompt and responses of two transcripts, and by which template they were found; or why the row compares nothing."""
+    require_text(row, names[0], chosen)
+    require_text(row, names[1], rejected)
     if chosen == rejected:
-        return _EQUAL
-    prompt, *responses = split_transcripts(chosen, rejected)
-    if not prompt.strip():
-        problem = "has no beginning in common with rejected that could be the prompt"
-        _refuse(row, "chosen", chosen, problem, "add a column prompt")
-    for name, response in zip(("chosen", "rejected"), responses, strict=True):
+        return EQUAL, None
+    found = split(chosen, rejected)
+    if found == PARTED:
+        return PARTED, None
+    if isinstance(found, str):
+        move = f"add a column prompt, or name yours, columns: {{prompt: ITS_NAME}}, and leave it out of {names[0]}"
+        # The words of this row are no reason to count by.
+        place = f"{names[0]} is a transcript with {names[1]} and no prompt is given"
+        raise BadRow(f"{row.place}: {place}: {found}; {move}", reason=f"{place}: where the answer begins is in doubt")
+    for name, response in zip(names, found.answers, strict=True):
         if not response.strip():
-            problem = f"has an empty response after the shared {shorten(prompt[-30:])}"
-            _refuse(row, name, row.values[name], problem, "remove or complete the row")
-    return prompt, responses
+            problem = f"has an empty response after the shared {shorten(found.prompt[-30:])}"
+            refuse(row, name, row.values[name], problem, "remove or complete the row")
+    return (found.prompt, found.answers), found.template.name
 
 
-def _split_conversations(row: Row, chosen: Any, rejected: Any) -> tuple[str | Messages, list[str]] | str:
-    chosen, rejected = _messages(row, "chosen", chosen), _messages(row, "rejected", rejected)
-    responses = [_last_answer(row, "chosen", chosen), _last_answer(row, "rejected", rejected)]
+def _split_conversations(
+    row: Row, names: tuple[str, str], chosen: Any, rejected: Any, prompt: str | Messages | None
+) -> tuple[str | Messages, list[str]] | str:
+    chosen, rejected = messages_of(row, names[0], chosen), messages_of(row, names[1], rejected)
+    responses = [last_answer(row, names[0], chosen), last_answer(row, names[1], rejected)]
     if len(chosen) < 2 or len(rejected) < 2:
-        _refuse(row, "chosen", chosen, "holds no message before the answer", "add a column prompt")
-    if chosen[:-1] != rejected[:-1]:
-        return _PARTED
+        refuse(row, names[0], chosen, "holds no message before the answer", "add a column prompt")
+    if isinstance(prompt, str) and all(prompt.strip() != message["content"].strip() for message in chosen[:-1]):
+        move = "leave one of them out"
+        refuse(row, "prompt", prompt, f"is none of the messages of {names[0]}: which is the prompt?", move)
+    if not same_messages(chosen[:-1], rejected[:-1]):
+        return PARTED
     return chosen[:-1], responses
 
 
 def _responses(row: Row, prompt: str | Messages, values: dict[str, Any]) -> tuple[str | Messages, list[str]]:
     """The prompt, as messages where a response is one, and each response: text, one assistant message, or the
     conversation that begins with the prompt and ends with that message."""
-    if isinstance(prompt, str) and any(isinstance(value, list) for value in values.values()):
+    values = {name: unfolded(row, name, value) for name, value in values.items()}
+    if isinstance(prompt, str):
+        values = _without_prompt(row, prompt, values)
+    if isinstance(prompt, str) and any(isinstance(value, list | Mapping) for value in values.values()):
         prompt = [{"role": "user", "content": prompt}]
     texts = []
     for name, value in values.items():
-        if not isinstance(value, list):
-            texts.append(_text(row, name, value))
+        if not isinstance(value, list | Mapping):
+            texts.append(_response(row, name, value))
             continue
-        messages = _messages(row, name, value)
-        if isinstance(prompt, list) and messages[: len(prompt)] == prompt:
+        messages = messages_of(row, name, value)
+        if isinstance(prompt, list) and same_messages(messages[: len(prompt)], prompt):
             messages = messages[len(prompt) :]
         if len(messages) != 1:
             move = "give one assistant message, or the whole conversation that begins with the prompt"
-            _refuse(row, name, value, f"has {len(messages)} messages after the prompt", move)
-        texts.append(_last_answer(row, name, messages))
+            refuse(row, name, value, f"has {len(messages)} messages after the prompt", move)
+        texts.append(last_answer(row, name, messages))
     return prompt, texts
+
+
+def _response(row: Row, name: str, value: Any) -> str:
+    text = require_text(row, name, value)
+    if (opening := begins_with_turn(text)) is not None:
+        move = "end the prompt with it, or take it away"
+        problem = f"begins with {opening!r}, the opening of a turn: the prompt's, or part of the answer?"
+        refuse(row, name, value, problem, move)
+    return text
+
+
+def _without_prompt(row: Row, prompt: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Responses that are transcripts which begin with the prompt again, without it."""
+    if not all(isinstance(value, str) and value.startswith(prompt) for value in values.values()):
+        return values
+    if ends_with_opening(prompt):
+        return {name: value[len(prompt) :] for name, value in values.items()}
+    if len(prompt.split()) >= LONG_PROMPT:
+        name, value = next(iter(values.items()))
+        move = "take it away from the responses, or leave the prompt out where they are transcripts"
+        refuse(row, name, value, "begins with the prompt: is it said twice, or the answer's own words?", move)
+    return values
 
 
 def _margin(row: Row) -> float | None:
     value = row.values.get("margin")
     if value is None or value == "":
         return None
-    try:
-        margin = math.nan if isinstance(value, bool) else float(value)  # CSV gives text
-    except (TypeError, ValueError):
-        margin = math.nan
-    if not math.isfinite(margin):
-        _refuse(row, "margin", value, "is not a finite number", "correct it or leave it empty")
+    margin = number(value)
+    if margin is None:
+        refuse(row, "margin", value, "is not a finite number", "correct it or leave it empty")
     return margin
 
 
-def _prompt(row: Row) -> str | Messages:
-    value = _required(row, "prompt", "or messages")
-    if not isinstance(value, list):
-        return _text(row, "prompt", value)
-    messages = _messages(row, "prompt", value)
+def _prompt(row: Row, name: str = "prompt") -> str | Messages:
+    value = unfolded(row, name, _required(row, name, "or messages"))
+    if not isinstance(value, list | Mapping):
+        text = require_text(row, name, value)
+        if (answer := ends_with_answer(text)) is not None:
+            move = "remove it, or give the conversation as messages"
+            problem = f"ends with what an assistant says, {shorten(answer)}, which would stay in the prompt"
+            refuse(row, name, text, problem, move)
+        return text
+    messages = messages_of(row, name, value)
     if messages[-1]["role"] == "assistant":
-        _refuse(row, "prompt", value, "ends with an assistant's message", "remove it, or call the column messages")
-    return messages
+        refuse(row, name, value, "ends with an assistant's message", "remove it, or call the column messages")
+    return _ending_in_order(row, name, messages)
 
 
-def _last_answer(row: Row, name: str, messages: Messages) -> str:
+def _without_answer(row: Row, name: str) -> Messages:
+    """The row's messages up to the last assistant turn, which goes if it stands at the end."""
+    messages = messages_of(row, name, row.values[name])
     if messages[-1]["role"] != "assistant":
-        problem = f"ends with a message of {messages[-1]['role']!r}"
-        _refuse(row, name, messages, problem, "end it with the assistant's")
-    return _text(row, f"{name}[{len(messages) - 1}].content", messages[-1]["content"])
+        return _ending_in_order(row, name, messages)
+    if len(messages) == 1:
+        refuse(row, name, messages, "holds only the assistant's message", "add the message that it answers")
+    if messages[-2]["role"] == "assistant":
+        refuse(row, name, messages, "ends with two messages of the assistant's", "make one of them")
+    return messages[:-1]
 
 
-def _messages(row: Row, name: str, value: Any) -> Messages:
-    if not isinstance(value, list):
-        _refuse(row, name, value, f"is a {type(value).__name__}", "give a list of messages")
-    if not value:
-        _refuse(row, name, value, "holds no message", "remove or complete the row")
-    messages = []
-    for i, message in enumerate(value):
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            move = 'give each message as {"role": ..., "content": ...} with texts'
-            _refuse(row, f"{name}[{i}]", message, "is not a message", move)
-        if message["role"] == "user":  # a system message, or a call of a tool, may well be empty
-            _text(row, f"{name}[{i}].content", message["content"])
-        messages.append({key: part for key, part in message.items() if part is not None})
+def _ending_in_order(row: Row, name: str, messages: Messages) -> Messages:
+    """A prompt's messages, whose last one is nobody's whose words may be the answer."""
+    last = messages[-1]["role"]
+    if last not in ("user", "system", "developer", "tool", "ipython"):
+        move = "name the roles user, assistant, system and tool"
+        refuse(row, name, messages, f"ends with a message of {last!r}, a role that nobody here knows", move)
     return messages
 
 
-def _text(row: Row, name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        _refuse(row, name, value, f"is a {type(value).__name__}", "give text")
-    if not value.strip():
-        _refuse(row, name, value, "is empty", "remove or complete the row")
-    return value
+def _answer_name(row: Row) -> str | None:
+    """The column of the answer to the row's prompt."""
+    names = [name for name in ("response", "completion") if _has(row, name)]
+    if len(names) > 1 and row.values[names[0]] != row.values[names[1]]:
+        move = "leave one of them out, as with columns: {response: response, other: completion}"
+        refuse(row, names[0], row.values[names[0]], f"stands beside another {names[1]}: which is the answer?", move)
+    return names[0] if names else None
+
+
+def _messages_name(row: Row) -> str | None:
+    """The column that holds the row's conversation."""
+    names = [name for name in MESSAGES if _has(row, name)]
+    if len(names) > 1:
+        first, second = (messages_of(row, name, row.values[name]) for name in names[:2])
+        if not same_messages(first, second):
+            refuse(row, names[0], row.values[names[0]], f"stands beside other {names[1]}", "leave one of them out")
+    return names[0] if names else None
 
 
 def _has(row: Row, name: str) -> bool:
@@ -317,13 +483,13 @@ def _has(row: Row, name: str) -> bool:
 def _required(row: Row, name: str, instead: str = "") -> Any:
     if _has(row, name):
         return row.values[name]
-    state = f"the column {name} is null" if name in row.values else f"there is no column {name}"
+    return _lacks(row, name, instead)
+
+
+def _lacks(row: Row, name: str, instead: str) -> NoReturn:
+    if name in row.values:
+        raise BadRow(f"{row.place}: {name} is null; remove or complete the row", reason=f"{name} is null")
     present = ", ".join(str(column) for column in row.values if column != name) or "none"
-    raise DataError(
-        f"{row.place}: {state}{f' ({instead})' if instead else ''}; the other columns are {present}; "
-        f"to rename one, set columns: {{{name}: ITS_NAME}}"
-    )
-
-
-def _refuse(row: Row, name: str, value: Any, problem: str, move: str) -> NoReturn:
-    raise DataError(f"{row.place}: {name} {problem}: {shorten(value)}; {move}")
+    problem = f"there is no column {name}{f' ({instead})' if instead else ''}; the other columns are {present}"
+    move = f"to rename one, set columns: {{{name}: ITS_NAME}}"
+    raise BadRow(f"{row.place}: {problem}; {move}", reason=f"there is no column {name}")

@@ -10,15 +10,15 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.bad_rows import BadRow, Row
 from tasks.errors import DataError, shorten
 from tasks.imports import code_digest, import_function, parse_import_path
-from tasks.readers import Values, load_hub, read_path, saved_files
+from tasks.readers import Problem, Values, as_values, format_of, load_hub, read_path, saved_files
 
 
 class Source(BaseModel):
@@ -27,7 +27,8 @@ class Source(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     path: str | None = None
-    """A .jsonl, .json, .parquet or .csv file, a pattern like ``data/*.jsonl``, or a saved `datasets` directory."""
+    """A .jsonl, .ndjson, .json, .parquet, .csv or .tsv file, also compressed (.gz, .zst); a pattern like
+    ``data/*.jsonl``; or a saved `datasets` directory."""
     dataset: str | None = None
     """A data set's name on the hub; its downloads follow the usual Hugging Face settings."""
     function: str | None = None
@@ -64,6 +65,11 @@ class Source(BaseModel):
         for setting, kinds in (belongs | {"arguments": ("function",)}).items():
             if getattr(self, setting) and kind not in kinds:
                 raise ValueError(f"{setting} goes with {' or '.join(kinds)}, not with {kind}; remove it")
+        try:
+            json.dumps(self.arguments, allow_nan=False)
+        except (TypeError, ValueError):
+            # A run's configuration is stored as JSON, which would hand the function something else.
+            raise ValueError("arguments holds what JSON cannot, such as .inf; give it as text or as a number") from None
         if "seed" in self.arguments:
             raise ValueError("arguments must not hold 'seed'; the function gets the run's seed")
         if self.function is not None:
@@ -76,29 +82,32 @@ class Source(BaseModel):
         return str(self.path or self.dataset or self.function)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record as it was read, under our column names."""
-
-    place: str
-    """``FILE, row 17``: from 1; in JSON Lines the line's number, in CSV the record's without the header."""
-    values: Values
-
-
 def read_rows(source: Source, *, seed: int) -> list[Row]:
     """All rows of ``source``, in order; relative paths start at the current directory.
 
-    ``seed`` reaches only a function source.
+    A row that cannot be read has no values, but says why. ``seed`` reaches only a function source.
 
     Raises:
-        DataError: nothing is there, it cannot be read, a row is not an object, a column of ``columns`` is missing, or
-            there is no row at all.
+        DataError: nothing is there, it cannot be read, no row has a column of ``columns``, one of them would hide a
+            column of the data, or there is no row at all.
         ConfigError: ``function`` cannot be imported.
     """
-    numbered = itertools.islice(_numbered_rows(source, seed), source.limit)
-    rows = [Row(place, _renamed(values, source.columns, place)) for place, values in numbered]
+    rows: list[Row] = []
+    columns: dict[str, None] = {}
+    for place, values in itertools.islice(_numbered_rows(source, seed), source.limit):
+        if isinstance(values, Problem):
+            rows.append(Row(place, {}, BadRow(f"{place}: {values.what}; {values.move}", reason=values.reason)))
+            continue
+        columns |= dict.fromkeys(values)
+        rows.append(Row(place, _renamed(values, source, place)))
     if not rows:
         raise DataError(f"{source.name} holds no rows; give a source with at least one")
+    for ours, theirs in source.columns.items():
+        if columns and theirs not in columns:
+            raise DataError(
+                f"{source.name}: there is no column {theirs!r} to use as {ours!r}; "
+                f"the columns are {', '.join(columns)}; correct columns.{ours}"
+            )
     return rows
 
 
@@ -114,17 +123,17 @@ def source_digest(source: Source, *, seed: int) -> str:
             for path in matching_paths(source.path)
             for file in (saved_files(path, source.split) if path.is_dir() else [path])
         ]
-        identity: list[Any] = ["files", [(file.suffix, _file_digest(file)) for file in files]]
+        identity: list[Any] = ["files", [("".join(format_of(file)), _file_digest(file)) for file in files]]
     elif source.dataset is not None:
         identity = ["hub", source.dataset, source.subset, source.split, source.revision]
     else:
         assert source.function is not None
         identity = ["function", source.function, source.arguments, seed, code_digest(source.function)]
-    canonical = json.dumps(identity, sort_keys=True, default=str)
+    canonical = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
-def _numbered_rows(source: Source, seed: int) -> Iterator[tuple[str, Values]]:
+def _numbered_rows(source: Source, seed: int) -> Iterator[tuple[str, Values | Problem]]:
     if source.path is not None:
         for path in matching_paths(source.path):
             for number, values in read_path(path, source.split):
@@ -138,7 +147,7 @@ def _numbered_rows(source: Source, seed: int) -> Iterator[tuple[str, Values]]:
         yield from _rows_of_function(source.function, source.arguments, seed)
 
 
-def _rows_of_function(function: str, arguments: dict[str, Any], seed: int) -> Iterator[tuple[str, Values]]:
+def _rows_of_function(function: str, arguments: dict[str, Any], seed: int) -> Iterator[tuple[str, Values | Problem]]:
     call = import_function(function, field="function")
     number = 0
     try:
@@ -149,7 +158,7 @@ def _rows_of_function(function: str, arguments: dict[str, Any], seed: int) -> It
             place = f"{function}, row {number}"
             if not isinstance(values, dict):
                 raise DataError(f"{place}: {shorten(values)} is not a dict; yield one dict per row")
-            yield place, values
+            yield place, as_values(values)
     except DataError:
         raise
     except Exception as error:
@@ -180,18 +189,21 @@ def matching_paths(path: str, *, missing_ok: bool = False) -> list[Path]:
     raise DataError(f"{path} does not exist ({where}); correct path")
 
 
-def _renamed(values: Values, columns: dict[str, str], place: str) -> Values:
+def _renamed(values: Values, source: Source, place: str) -> Values:
+    """The row under our names; a column that it lacks, as JSON Lines lack what is null, is absent."""
+    columns = source.columns
     if not columns:
         return values
-    for ours, theirs in columns.items():
-        if theirs not in values:
+    theirs = set(columns.values())
+    for name in columns:
+        if name not in theirs and values.get(name) is not None:
             raise DataError(
-                f"{place}: there is no column {theirs!r} to use as {ours!r}; "
-                f"the columns are {', '.join(map(str, values))}; correct columns.{ours}"
+                f"{place}: columns: {{{name}: {columns[name]}}} would hide the column {name} that the data has too; "
+                f"give that one another name, as in columns: {{{name}: {columns[name]}, other_{name}: {name}}}"
             )
-    taken = {*columns, *columns.values()}
-    kept = {name: value for name, value in values.items() if name not in taken}
-    return {ours: values[theirs] for ours, theirs in columns.items()} | kept
+    taken = {*columns, *theirs}
+    named = {ours: values[name] for ours, name in columns.items() if name in values}
+    return named | {name: value for name, value in values.items() if name not in taken}
 
 
 def _file_digest(path: Path) -> str:

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-import yaml
-
 from tasks import settings
 from tasks.errors import UserError
 from tasks.store import canonical_json, digest_text
+from tasks.yaml_text import write_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -366,7 +365,7 @@ def flattened(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return write_yaml(dict(config))
 
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:

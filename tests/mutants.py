@@ -817,6 +817,103 @@ PPO_CORE: Table = [
 # ---------------------------------------------------------------------------------------------------------------------
 # Changes to tasks/, noticed by tests/tasks/: entries as above.
 # ---------------------------------------------------------------------------------------------------------------------
+DATA: Table = [
+    (
+        "tasks/transcripts.py",
+        "tests/tasks/test_transcripts.py tests/tasks/test_records.py",
+        [
+            ("    cut = cuts[0]\n", "    cut = cuts[-1]\n"),
+            ("if len(cuts) > 1 and not template.turn_has_parts:", "if False:"),
+            ("    elif _MARK.search(begin):\n        possible = []\n", ""),
+            ("if template.needs_others and not others:", "if False:"),
+            ("finditer(text, others[-1] if others else 0)", "finditer(text)"),
+            ("if template.others.search(response) or", "if"),
+            (
+                "if template.end is not None and not template.turn_has_parts and _ends_early(template.end, response):",
+                "if False:",
+            ),
+            ("possible = [entry for entry in possible if _begins(entry[0], begin)] or possible", "pass"),
+            ("    if len(possible) > 1:\n        names =", "    if False:\n        names ="),
+            ('_PREFILL.sub("", answer)', "answer"),
+            (
+                r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
+                r"<\|start_header_id\|>assistant<\|end_header_id\|>",
+            ),
+        ],
+    ),
+    (
+        "tasks/records.py",
+        "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
+        [
+            (
+                "chosen, rejected = answers.values() if better == 0",
+                "chosen, rejected = answers.values() if better == 1",
+            ),
+            ("    if ends_with_opening(prompt):\n        return", "    if False:\n        return"),
+            ("if len(prompt.split()) >= LONG_PROMPT:", "if False:"),
+            ("if taken := sorted(TAKEN & extra.keys()):", "if taken := []:"),
+            ("if (answer := ends_with_answer(text)) is not None:", "if (answer := None) is not None:"),
+            ("if (opening := begins_with_turn(text)) is not None:", "if (opening := None) is not None:"),
+            ("ranks = [1] * len(good) + [2] * len(bad)", "ranks = [2] * len(good) + [1] * len(bad)"),
+            ("[text for text in sides[is_good] if text not in contrary]", "list(sides[is_good])"),
+            ("    if not same_messages(chosen[:-1], rejected[:-1]):\n        return PARTED\n", ""),
+            ('if last not in ("user", "system", "developer", "tool", "ipython"):', "if False:"),
+        ],
+    ),
+    (
+        "tasks/comparisons.py",
+        "tests/tasks/test_comparisons.py tests/tasks/test_records.py",
+        [
+            ("FIRST if amount < 0 else SECOND", "SECOND if amount < 0 else FIRST"),
+            ("FIRST if amount == 1 else SECOND", "SECOND if amount == 1 else FIRST"),
+            ("ordered = sorted(set(scores), reverse=True)", "ordered = sorted(set(scores))"),
+            ("if len(set(said.values())) > 1:", "if False:"),
+            ('names[:1] if "winner" in names else names', "names"),
+            ("(scores[i] - scores[j]) > 0", "(scores[i] - scores[j]) < 0"),
+        ],
+    ),
+    (
+        "tasks/conversations.py",
+        "tests/tasks/test_conversations.py",
+        [
+            (
+                "return {key: _without_nulls(part) for key, part in value.items() if part is not None}",
+                "return dict(value)",
+            ),
+            ("if found is None and _LIKE_MESSAGES.match(value) and not _begins_with_json(value):", "if False:"),
+            ("any(map(_is_message, found))", "all(map(_is_message, found))"),
+            ("if isinstance(parsed, Mapping):", "if False:"),
+            ("    if half := _HALF.search(text):", "    if half := None:"),
+        ],
+    ),
+    (
+        "tasks/yaml_text.py",
+        "tests/tasks/test_yaml_text.py",
+        [
+            ("            if key.value in seen:", "            if False:"),
+            ("if key.tag in (_NULL, _BOOL, _INT, _FLOAT):", "if False:"),
+            ('if math.isinf(value) and "inf" not in text:', "if False:"),
+            ('{"0o": 8, "0x": 16}.get(text[:2], 10)', "0"),
+        ],
+    ),
+    (
+        "tasks/bad_rows.py",
+        "tests/tasks/test_records.py",
+        [
+            ("if self.num_bad == self.num_rows else", "if False else"),
+            ("        self.num_rows += 1\n", ""),
+        ],
+    ),
+    (
+        "tasks/sources.py",
+        "tests/tasks/test_sources.py",
+        [
+            ("if name not in theirs and values.get(name) is not None:", "if False:"),
+            ('("".join(format_of(file)), _file_digest(file))', "(file.suffix, _file_digest(file))"),
+        ],
+    ),
+]
+
 TASKS: Table = [
     (
         "tasks/samplers/vllm_rows.py",
@@ -1249,7 +1346,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = arguments[0] if arguments else ""
     mutants = [
         Mutant(path, tuple(tests.split()), old, new)
-        for path, tests, changes in [*PPO_CORE, *TASKS]
+        for path, tests, changes in [*PPO_CORE, *DATA, *TASKS]
         for old, new in changes
     ]
     mutants = [mutant for mutant in mutants if wanted in f"{mutant} {mutant.old} {mutant.new}"]

@@ -148,7 +148,7 @@ def test_the_configuration_cannot_be_changed():
         ("rewards=[a]", "rewards=['a']: give a section, with a key and a value for each setting"),
         ("data.prompts=a.jsonl", "data.prompts='a.jsonl': give a list, with an entry for each"),
         ("rollouts.stop_strings=abc", "rollouts.stop_strings='abc': give a list, with an entry for each"),
-        ("data.too_long=shorten", "data.too_long='shorten': input should be 'error' or 'drop'"),
+        ("data.on_bad_row=mend", "data.on_bad_row='mend': input should be 'error' or 'drop'"),
         ("execution.dtype=float16", "execution.dtype='float16': input should be 'auto', 'float32' or 'bfloat16'"),
         ("optimizers.decay=step", "optimizers.decay='step': string should match pattern '^(constant|linear|cosine)$'"),
         # Parts that do not agree with themselves or each other.
@@ -454,8 +454,12 @@ def write(tmp_path, text):
         ("seed: !!python/name:os.system", "not readable as YAML (could not determine a constructor"),
         ("- 1", "holds list, not a mapping of settings; see rounds init"),
         ("", "holds NoneType, not a mapping of settings; see rounds init"),
-        ("a: &a [*a]", "holds what JSON cannot (Circular reference detected); write it as text or numbers"),
-        ("2024-01-01: 1", "holds what JSON cannot ("),
+        ("a: &a [*a]", "not readable as YAML (a list or mapping holds itself); mend that place"),
+        (
+            "seed: 1\nppo: {epochs: 2}\nseed: 2",
+            "not readable as YAML (the key 'seed' stands here for the second time, first in",
+        ),
+        ("2024-01-01: 1", "2024-01-01: unknown key"),
         ("1: 2", "1: unknown key; known are algorithm, seed, rounds, iterations, "),
     ],
 )
@@ -523,8 +527,12 @@ def test_later_overrides_see_earlier_ones():
         ("seed", "not of the form a.b=value"),
         ("=3", "not of the form a.b=value"),
         ("", "not of the form a.b=value"),
-        ("seed=[1", "the value is not readable as YAML; quote it"),
-        ("seed=a: b: c", "the value is not readable as YAML; quote it"),
+        ("seed=[1", "the value is not readable as YAML (expected ',' or ']', but got '<stream end>'); quote it"),
+        ("seed=a: b: c", "the value is not readable as YAML (mapping values are not allowed here); quote it"),
+        (
+            "ppo={a: 1, a: 2}",
+            "the value is not readable as YAML (the key 'a' stands here for the second time, first in line 1); quote it",
+        ),
         ("seed.x=1", "seed is no section; set it whole"),
         ("warm_up.epochs=1", "warm_up is no section; set it whole"),
         ("data.texts.0=a", "texts is no section; set it whole"),
@@ -543,9 +551,29 @@ def test_an_override_that_changes_nothing_that_is_there_is_refused(override, mes
 
 
 def test_numbers_as_people_write_them_are_numbers():
-    # YAML 1.1 takes 1e-5 for a text, since it has no point.
-    config = load("optimizers.learning_rate=1e-5", "advantages.kl_coef=.05", "ppo.epochs=3")
+    # YAML 1.1 takes 1e-5 for a text, since it has no point, and 010 for 8.
+    config = load("optimizers.learning_rate=1e-5", "advantages.kl_coef=.05", "ppo.epochs=3", "seed=010", "rounds=1e0")
     assert (config.optimizers.learning_rate, config.advantages.kl_coef, config.ppo.epochs) == (1e-5, 0.05, 3)
+    assert (config.seed, config.rounds) == (10, 1)
+
+
+def test_a_file_and_an_override_read_a_value_alike(tmp_path):
+    document = Path(TINY).read_text()
+    for name in ("on", "yes", "010", "2024-01-31", "1:30"):
+        text = f"{document}\ntracking: {{experiment: '{name}'}}\n"
+        assert load_config(write(tmp_path, text)).tracking.experiment == name
+        assert load(f"tracking.experiment='{name}'").tracking.experiment == name
+    for word in ("on", "yes", "2024-01-31", "1:30"):
+        assert (
+            load_config(write(tmp_path, f"{document}\ntracking: {{experiment: {word}}}\n")).tracking.experiment == word
+        )
+        assert load(f"tracking.experiment={word}").tracking.experiment == word
+    assert "on" in load("rewards.on={function: 'a:b'}").rewards
+    message = "model.revision=1234567: a text is needed; put it in quotes"
+    assert refusal("model={policy: a, revision: 1234567}") == message
+    assert refusal("model={policy: a}", "model.revision=12e4567").startswith(
+        "--set model.revision=12e4567: the value is not"
+    )
 
 
 # Written down and read again

@@ -1,13 +1,13 @@
 """Every shape becomes the same record, and every bad row is refused by place, field and value."""
 
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from shared_data import SHARED, needs_shared_data
 
+from tasks.bad_rows import BadRow, Findings, Row
 from tasks.errors import DataError
-from tasks.records import Preference, Prompt, Text, split_transcripts, to_preferences, to_prompts, to_texts
-from tasks.sources import Row, Source, read_rows
+from tasks.records import TAKEN, Preference, Prompt, Text, to_preferences, to_prompts, to_texts
+from tasks.schemas import ROLLOUTS
+from tasks.sources import Source, read_rows
 
 PLACE = "data/a.jsonl, row 17"
 
@@ -105,47 +105,35 @@ def test_rows_that_compare_nothing_are_left_out_and_counted():
         to_preferences(rows[1:4])
 
 
-# Transcripts.
-
-HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Who are you?\n\nAssistant:"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "first", "second"),
-    [
-        (HH, " I am A.", " You tell me."),
-        (HH, " I am A.", " I do not know."),  # both begin with " I"
-        (HH, " See:\nAnswer: 1", " See:\nAnswer: 2"),  # a lesser marker inside the answer
-        ("Question: a?\nAnswer:", " yes", " yesterday"),
-        ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "Yes", "Yet"),
-        ("### Assistant:", " a", " b"),
-        ("Once upon a", " dog", " cat"),
-        ("Once upon a", " do", " dog"),  # the shared "do" is no whole word
-        ("Once", " upon", " upon a time"),
-        ("Once upon", " a", "\na"),  # they differ in white space right after a word
-        ("Once", "  a", "  b"),
-    ],
-)
-def test_the_common_beginning_of_two_transcripts_is_the_prompt(prompt, first, second):
-    assert split_transcripts(prompt + first, prompt + second) == (prompt, first, second)
-    found = preference(chosen=prompt + first, rejected=prompt + second)
-    assert (found.prompt, found.responses) == (prompt, [first, second])
+def test_a_prompt_column_and_transcripts_that_begin_with_it_again_count_it_once():
+    prompt = "\n\nHuman: Who are you?\n\nAssistant:"
+    found = preference(prompt=prompt, chosen=f"{prompt} I am A.", rejected=f"{prompt} You tell me.")
+    assert (found.prompt, found.responses) == (prompt, [" I am A.", " You tell me."])
+    found = preference(prompt="Hello", chosen="Hello there", rejected="Hello you")
+    assert found.responses == ["Hello there", "Hello you"]
 
 
-pieces = st.lists(
-    st.sampled_from(["\n\nHuman: ", "\n\nAssistant: ", "\nAnswer:", " ", "\n", "a", "ab", "é", "word"]), max_size=8
-).map("".join)
+def test_transcripts_that_part_before_their_last_turn_are_left_out_as_conversations_are():
+    start = "\n\nHuman: Q\n\nAssistant:"
+    rows = [
+        row(chosen=f"{start} a", rejected=f"{start} b"),
+        row(chosen=f"{start} a\n\nHuman: R\n\nAssistant: c", rejected=f"{start} b\n\nHuman: R\n\nAssistant: c"),
+    ]
+    found, dropped = to_preferences(rows)
+    assert ([p.responses for p in found], dropped) == (
+        [[" a", " b"]],
+        {"conversations that part before their last message": 1},
+    )
 
 
-@settings(deadline=None)
-@given(pieces, pieces, pieces)
-def test_prompt_plus_response_is_the_transcript_and_no_word_is_cut(shared, first, second):
-    assume(first != second)
-    prompt, a, b = split_transcripts(shared + first, shared + second)
-    assert (prompt + a, prompt + b) == (shared + first, shared + second)
-    marked = prompt.rstrip(" ").endswith(":")
-    assert marked or not prompt or (a[:1].isspace() and b[:1].isspace())
-    assert split_transcripts(shared + second, shared + first) == (prompt, b, a)
+def test_how_transcripts_were_split_is_counted():
+    findings = Findings()
+    start = "\n\nHuman: Q\n\nAssistant:"
+    rows = [row(chosen=f"{start} a{i}", rejected=f"{start} b{i}") for i in range(3)]
+    rows.append(row(chosen="Q: Q\nA: a", rejected="Q: Q\nA: b"))
+    rows.append(row(prompt="Q", chosen="a", rejected="b"))
+    to_preferences(rows, findings)
+    assert findings.splits == {"Assistant:": 3, "Answer:": 1}
 
 
 # Prompts and texts.
@@ -157,6 +145,31 @@ def test_a_prompt_keeps_the_other_columns_for_reward_functions():
     ]
     (found,) = to_prompts([row(prompt=[user("Q")], messages=[user("R")])])
     assert (found.prompt, found.extra) == ([user("Q")], {"messages": [user("R")]})
+
+
+def test_a_prompt_may_end_where_the_answer_begins_or_with_its_first_mark():
+    for prompt in (
+        "\n\nHuman: Q\n\nAssistant:",
+        "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>final<|message|>",
+        "Question: Q\nAnswer: Let us think step by step.",
+        "He said:\nAssistant: is a word",
+    ):
+        assert to_prompts([row(prompt=prompt)])[0].prompt == prompt
+
+
+@pytest.mark.parametrize("name", ["response", "prompt_id", "rollout_id", "sample_index", "finish_reason", "logprobs"])
+def test_a_column_that_a_rollout_would_hide_from_reward_functions_is_refused(name):
+    with pytest.raises(DataError) as caught:
+        to_prompts([row(prompt="Q", **{name: "mine"})])
+    assert f"columns: {{data_{name}: {name}}}" in str(caught.value)
+    assert to_prompts([row(prompt="Q", **{name: None})])[0].extra == {}
+
+
+def test_all_columns_of_rollouts_but_those_that_functions_see_as_the_data_gave_them_are_taken():
+    assert set(ROLLOUTS.names) - {"prompt", "messages", "extra"} == TAKEN
+    (found,) = to_prompts([row(prompt="Q", score=1, extra={"a": 2}, messages=[user("R")])])
+    assert found.extra == {"score": 1, "extra": {"a": 2}, "messages": [user("R")]}
 
 
 def test_messages_as_a_prompt_lose_the_last_answer():
@@ -186,6 +199,7 @@ def test_texts_of_every_shape(values, prompt, response):
 
 # Bad rows.
 
+HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Who are you?\n\nAssistant:"
 PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 RANKING = {"prompt": "Q", "responses": ["a", "b"], "ranks": [1, 2]}
 MIXED = [{"role": "user"}, {"content": "a"}]
@@ -196,7 +210,33 @@ MIXED = [{"role": "user"}, {"content": "a"}]
     [
         (to_preferences, {"prompt": "Q", "chosen": "a", "worse": "b"}, ["no column rejected", "prompt, chosen, worse"]),
         (to_preferences, {"question": "Q"}, ["no column chosen", "question", "columns: {chosen: ITS_NAME}"]),
-        (to_preferences, PAIR | {"rejected": None}, ["the column rejected is null"]),
+        (to_preferences, PAIR | {"rejected": None}, ["rejected is null", "remove or complete the row"]),
+        (
+            to_preferences,
+            PAIR | {"chosen": "\n\nHuman: Q\n\nAssistant: a"},
+            ["begins with 'Human:', the opening of a turn"],
+        ),
+        (to_preferences, PAIR | {"chosen": "Assistant: a"}, ["begins with 'Assistant:'", "the prompt's, or part"]),
+        (
+            to_preferences,
+            PAIR | {"rejected": "<|im_start|>assistant\na"},
+            ["rejected begins with '<|im_start|>assistant'"],
+        ),
+        (
+            to_preferences,
+            {"prompt": "Where is it?", "chosen": "Where is it? Here", "rejected": "Where is it? There"},
+            ["chosen begins with the prompt: is it said twice, or the answer's own words?"],
+        ),
+        (
+            to_preferences,
+            {"prompt": "R", "chosen": [user("Q"), assistant("a")], "rejected": [user("Q"), assistant("b")]},
+            ["prompt is none of the messages of chosen", "which is the prompt?"],
+        ),
+        (
+            to_preferences,
+            {"chosen": "the lamp is on", "rejected": "the lamp is off"},
+            ["no known opening", "add a column prompt"],
+        ),
         (to_preferences, PAIR | {"prompt": ""}, ["prompt is empty: ''"]),
         (to_preferences, PAIR | {"chosen": " \n"}, ["chosen is empty: ' \\n'"]),
         (to_preferences, PAIR | {"chosen": 5, "rejected": 6}, ["chosen is a int: 5"]),
@@ -207,7 +247,7 @@ MIXED = [{"role": "user"}, {"content": "a"}]
         (to_preferences, PAIR | {"prompt": [user(" ")]}, ["prompt[0].content is empty: ' '"]),
         (to_preferences, PAIR | {"prompt": MIXED}, ["prompt[0] is not a message: {'role': 'user'}"]),
         (to_preferences, PAIR | {"prompt": []}, ["prompt holds no message"]),
-        (to_preferences, {"chosen": "abc", "rejected": "abd"}, ["no beginning in common", "'abc'", "column prompt"]),
+        (to_preferences, {"chosen": "abc", "rejected": "abd"}, ["what both share, 'ab'", "add a column prompt"]),
         (to_preferences, {"chosen": HH + " a", "rejected": HH}, ["rejected has an empty response", "Assistant:"]),
         (to_preferences, {"chosen": [assistant("a")], "rejected": [assistant("b")]}, ["no message before the answer"]),
         (to_preferences, {"chosen": [user("Q")], "rejected": [user("R")]}, ["chosen ends with a message of 'user'"]),
@@ -217,20 +257,35 @@ MIXED = [{"role": "user"}, {"content": "a"}]
         (to_preferences, RANKING | {"ranks": [1, 1.5]}, ["ranks holds 1.5"]),
         (to_preferences, RANKING | {"ranks": [True, 2]}, ["ranks holds True"]),
         (to_preferences, RANKING | {"ranks": ["1", "2"]}, ["ranks holds '1'"]),
-        (to_preferences, RANKING | {"responses": '["a", "b"]'}, ["responses is a str"]),
+        (to_preferences, RANKING | {"responses": '["a", "b"'}, ["responses is a str"]),
+        (to_preferences, RANKING | {"scores": [1, 2]}, ["ranks says the contrary of scores [1.0, 2.0]"]),
         (to_preferences, RANKING | {"responses": ["a", ""]}, ["responses[1] is empty: ''"]),
         (to_preferences, RANKING | {"responses": ["a", 2]}, ["responses[1] is a int: 2"]),
         (to_preferences, {"prompt": "Q", "ranks": [1, 2]}, ["no column responses"]),
         (to_prompts, {"question": "Q"}, ["no column prompt (or messages)", "question"]),
         (to_prompts, {"prompt": 7}, ["prompt is a int: 7"]),
+        (to_prompts, {"prompt": float("nan")}, ["prompt is null"]),
+        (to_prompts, {"prompt": "\n\nHuman: Q\n\nAssistant: a"}, ["ends with what an assistant says, ' a'", "stay in"]),
+        (to_prompts, {"prompt": "<|im_start|>assistant\nSure<|im_end|>"}, ["ends with what an assistant says"]),
+        (to_prompts, {"messages": [user("Q"), {"role": "Assistent", "content": "a"}]}, ["role that nobody here knows"]),
+        (to_prompts, {"messages": [user("Q"), assistant("a"), assistant("b")]}, ["two messages of the assistant's"]),
+        (to_prompts, {"messages": [user("Q")], "conversations": [user("R")]}, ["stands beside other conversations"]),
+        (to_prompts, {"prompt": "a smile \ud83d"}, ["prompt holds half of a character (\\ud83d at 8)", "UTF-8"]),
         (to_prompts, {"messages": "Q"}, ["messages is a str: 'Q'"]),
         (to_prompts, {"messages": [assistant("A")]}, ["messages holds only the assistant's message"]),
         (to_prompts, {}, ["the other columns are none"]),
         (to_texts, {"prompt": "Q"}, ["no column text (or prompt and response, or messages)"]),
         (to_texts, {"text": " "}, ["text is empty"]),
         (to_texts, {"response": "A"}, ["no column prompt"]),
+        (to_texts, {"prompt": "Q", "text": "A"}, ["stands beside a prompt: does it answer it, or is it whole?"]),
+        (to_texts, {"prompt": "Q", "response": "A", "completion": "B"}, ["beside another completion"]),
         (to_texts, {"messages": [user("Q")]}, ["messages ends with a message of 'user'"]),
         (to_texts, {"messages": [user("Q"), assistant("")]}, ["messages[1].content is empty"]),
+        (
+            to_texts,
+            {"messages": [user("Q"), assistant("A") | {"reasoning_content": "hm"}]},
+            ["keeps reasoning_content beside its content"],
+        ),
         (to_texts, {"prompt": "Q", "response": [user("a"), assistant("b")]}, ["2 messages after the prompt"]),
     ],
 )
@@ -244,6 +299,43 @@ def test_a_long_value_is_shortened():
     said = refusal(to_preferences, prompt="Q", responses=["word " * 1000], ranks=[1])
     assert len(said) < 300
     assert "(1 items)" in said
+
+
+def test_all_bad_rows_are_told_at_once_with_their_number_and_reasons():
+    rows = [Row(f"a.jsonl, row {i}", {"prompt": f"Q {i}", "chosen": "a", "rejected": "b"}) for i in range(1, 201)]
+    for number, values in {
+        18: {"rejected": ""},
+        40: {"chosen": None},
+        77: {"rejected": " "},
+        100: {"prompt": 3},
+    }.items():
+        rows[number - 1].values.update(values)
+    rows[120] = Row(
+        "a.jsonl, row 121", {}, BadRow("a.jsonl, row 121: the line is not JSON; mend it", reason="not JSON")
+    )
+    with pytest.raises(DataError) as caught:
+        to_preferences(rows)
+    said = str(caught.value)
+    assert said.startswith(
+        "5 of 200 rows cannot be used (2: rejected is empty; 1: chosen is null; 1: not JSON; 1: prompt"
+    )
+    places = [f"a.jsonl, row {number}: " for number in (18, 40, 77, 100, 121)]
+    assert [place in said for place in places] == [True] * 5
+    assert said.endswith("or set data.on_bad_row: drop to leave such rows out")
+    findings = Findings()
+    found, _ = to_preferences(rows, findings)
+    assert (len(found), findings.num_bad, findings.num_rows) == (195, 5, 200)
+
+
+def test_what_is_told_of_many_bad_rows_stays_short():
+    rows = [Row(f"a.jsonl, row {i}", {"prompt": "Q", "response": ""}) for i in range(1, 3001)]
+    with pytest.raises(DataError) as caught:
+        to_texts(rows)
+    said = str(caught.value)
+    assert said.startswith("3,000 of 3,000 rows cannot be used (3,000: response is empty)")
+    assert "and 2,995 more" in said
+    assert "drop" not in said  # nothing would be left
+    assert len(said) < 800
 
 
 @needs_shared_data

@@ -1,10 +1,15 @@
 """Every format gives the same rows, and every kind of bad file is refused by name."""
 
+import datetime
+import decimal
+import gzip
 import json
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,9 +27,13 @@ def values(path, **settings_):
 
 
 def refusal(path, **settings_) -> str:
-    with pytest.raises(DataError) as caught:
-        values(path, **settings_)
-    return str(caught.value)
+    """What is said of a file, or of its one row that cannot be read."""
+    try:
+        rows = read_rows(Source(path=str(path), **settings_), seed=0)
+    except DataError as error:
+        return str(error)
+    (unread,) = [row.unread for row in rows if row.unread]
+    return str(unread)
 
 
 def write(path: Path, text: str) -> Path:
@@ -40,8 +49,11 @@ def write_csv(path: Path) -> Path:
     return write(path, 'prompt,answer\nHow many?,51\n"Two, ""three""\nor four",é\n')
 
 
+def write_tsv(path: Path) -> Path:
+    return write(path, 'prompt\tanswer\nHow many?\t51\n"Two, ""three""\nor four"\té\n')
+
+
 def write_parquet(path: Path) -> Path:
-    import pyarrow
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
@@ -52,6 +64,19 @@ def write_saved(path: Path) -> Path:
     import datasets
 
     datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
+    return path
+
+
+PLAIN = {".jsonl": write_lines, ".csv": write_csv, ".tsv": write_tsv, ".json": write_lines, ".parquet": write_parquet}
+
+
+def packed(path: Path) -> Path:
+    """The file compressed, under its name with the ending, in the place of the plain one."""
+    content = path.read_bytes()
+    pack = gzip.compress if path.suffix == ".gz" else lambda raw: pyarrow.Codec("zstd").compress(raw, asbytes=True)
+    # Two members one after the other are one file, as tools that write in parallel leave them.
+    half = len(content) // 2
+    path.write_bytes(pack(content[:half]) + pack(content[half:]))
     return path
 
 
@@ -85,6 +110,7 @@ def test_a_plain_string_is_a_path():
         ({"function": "a:b", "split": "train"}, "split goes with path or dataset"),
         ({"function": "a.b"}, "package.module:callable"),
         ({"function": "a:b", "arguments": {"seed": 1}}, "'seed'"),
+        ({"function": "a:b", "arguments": {"most": float("inf")}}, "arguments holds what JSON cannot"),
         ({"path": "a.csv", "limit": 0}, "limit"),
         ({"path": "a.csv", "from_round": 0}, "from_round"),
         ({"pth": "a.csv"}, "pth"),
@@ -105,11 +131,16 @@ def test_settings_that_contradict_each_other_are_refused(settings_, says):
         ("a.json", write_lines),
         ("a.csv", write_csv),
         ("a.parquet", write_parquet),
+        ("a.ndjson", write_lines),
+        ("a.tsv", write_tsv),
+        *((f"a{ending}{packed}", write) for ending, write in PLAIN.items() for packed in (".gz", ".zst")),
         ("a", write_saved),
     ],
 )
 def test_every_format_gives_the_same_rows_with_their_place(tmp_path, name, writer):
     path = writer(tmp_path / name)
+    if path.suffix in (".gz", ".zst"):
+        packed(path)
     rows = read_rows(Source(path=str(path)), seed=0)
     assert [row.values for row in rows] == ROWS
     assert [row.place for row in rows] == [f"{path}, row 1", f"{path}, row 2"]
@@ -148,8 +179,79 @@ def test_columns_rename_and_may_swap(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"good": 1, "bad": 2, "id": 3}])
     assert values(path, columns={"chosen": "good"}) == [{"chosen": 1, "bad": 2, "id": 3}]
     assert values(path, columns={"good": "bad", "bad": "good"}) == [{"good": 2, "bad": 1, "id": 3}]
+    assert values(path, columns={"good": "bad", "worse": "good"}) == [{"good": 2, "worse": 1, "id": 3}]
     assert "no column 'worse' to use as 'rejected'" in refusal(path, columns={"rejected": "worse"})
     assert "good, bad, id" in refusal(path, columns={"rejected": "worse"})
+
+
+def test_a_renamed_column_never_hides_one_of_the_same_name(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": "whole", "question": "Q", "id": 3}])
+    said = refusal(path, columns={"prompt": "question"})
+    assert "columns: {prompt: question} would hide the column prompt" in said
+    assert "columns: {prompt: question, other_prompt: prompt}" in said
+    both = {"prompt": "question", "other_prompt": "prompt"}
+    assert values(path, columns=both) == [{"prompt": "Q", "other_prompt": "whole", "id": 3}]
+    null = write_lines(tmp_path / "b.jsonl", [{"prompt": None, "question": "Q"}])
+    assert values(null, columns={"prompt": "question"}) == [{"prompt": "Q"}]
+
+
+def test_a_column_that_only_some_rows_have_is_absent_in_the_others(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"q": "Q"}, {"id": 3}])
+    assert values(path, columns={"prompt": "q"}) == [{"prompt": "Q"}, {"id": 3}]
+
+
+def test_the_rows_beside_one_that_cannot_be_read_are_read(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"a": 1}\n{"a":\n[1]\n{"a": 2}\n')
+    rows = read_rows(Source(path=str(path)), seed=0)
+    assert [row.values for row in rows] == [{"a": 1}, {}, {}, {"a": 2}]
+    assert [row.unread and row.unread.reason for row in rows] == [
+        None,
+        "the line is not JSON",
+        "the row is not an object",
+        None,
+    ]
+
+
+def test_times_and_decimals_of_parquet_are_what_json_has_whatever_the_zone(tmp_path, monkeypatch):
+    import pyarrow.parquet
+
+    noon = datetime.datetime(2024, 1, 31, 12, tzinfo=datetime.UTC)
+    table = pyarrow.table(
+        {
+            "zoned": pyarrow.array([noon], pyarrow.timestamp("us", "Asia/Tokyo")),
+            "plain": pyarrow.array([datetime.datetime(2024, 1, 31, 12)], pyarrow.timestamp("us")),
+            "day": [datetime.date(2024, 1, 31)],
+            "price": [decimal.Decimal("1.50")],
+            "raw": [b"ab"],
+            "times": [[datetime.time(1, 2)]],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    expected = {
+        "zoned": "2024-01-31T12:00:00+00:00",
+        "plain": "2024-01-31T12:00:00",
+        "day": "2024-01-31",
+        "price": 1.5,
+        "raw": b"ab",
+        "times": ["01:02:00"],
+    }
+    for zone in ("UTC", "America/New_York"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert values(tmp_path / "a.parquet") == [expected]
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_saved_data_set_is_read_as_it_is_stored_and_pictures_are_bytes(tmp_path):
+    import datasets
+
+    rows = {"prompt": ["Q"], "kind": ["b"], "shot": [{"bytes": b"no picture", "path": None}]}
+    features = datasets.Features(
+        prompt=datasets.Value("string"), kind=datasets.ClassLabel(names=["a", "b"]), shot=datasets.Image()
+    )
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    assert values(tmp_path / "saved") == [{"prompt": "Q", "kind": 1, "shot": {"bytes": b"no picture", "path": None}}]
 
 
 def test_a_saved_dictionary_of_splits_needs_a_split_where_it_has_several(tmp_path):
@@ -189,7 +291,15 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path):
         ("a.csv", b'a,b\n1,"2\n', ["row 1", "not CSV"]),
         ("a.csv", b"", ["holds no rows"]),
         ("a.parquet", b"PAR1", ["not a readable Parquet file"]),
-        ("a.txt", b"hello", ["'.txt'", ".jsonl, .json, .parquet, .csv"]),
+        ("a.txt", b"hello", ["'.txt'", ".jsonl, .ndjson, .json, .parquet, .csv, .tsv"]),
+        ("a.txt.gz", b"hello", ["'.txt.gz'", ".gz or .zst"]),
+        ("a.jsonl", b'{"a": 1, "b": {"c": 1, "c": 2}}\n', ["row 1", "key twice", "'c' stands twice"]),
+        ("a.tsv", b"a\tb\n1\t2\t3\n", ["row 1", "3 values ['1', '2', '3'] for the 2 columns a, b"]),
+        ("a.jsonl.gz", b'{"a": 1}', ["no readable .gz file after row 0", "write it again"]),
+        ("a.csv.gz", gzip.compress(b"a\n" + b"1\n" * 9)[:-9], ["no readable .gz file after row"]),
+        ("a.jsonl.zst", b'{"a": 1}', ["no readable .zst file after row 0", "write it again"]),
+        ("a.csv.zst", pyarrow.Codec("zstd").compress(b"a\n1\n", asbytes=True)[:-3], ["no readable .zst file"]),
+        ("a.parquet.gz", b"PAR1", ["not a readable Parquet file"]),
     ],
 )
 def test_a_bad_file_is_refused_by_file_row_and_value(tmp_path, name, content, says):
@@ -264,6 +374,15 @@ def no_dict(*, seed):
 def none(*, seed):
     return None
 
+class Thing:
+    pass
+
+def odd(*, seed):
+    import numpy
+    yield {"n": numpy.int64(3), "x": numpy.float32(0.5), "l": (1, numpy.array([1, 2])), "k": {1: True}}
+    yield {"prompt": "a", "thing": [Thing()]}
+    yield {"prompt": "b", "of": {"words"}}
+
 def broken(*, seed):
     yield {"prompt": "a"}
     raise RuntimeError("disk on fire")
@@ -294,6 +413,16 @@ def test_a_function_that_fails_is_named_with_what_it_raised(in_tmp):
     assert "raised RuntimeError: disk on fire after 1 rows" in function_refusal("my_rows:broken")
     with pytest.raises(DataError, match=r"TypeError.*called as rows\(seed=\.\.\., m=\.\.\.\)"):
         read_rows(Source(function="my_rows:rows", arguments={"m": 1}), seed=0)
+
+
+def test_rows_of_functions_are_plain_values_and_what_has_no_plain_form_is_named(in_tmp):
+    # An object would be written with its address, a set in the order of its hashes.
+    write(in_tmp / "my_rows.py", MODULE)
+    first, second, third = read_rows(Source(function="my_rows:odd"), seed=0)
+    assert first.values == {"n": 3, "x": 0.5, "l": [1, [1, 2]], "k": {"1": True}}
+    assert [type(first.values[name]) for name in "nx"] == [int, float]
+    assert "my_rows:odd, row 2: thing[0] holds a Thing, which is no text" in str(second.unread)
+    assert "my_rows:odd, row 3: of holds a set" in str(third.unread)
 
 
 def test_what_cannot_be_imported_is_named_with_its_field(in_tmp):
@@ -352,6 +481,13 @@ def test_the_digest_of_files_is_their_content_not_their_name(tmp_path):
     assert digest_of(write_lines(tmp_path / "c.jsonl", ROWS[:1])) != digest
     # One file that holds what two hold together is another data set: the last line of the first may be cut.
     assert digest_of(tmp_path / "[ab].jsonl") != digest_of(write_lines(tmp_path / "d.jsonl", ROWS + ROWS))
+
+
+def test_the_digest_follows_the_endings_by_which_a_file_is_read(tmp_path):
+    content = gzip.compress(b"a\tb\n1\t2\n", mtime=0)
+    for name in ("a.csv.gz", "a.tsv.gz"):
+        (tmp_path / name).write_bytes(content)
+    assert digest_of(tmp_path / "a.csv.gz") != digest_of(tmp_path / "a.tsv.gz")
 
 
 def test_the_digest_of_a_saved_directory_ignores_caches_and_fingerprints(tmp_path):

@@ -1,8 +1,15 @@
 """Each stage alone, on models of a few thousand parameters: what it writes, and the laws that hold between stages."""
 
+import datetime
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from small_world import (
@@ -10,6 +17,7 @@ from small_world import (
     SAMPLING,
     Workbench,
     a_model,
+    a_preference,
     a_prompt,
     advantages,
     an_update,
@@ -83,12 +91,96 @@ def test_a_prompt_that_does_not_fit_is_refused_or_dropped(world, tmp_path):
     prompts = [a_prompt(i) for i in range(8)] + [{"prompt": "lamp " * 80}]
     source = (Source(path=write_rows(tmp_path / "long.jsonl", prompts)),)
     with pytest.raises(
-        DataError, match=r"long\.jsonl, row 9: a prompt of \d+ tokens .*context is 64; .*too_long: drop"
+        DataError, match=r"long\.jsonl, row 9: a prompt of \d+ tokens .*context is 64; .*on_bad_row: drop"
     ):
         bench.run("prepare_data", prepare_config(tmp_path, prompts=source), place=Place(1), base=base)
-    dropped = prepare_config(tmp_path, prompts=source, too_long="drop")
+    dropped = prepare_config(tmp_path, prompts=source, on_bad_row="drop")
     data = bench.run("prepare_data", dropped, place=Place(1), base=base)
     assert bench.metrics(data)["data/dropped"] == 1.0
+    assert "left out 1 of 69 rows (1: too long for the model's context)" in warnings_of(bench)[-1]
+
+
+def warnings_of(bench):
+    return [event["warning"] for event in bench.events if "warning" in event]
+
+
+def test_bad_rows_of_all_kinds_and_those_that_are_too_long_are_told_together_or_dropped_and_counted(world, tmp_path):
+    bench, base, _, _ = world
+    text = "".join(json.dumps(a_prompt(i)) + "\n" for i in range(8))
+    (tmp_path / "p.jsonl").write_text(
+        f'{text}{{"prompt":\n{{"prompt": "half \\ud83d"}}\n{{"prompt": "{"lamp " * 80}"}}\n'
+    )
+    pairs = [a_preference(i) for i in range(9)] + [{"prompt": "Q", "chosen": "a", "rejected": "a"}]
+    pairs += [{"prompt": "Q", "chosen": "a", "rejected": ""}, {"chosen": "The lamp is a", "rejected": "The lamp is b"}]
+    sources = {
+        "prompts": (Source(path=str(tmp_path / "p.jsonl")),),
+        "preferences": (Source(path=write_rows(tmp_path / "q.jsonl", pairs)),),
+        "texts": (
+            Source(path=write_rows(tmp_path / "t.jsonl", [{"text": "the lamp"}, {"text": None}, {"text": "x"}])),
+        ),
+    }
+    with pytest.raises(DataError) as caught:
+        bench.run("prepare_data", prepare_config(tmp_path, **sources), place=Place(1), base=base)
+    said = str(caught.value)
+    assert said.startswith("6 of 26 rows cannot be used (")
+    for place in ("t.jsonl, row 2", "q.jsonl, row 11", "q.jsonl, row 12", "p.jsonl, row 9", "p.jsonl, row 10"):
+        assert f"{place}: " in said
+    assert " -- and 1 more; " in said
+    assert "1: too long for the model's context" not in said.split("): ")[1]
+    data = bench.run("prepare_data", prepare_config(tmp_path, **sources, on_bad_row="drop"), place=Place(1), base=base)
+    metrics = bench.metrics(data)
+    kept = {kind: metrics[f"data/{kind}"] + metrics[f"data/held_out_{kind}"] for kind in ("prompts", "preferences")}
+    assert (kept, metrics["data/texts"], metrics["data/dropped"]) == ({"prompts": 8, "preferences": 9}, 2, 7)
+    assert "left out 7 of 26 rows (" in warnings_of(bench)[-1]
+    assert "1: text is null" in warnings_of(bench)[-1]
+
+
+def test_how_transcripts_were_split_is_said(world, tmp_path):
+    bench, base, _, _ = world
+    start = "\n\nHuman: Q {}\n\nAssistant:"
+    pairs = [
+        {"chosen": f"{start.format(i)} the lamp is on", "rejected": f"{start.format(i)} the lamp is off"}
+        for i in range(9)
+    ]
+    pairs.append({"chosen": "Q: Q\nA: yes", "rejected": "Q: Q\nA: no"})
+    source = (Source(path=write_rows(tmp_path / "hh.jsonl", pairs)),)
+    data = bench.run("prepare_data", prepare_config(tmp_path, preferences=source), place=Place(1), base=base)
+    assert "10 pairs of transcripts were split" in warnings_of(bench)[-1]
+    assert "(9: Assistant:; 1: Answer:)" in warnings_of(bench)[-1]
+    split = [row for part in ("preferences", "held_out_preferences") for row in rows(data, part)]
+    assert {row["prompt"] for row in split} == {start.format(i) for i in range(9)} | {"Q: Q\nA:"}
+
+
+def test_what_is_prepared_depends_on_neither_time_zone_nor_the_order_of_hashes(tmp_path):
+    """The other columns of a row hold a time with a zone; processes differ in zone, hash seed and locale."""
+    times = [datetime.datetime(2024, 1, 31, hour, tzinfo=datetime.UTC) for hour in range(12)]
+    table = pyarrow.table(
+        {
+            "prompt": [f"where is the red lamp {i}?" for i in range(12)],
+            "at": pyarrow.array(times, pyarrow.timestamp("us", "Asia/Tokyo")),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    a_model(tmp_path / "model")
+    code = (
+        "import sys; sys.path[:0] = ['tests', 'tests/tasks']\n"
+        "from pathlib import Path; from small_world import *\n"
+        f"root = Path({str(tmp_path)!r}); (root / sys.argv[1]).mkdir()\n"
+        "config = prepare_config(root / sys.argv[1], prompts=(Source(path=str(root / 'p.parquet')),))\n"
+        "bench, base = Workbench(root / sys.argv[1] / 'run'), external(root / 'model')\n"
+        "ref = bench.run('prepare_data', config, place=Place(1), base=base)\n"
+        "print(ref.digest)"
+    )
+    digests = []
+    for name, zone in {"a": "UTC", "b": "America/New_York"}.items():
+        environment = {**os.environ, "TZ": zone, "PYTHONHASHSEED": str(ord(name)), "LC_ALL": "C"}
+        command = [sys.executable, "-W", "ignore", "-c", code, name]
+        root = Path(__file__).parents[2]
+        digests.append(
+            subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True).stdout
+        )
+    assert digests[0].strip()
+    assert digests[0] == digests[1]
 
 
 def test_a_model_from_scratch_is_the_same_for_the_same_seed(tmp_path):
