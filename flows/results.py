@@ -39,7 +39,7 @@ def result_columns(config: RunConfig) -> list[Column]:
     columns.append(Column(title="gain (sd)", key="evaluation/score_gain", digits=2))
     for name in config.evaluation.held_out_rewards:
         columns.append(Column(title=name, key=f"evaluation/{name}", reference_key=f"evaluation/reference_{name}"))
-        columns.append(Column(title=f"{name} gain (sd)", key=f"evaluation/{name}_gain", digits=2))
+        columns.append(Column(title="gain (sd)", key=f"evaluation/{name}_gain", digits=2))
     columns += [
         Column(title="KL", key="evaluation/kl", digits=2),
         Column(title="entropy", key="update/entropy"),
@@ -51,7 +51,7 @@ def result_columns(config: RunConfig) -> list[Column]:
         ),
     ]
     if config.reward_model is not None:
-        columns.append(Column(title="reward model accuracy", key="reward_model/accuracy"))
+        columns.append(Column(title="RM acc.", key="reward_model/accuracy"))
     return columns
 
 

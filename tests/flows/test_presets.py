@@ -79,6 +79,7 @@ def test_a_preset_without_a_critic_goes_through_a_shortened_round(home, preset, 
     assert "update/value_loss" not in summary
     assert "reward_model/accuracy" in summary
     assert -2 <= summary["evaluation/true_quality"] <= 2.5
+    assert 0 <= summary["evaluation/right_answer"] <= 1
     assert "audit/true_quality_gap" in summary
 
 
@@ -114,6 +115,7 @@ def test_rules_alone_are_learned_by_a_standard_deviation(home):
 def test_without_a_critic_the_quality_that_is_never_seen_rises_too(home, preset):
     (summary,) = home.json("run", preset)["rounds"]
     assert summary["evaluation/true_quality_gain"] >= 0.7
+    assert summary["evaluation/right_answer"] > summary["evaluation/reference_right_answer"]
 
 
 @needs_shared_data
@@ -132,6 +134,9 @@ def test_the_quickstart_raises_the_quality_that_it_never_sees_by_a_standard_devi
     rounds = home.json("run", "quickstart", "--name", f"quickstart-{seed}", "--set", f"seed={seed}")["rounds"]
     assert len(rounds) == 2
     assert rounds[-1]["evaluation/true_quality_gain"] >= 1.0
+    # A policy that pleases by its tone alone, and tells of something else, is not a better one.
+    for summary in rounds:
+        assert summary["evaluation/right_answer"] > summary["evaluation/reference_right_answer"]
     prompts = home.path / "runs" / f"quickstart-{seed}" / "stages" / "round-002" / "prepare_data"
     (data,) = prompts.iterdir()
     train, held_out = (

@@ -147,6 +147,11 @@ def test_without_a_critic_nothing_of_one_is_computed_or_kept(home, alone):
         assert not any(name.startswith(("values/", "returns/")) for name in manifest["metrics"])
 
 
+def asked_for(prompt):
+    """Colour and thing in a prompt of the quickstart's world."""
+    return re.search(r"the (\w+) (\w+)\?", prompt).groups()
+
+
 def test_rollouts_are_listed_with_what_the_audit_found(here, alone):
     found = json.loads(here("rollouts", alone, "--json").stdout, parse_constant=pytest.fail)
     assert (found["round"], found["iteration"], found["stage"]) == (1, 2, "compute_advantages")
@@ -154,7 +159,7 @@ def test_rollouts_are_listed_with_what_the_audit_found(here, alone):
     assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == found["rollouts"]
     assert len(lines) == 16
     for row in found["rollouts"]:
-        assert row["held_out_true_quality"] == quality(row["response"])
+        assert row["held_out_true_quality"] == quality(row["response"], *asked_for(row["prompt"]))
         ids = row["response_token_ids"]
         pairs = list(pairwise(ids))
         assert row["distinct_2"] == (pytest.approx(len(set(pairs)) / len(pairs)) if pairs else None)

@@ -10,6 +10,7 @@ from fake_runs import HOSTILE, document, finished_run
 from rich.console import Console
 
 from flows.attempts import attempts_of
+from flows.config import load_config
 from flows.plan import forced_by, make_plan
 from flows.results import (
     find_outputs,
@@ -50,8 +51,8 @@ def stopped(tmp_path):
     return finished_run(tmp_path, "stopped", document(tmp_path), stop_before=("compute_advantages", 1, 2))
 
 
-def shown(renderable):
-    console = Console(width=200, force_terminal=False)
+def shown(renderable, width=200):
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
@@ -95,11 +96,11 @@ def test_the_final_table_has_the_reference_then_each_round(run):
         "ref. score",
         "gain (sd)",
         "true_quality",
-        "true_quality gain (sd)",
+        "gain (sd)",
         "KL",
         "entropy",
         "length",
-        "reward model accuracy",
+        "RM acc.",
     ]
     rows = result_rows(columns, [summary_of(report) for report in reports_of(plan)])
     assert rows == [
@@ -110,9 +111,19 @@ def test_the_final_table_has_the_reference_then_each_round(run):
     assert "round 2" in shown(results_table(columns, [summary_of(report) for report in reports_of(plan)]))
 
 
+@pytest.mark.parametrize("preset", ["quickstart", "grpo"])
+def test_the_final_table_of_a_preset_fits_a_terminal_of_80_columns(preset):
+    columns = result_columns(load_config(preset))
+    widest = {"evaluation/reference_score": -0.073, "evaluation/kl": 12.34, "evaluation/response_length": 13.5}
+    keys = {key for column in columns for key in (column.key, column.reference_key) if key}
+    summaries = [{"round": number, **{key: widest.get(key, 0.755) for key in keys}} for number in (1, 2)]
+    table = results_table(columns, summaries)
+    assert shown(table, width=80) == shown(table, width=200)
+
+
 def test_without_a_reward_model_the_final_table_has_no_column_for_it(run):
     config = run.config.model_copy(update={"reward_model": None})
-    assert "reward model accuracy" not in [column.title for column in result_columns(config)]
+    assert "RM acc." not in [column.title for column in result_columns(config)]
 
 
 def test_a_finished_run_says_so_and_its_shards_count_together(run):
