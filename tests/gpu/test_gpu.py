@@ -174,7 +174,7 @@ def test_by_default_the_update_has_the_numerics_of_the_rollouts(world, tmp_path)
     scored = score(mixed, world, generate(mixed, world), reward_model)
     mixed.execution = ExecutionConfig(dtype="bfloat16", micro_batch_tokens=512)
     rounding = deviation(mixed, update(mixed, world, scored, reward_model))
-    assert rounding > 1e-3
+    assert rounding > 1e-4
     assert deviation(default, checkpoint) < rounding / 10
 
 
