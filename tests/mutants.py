@@ -1090,7 +1090,7 @@ TASKS: Table = [
     ),
     (
         "flows/rlhf.py",
-        "tests/flows/test_model_checks.py",
+        "tests/flows/test_when_models_are_checked.py",
         [
             ("        self._check_models()\n", ""),
             ("if self._data not in self._checked:", "if not self._checked:"),
@@ -1109,7 +1109,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/comparisons.py",
+        "tasks/policy_comparison.py",
         "tests/tasks/test_doubts.py tests/tasks/test_algorithms.py",
         [
             ('(now["mean"] - start["mean"]) / start["std"]', '(now["mean"] - start["mean"]) / now["std"]'),

@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM
 
 from ppo_core import NonFiniteError, PPOConfig
 from tasks.audit_rollouts import AuditRolloutsConfig
-from tasks.policy_comparison import correlation, distinct_share
 from tasks.errors import DataError, RewardError, UnhealthyError
 from tasks.models import load_scalar_model
+from tasks.policy_comparison import correlation, distinct_share
 from tasks.rewards import RewardConfig
 from tasks.sources import Source
 from tasks.stage import HealthConfig
