@@ -217,10 +217,10 @@ PPO_CORE: Table = [
                 "    if moments is not None:\n        scores = (scores - moments.mean) / (moments.std + 1e-8)\n",
             ),
             (
-                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n"
+                "    if not keep_cut_off:\n        scores = torch.where(cut_off, 0.0, scores)\n"
                 "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n",
                 "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n"
-                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n",
+                "    if not keep_cut_off:\n        scores = torch.where(cut_off, 0.0, scores)\n",
             ),
             # token_rewards
             ("penalty = -kl_coef *", "penalty = kl_coef *"),
@@ -987,8 +987,9 @@ TASKS: Table = [
             ("difference.max() if is_exact else difference.mean()", "difference.mean()"),
             ("difference.max() if is_exact else difference.mean()", "difference.max()"),
             ("if sampling.temperature != 1:", "if False:"),
-            ("top_p=1.0, top_k=0, stop_token_ids=()", "stop_token_ids=()"),
-            ("stop_token_ids=()\n", "stop_token_ids=sampling.stop_token_ids\n"),
+            ("        top_p=1.0,\n        top_k=0,\n", ""),
+            ("        stop_token_ids=(),\n", ""),
+            ("        suppress_token_ids=(),\n", ""),
             ("min(PROOF_TOKENS, sampling.max_new_tokens)", "sampling.max_new_tokens"),
             ('derive_seed(context.run_seed, "proof", i)', 'context.seed("proof", i)'),
             (
@@ -1030,9 +1031,9 @@ TASKS: Table = [
             ("before.kl_coef is None else before.kl_coef", "before.kl_coef is None else config.kl_coef"),
             ("scores=before.scores.with_scores(scores)", "scores=before.scores"),
             ("moments=state.scores if config.normalize_scores else None", "moments=None"),
-            ("treated_by(config, scores, ~batch.stopped, after)", "treated_by(config, scores, batch.stopped, after)"),
-            ("treated_by(config, scores, ~batch.stopped, after)", "treated_by(config, scores, ~batch.stopped, before)"),
-            ("cut_off_penalty=config.length_cut_penalty", "cut_off_penalty=0.0"),
+            ("scores, cut_off, batch.responses.lengths, after)", "scores, ~cut_off, batch.responses.lengths, after)"),
+            ("scores, cut_off, batch.responses.lengths, after)", "scores, cut_off, batch.responses.lengths, before)"),
+            ("cut_off_penalty=config.length_cut.penalty", "cut_off_penalty=0.0"),
             ("torch.where(stopped, 0.0, final_values)", "torch.where(stopped, final_values, 0.0)"),
             ("horizon=config.horizon,", "horizon=None,"),
             ("gamma=config.gamma,", "gamma=1.0,"),
@@ -1090,7 +1091,7 @@ TASKS: Table = [
         "tests/tasks/test_reward_functions.py",
         [
             ('{**row, **json.loads(row.pop("extra") or "{}")}', '{**json.loads(row.pop("extra") or "{}"), **row}'),
-            ("skip_special_tokens=False", "skip_special_tokens=True"),
+            ("finished=False, special_tokens=True", "finished=False, special_tokens=False"),
             ("if inspect.isawaitable(returned):", "if False:"),
             ("not math.isfinite(score)", "math.isnan(score)"),
             ("if isinstance(value, str | bytes):", "if False:"),
