@@ -149,7 +149,7 @@ def by_generate(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -> 
 
 def whole(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -> None:
     """Read all of each row again for each token: what the others have to equal, and the slowest."""
-    few_logits = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
+    few_logits = {"logits_to_keep": 1} if "logits_to_keep" in _argument_names(model) else {}
     for ids, rows in _of_one_length(prompts, repeats, drawing):
         live = torch.ones_like(rows, dtype=torch.bool)
         for t in range(drawing.max_length):
@@ -269,19 +269,21 @@ def _unwrapped(model: Any) -> Any:
     return model.model if isinstance(model, InPrecision) else model
 
 
-def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
-    """Of the forward pass that wrappers, which take whatever they are given, lead to."""
-    while True:
-        parameters = inspect.signature(model.forward).parameters
-        takes_names = any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
-        if takes_names or not hasattr(model, "model"):
-            return parameters
-        model = model.model
+def _argument_names(model: Any) -> set[str]:
+    """Of the forward pass, and where it hands on whatever else it is given, of the one that this leads to."""
+    parameters = inspect.signature(model.forward).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return set(parameters) | (_argument_names(model.model) if hands_on and hasattr(model, "model") else set())
+
+
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What versions of the library call a cache, as an argument and in the answer: the first from transformers 5.24 on."""
 
 
 def _cache_argument(model: Any) -> str:
-    """What the installed library calls a cache, as an argument and in the answer: ``past_key_values``, or ``cache``."""
-    return "cache" if "cache" in _parameters(model) else "past_key_values"
+    """The name that the installed version wants, by its forward pass."""
+    names = _argument_names(model)
+    return next((name for name in _CACHE_ARGUMENTS if name in names), _CACHE_ARGUMENTS[-1])
 
 
 @contextmanager

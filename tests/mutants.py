@@ -217,10 +217,10 @@ PPO_CORE: Table = [
                 "    if moments is not None:\n        scores = (scores - moments.mean) / (moments.std + 1e-8)\n",
             ),
             (
-                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n"
+                "    if not keep_cut_off:\n        scores = torch.where(cut_off, 0.0, scores)\n"
                 "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n",
                 "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n"
-                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n",
+                "    if not keep_cut_off:\n        scores = torch.where(cut_off, 0.0, scores)\n",
             ),
             # token_rewards
             ("penalty = -kl_coef *", "penalty = kl_coef *"),
@@ -459,24 +459,12 @@ PPO_CORE: Table = [
             ("if len(seeds) != num_rows:", "if False:"),
             ("if (prompts.lengths == 0).any():", "if False:"),
             ("torch.arange(num_rows) // samples_per_prompt", "torch.arange(num_rows) % len(prompts)"),
-            # the running batch
-            ('is_real = prompts.mask(side="left")', 'is_real = prompts.mask(side="right")'),
-            ("attention_mask=mask[:, :width] if has_padding else None", "attention_mask=None"),
-            ("has_padding = not bool(is_real.all())", "has_padding = False"),
-            ("said.logits[:, -1].repeat_interleave(repeats, dim=0)", "said.logits[:, -1].repeat(repeats, 1)"),
-            ("lengths=prompts.lengths.to(result.device).repeat_int", "lengths=1 + prompts.lengths.repeat_int"),
-            ("position_ids=lengths[:, None] + t,", "position_ids=lengths[:, None],"),
-            ("                keep_rows(cache, keep)\n", ""),
-            ("_LIVE_SHARE_TO_SHRINK = 0.75", "_LIVE_SHARE_TO_SHRINK = 0.25"),
-            ("            if num_live == 0 or t + 1", "            if t + 1"),
-            ("    if not is_standard(cache):\n        return None\n", ""),
-            ("chosen * repeats + torch.arange(repeats)", "chosen * repeats + 0 * torch.arange(repeats)"),
-            ("            state.t += 1\n", ""),
             # draw_tokens
             ("z = at_least_float32(logits) / sampling.temperature", "z = at_least_float32(logits)"),
             ("- total.log().to(z.dtype)", "- likely.sum(dim=-1).log().to(z.dtype)"),
             ("weights = (z - largest).exp_()", "weights = z.exp()"),
             ("drawn = _first_beyond(likely, ", "drawn = _first_beyond(weights, "),
+            ("weights.index_fill_(-1, suppressed, 0.0)", "z.index_fill_(-1, suppressed, 0.0)"),
             ("searchsorted(blocks, target[:, None], right=True)", "searchsorted(blocks, target[:, None])"),
             ("uniforms.clamp(max=below_one) * blocks[:, -1]", "uniforms.clamp(max=below_one)"),
             ("target[:, None] - before, inside", "target[:, None], inside"),
@@ -487,6 +475,41 @@ PPO_CORE: Table = [
             ("mass_before < sampling.top_p * ranked.sum(dim=-1, keepdim=True)", "mass_before < sampling.top_p"),
             ("mass_before = ranked.cumsum(dim=-1) - ranked", "mass_before = ranked.cumsum(dim=-1)"),
             ("sort(dim=-1, descending=True", "sort(dim=-1, descending=False"),
+        ],
+    ),
+    (
+        "ppo_core/decoding.py",
+        "tests/ppo_core/test_decoding.py tests/ppo_core/test_sampling.py",
+        [
+            # with_cache
+            ('is_real = prompts.mask(side="left")', 'is_real = prompts.mask(side="right")'),
+            ("attention_mask=mask[:, :width] if has_padding else None", "attention_mask=None"),
+            ("has_padding = not bool(is_real.all())", "has_padding = False"),
+            ("said.logits[:, -1].repeat_interleave(repeats, dim=0)", "said.logits[:, -1].repeat(repeats, 1)"),
+            ("lengths=prompts.lengths.to(drawing.device).repeat_int", "lengths=1 + prompts.lengths.repeat_int"),
+            ("position_ids=lengths[:, None] + t,", "position_ids=lengths[:, None],"),
+            ("                keep_rows(cache, keep)\n", ""),
+            ("_LIVE_SHARE_TO_SHRINK = 0.75", "_LIVE_SHARE_TO_SHRINK = 0.25"),
+            ("            if num_live == 0 or t + 1", "            if t + 1"),
+            ("chosen * repeats + torch.arange(repeats)", "chosen * repeats + 0 * torch.arange(repeats)"),
+            ("            state.t += 1\n", ""),
+            # by_generate, whole
+            ("attention_mask=torch.ones_like(ids),", ""),
+            ("inner.generation_config = type(before)()", "pass"),
+            ("inner.generation_config = before", "pass"),
+            (
+                "torch.cat([ids, drawn[:, None]], dim=1)[live], rows[live]",
+                "torch.cat([ids, drawn[:, None]], dim=1)[live], rows",
+            ),
+            # which way
+            ("return False\n    return True", "return True\n    return True"),
+            ("for way in (with_cache, by_generate, whole) if", "for way in (whole, with_cache, by_generate) if"),
+            ("if found is None:", "if False:"),
+            ("        except torch.OutOfMemoryError:\n            raise\n", ""),
+            ("_ways[inner] = found", "pass"),
+            ("if given is None or not", "if given is not None and not"),
+            ("if name in names), _CACHE_ARGUMENTS[-1])", "if False), _CACHE_ARGUMENTS[-1])"),
+            ("if hands_on and hasattr(model", "if False and hasattr(model"),
         ],
     ),
     (
@@ -964,8 +987,9 @@ TASKS: Table = [
             ("difference.max() if is_exact else difference.mean()", "difference.mean()"),
             ("difference.max() if is_exact else difference.mean()", "difference.max()"),
             ("if sampling.temperature != 1:", "if False:"),
-            ("top_p=1.0, top_k=0, stop_token_ids=()", "stop_token_ids=()"),
-            ("stop_token_ids=()\n", "stop_token_ids=sampling.stop_token_ids\n"),
+            ("        top_p=1.0,\n        top_k=0,\n", ""),
+            ("        stop_token_ids=(),\n", ""),
+            ("        suppress_token_ids=(),\n", ""),
             ("min(PROOF_TOKENS, sampling.max_new_tokens)", "sampling.max_new_tokens"),
             ('derive_seed(context.run_seed, "proof", i)', 'context.seed("proof", i)'),
             (
@@ -1007,9 +1031,9 @@ TASKS: Table = [
             ("before.kl_coef is None else before.kl_coef", "before.kl_coef is None else config.kl_coef"),
             ("scores=before.scores.with_scores(scores)", "scores=before.scores"),
             ("moments=state.scores if config.normalize_scores else None", "moments=None"),
-            ("treated_by(config, scores, ~batch.stopped, after)", "treated_by(config, scores, batch.stopped, after)"),
-            ("treated_by(config, scores, ~batch.stopped, after)", "treated_by(config, scores, ~batch.stopped, before)"),
-            ("cut_off_penalty=config.length_cut_penalty", "cut_off_penalty=0.0"),
+            ("scores, cut_off, batch.responses.lengths, after)", "scores, ~cut_off, batch.responses.lengths, after)"),
+            ("scores, cut_off, batch.responses.lengths, after)", "scores, cut_off, batch.responses.lengths, before)"),
+            ("cut_off_penalty=config.length_cut.penalty", "cut_off_penalty=0.0"),
             ("torch.where(stopped, 0.0, final_values)", "torch.where(stopped, final_values, 0.0)"),
             ("horizon=config.horizon,", "horizon=None,"),
             ("gamma=config.gamma,", "gamma=1.0,"),
@@ -1067,7 +1091,7 @@ TASKS: Table = [
         "tests/tasks/test_reward_functions.py",
         [
             ('{**row, **json.loads(row.pop("extra") or "{}")}', '{**json.loads(row.pop("extra") or "{}"), **row}'),
-            ("skip_special_tokens=False", "skip_special_tokens=True"),
+            ("finished=False, special_tokens=True", "finished=False, special_tokens=False"),
             ("if inspect.isawaitable(returned):", "if False:"),
             ("not math.isfinite(score)", "math.isnan(score)"),
             ("if isinstance(value, str | bytes):", "if False:"),
@@ -1090,7 +1114,7 @@ TASKS: Table = [
     ),
     (
         "flows/rlhf.py",
-        "tests/flows/test_model_checks.py",
+        "tests/flows/test_when_models_are_checked.py",
         [
             ("        self._check_models()\n", ""),
             ("if self._data not in self._checked:", "if not self._checked:"),
@@ -1109,7 +1133,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/comparisons.py",
+        "tasks/policy_comparison.py",
         "tests/tasks/test_doubts.py tests/tasks/test_algorithms.py",
         [
             ('(now["mean"] - start["mean"]) / start["std"]', '(now["mean"] - start["mean"]) / now["std"]'),

@@ -323,7 +323,7 @@ GROUPED = "rollouts.samples_per_prompt=4"
         (["advantages.kl_horizon=100"], "advantages: kl_horizon says nothing without kl_target"),
         (["advantages.kl_target=6", "advantages.kl_horizon=1.6"], "advantages.kl_horizon=1.6: with 8 responses an it"),
         (["advantages.score_clip=0"], "advantages.score_clip=0: input should be greater than 0"),
-        (["advantages.length_cut_penalty=-1"], "advantages.length_cut_penalty=-1: input should be greater than or"),
+        (["advantages.length_cut.penalty=-1"], "advantages.length_cut.penalty=-1: input should be greater than or"),
         (["advantages.horizon=0"], "advantages.horizon=0: input should be greater than 0"),
         (["ppo.loss=a2c"], "ppo.loss='a2c': input should be 'ppo' or 'pg'"),
         (["ppo.loss=pg", "ppo.cliprange=0.1"], "ppo: loss=pg has no ratio to clip; leave cliprange and dual_clip out"),

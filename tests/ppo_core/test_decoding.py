@@ -215,13 +215,21 @@ def test_the_cache_goes_by_the_name_that_the_forward_pass_has(name):
     assert way_of(model) is with_cache
 
     class Wrapper(nn.Module):
-        """Takes whatever it is given, as what chooses between adapters does."""
-
         def __init__(self):
             super().__init__()
             self.model = model
 
+    class TakesAll(Wrapper):
+        """What chooses between adapters."""
+
         def forward(self, *args, **kwargs):
             return self.model(*args, **kwargs)
 
-    assert way_of(Wrapper()) is with_cache
+    class NamesSome(Wrapper):
+        """What libraries of adapters put around a model."""
+
+        def forward(self, input_ids=None, attention_mask=None, **kwargs):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    assert way_of(TakesAll()) is with_cache
+    assert way_of(NamesSome()) is with_cache

@@ -484,9 +484,9 @@ def test_sampling_at_another_temperature_stops_the_update(world):
         ({"max_approx_kl": 1e-3}, {"learning_rate": 0.1}, r"KL from the policy that sampled.*epoch \d, minibatch \d"),
         ({"min_entropy": 50.0}, {}, r"entropy.*below health\.min_entropy=50; raise advantages\.kl_coef"),
         (
-            {"max_ratio_deviation": 0.2},
+            {"max_ratio_deviation": 0.05},
             {"temperature": 0.5},
-            r"above health\.max_ratio_deviation=0\.2; sampling and",
+            r"above health\.max_ratio_deviation=0\.05; sampling and",
         ),
     ],
 )

@@ -6,8 +6,8 @@ import statistics
 import pyarrow as pa
 import pytest
 
-from tasks.comparisons import distinct_metric, empty_metric, lead
 from tasks.evaluate_policy import doubts
+from tasks.policy_comparison import distinct_metric, empty_metric, lead
 from tasks.rewards import RewardConfig
 
 REWARDS = {

@@ -1,7 +1,6 @@
 """Models as stages hold them, against what the library itself makes of the same directory."""
 
 import json
-import math
 import re
 from contextlib import nullcontext
 from types import SimpleNamespace
