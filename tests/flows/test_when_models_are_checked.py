@@ -196,6 +196,7 @@ def arguments(world, rewards):
         "rounds": 1,
         "iterations": 1,
         "rewards": rewards,
+        "evaluation": "{}",
         "rollouts": "{prompts_per_iteration: 2, sampling: {max_new_tokens: 4}}",
         "ppo": "{epochs: 1, num_minibatches: 1}",
         "advantages": "{kl_coef: 0.0}",
