@@ -209,10 +209,9 @@ def compute_advantages(
         "rewards/treated_score": float(treated.mean()),
         **mean_metric("rewards/mean", rewards.sum(1).tolist(), table.column("prompt_id").to_pylist()),
         "advantages/std_before_whitening": spread,
+        "advantages/excluded_share": 1 - table.num_rows / num_responses,
         "health/warnings": float(len(gates.warnings)),
     }
-    if config.length_cut.exclude:
-        metrics["advantages/excluded_share"] = 1 - table.num_rows / num_responses
     if "returns" in columns:
         metrics["values/mean"] = float(padded_column(table, "values")[mask].mean())
         metrics["returns/mean"] = float(columns["returns"][mask].mean())

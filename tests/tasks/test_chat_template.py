@@ -71,6 +71,8 @@ def test_the_date_is_a_setting():
     tokenizer = with_options(DATED + CHATML, strftime_now="2024-02-29")
     assert rendered(tokenizer).startswith("Today: 29 Feb 2024\n")
     assert doubts_about(tokenizer, has_answers=True, has_system=True) == []
+    bind_options(tokenizer, {"strftime_now": "2025-03-01"})
+    assert rendered(tokenizer).startswith("Today: 01 Mar 2025\n")
     assert rendered(with_options(DATED + CHATML, date_string="some day")).startswith("Today: some day\n")
     for text in ("29.2.2024", "2023-02-29", 7):
         with pytest.raises(ConfigError, match=r"chat_template_kwargs\.strftime_now=.* is no date; give one like 2026"):

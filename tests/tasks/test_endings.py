@@ -53,6 +53,10 @@ ALWAYS_OPENS = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "<|assistant|>"
 )
+OPENS_AFTER_AN_ANSWER = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt or messages[-1].role == 'assistant' %}<|assistant|>{% endif %}"
+)
 WANTS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
 WANTS_QUESTION = "{% if messages[-1].role != 'user' %}{{ raise_exception('question last') }}{% endif %}" + CHATML
 REFUSES_ANSWERS = (
@@ -77,6 +81,7 @@ TEMPLATES = {
     "blank lines": (BLANK, []),
     "harmony": (HARMONY, ["<|return|>"]),
     "the next turn's opening, always": (ALWAYS_OPENS, ["<|end|>"]),
+    "the next turn's opening, after an answer": (OPENS_AFTER_AN_ANSWER, []),
     "wants a system message": (WANTS_SYSTEM, ["<|im_end|>"]),
     "wants a question last": (WANTS_QUESTION, ["<|im_end|>"]),
     "refuses answers": (REFUSES_ANSWERS, []),
@@ -139,6 +144,7 @@ def test_a_dialogue_is_the_template_s_own_up_to_the_turn_s_end_and_with_the_rest
 def test_where_an_answer_closes_in_parts_the_declared_one_of_them_ends_the_turn(tmp_path):
     tokenizer = chat_tokenizer(PARTS)
     close, end = ids_of(tokenizer, ["<|close|>", "<|end_of_turn|>"])
+    assert ending_of(tokenizer).ids == (close,)
     declaring(tokenizer, tmp_path, [tokenizer.eos_token_id, end])
     assert ending_of(tokenizer).ids == (close, end)
     assert terminators(tokenizer) == tuple(sorted({tokenizer.eos_token_id, end}))
