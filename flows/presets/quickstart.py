@@ -10,8 +10,17 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-COLOURS = ("red", "blue", "old", "golden")
-THINGS = ("lamp", "clock", "map", "ring", "book", "cup", "bell", "key")
+# No two share a word, so that each word of an answer shows whether it tells of what was asked for.
+OBJECTS = (
+    ("red", "lamp"),
+    ("blue", "clock"),
+    ("golden", "map"),
+    ("silver", "ring"),
+    ("old", "book"),
+    ("small", "cup"),
+    ("green", "coat"),
+    ("black", "key"),
+)
 PLACES = ("on the shelf", "under the table", "by the door", "near the window", "in the cellar", "behind the curtain")
 OPENINGS = (
     "where is the",
@@ -42,7 +51,7 @@ SHARPNESS = 2.0
 
 
 def a_prompt(draw: random.Random) -> dict[str, Any]:
-    colour, thing = draw.choice(COLOURS), draw.choice(THINGS)
+    colour, thing = draw.choice(OBJECTS)
     return {"prompt": f"visitor: {draw.choice(OPENINGS)} {colour} {thing}?\nguide:", "colour": colour, "thing": thing}
 
 
@@ -53,10 +62,9 @@ def an_ending(draw: random.Random) -> str:
 
 
 def an_answer(draw: random.Random, colour: str, thing: str, ending: str) -> str:
-    """An answer as the corpus has them: mostly of what was asked for, else of a thing of another kind and colour."""
+    """An answer as the corpus has them: mostly of what was asked for, else of something else."""
     if draw.random() < INATTENTIVE:
-        colour = draw.choice([other for other in COLOURS if other != colour])
-        thing = draw.choice([other for other in THINGS if other != thing])
+        colour, thing = draw.choice([other for other in OBJECTS if other != (colour, thing)])
     return f" the {colour} {thing} {ending}"
 
 

@@ -16,6 +16,7 @@ from ppo_core import (
     NonFiniteError,
     RunningMoments,
     ShapeError,
+    overlong_penalty,
     token_rewards,
     treated_scores,
 )
@@ -161,6 +162,47 @@ def test_each_treatment_of_scores_alone_worked_example():
     std = math.sqrt(31)
     expected = [-5 / std + 1, -1 / std + 1, 6 / std + 1]
     assert treated_scores(scores, cut_off, whiten=True).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_unfinished_response_has_no_score_where_none_is_kept_and_pays_all_the_same():
+    scores, cut_off = tensor([-4.0, 3.0, 7.0]), tensor([False, True, True])
+    assert treated_scores(scores, cut_off, keep_cut_off=False).tolist() == [-4.0, 0.0, 0.0]
+    # 0 after normalisation (mean 2, deviation 5) and clipping, not before.
+    treated = treated_scores(
+        scores, cut_off, moments=moments_of([-3.0, 2.0, 7.0]), clip=1.0, keep_cut_off=False, cut_off_penalty=0.5
+    )
+    assert treated.tolist() == pytest.approx([-1.0, -0.5, -0.5])
+
+
+def test_a_length_penalty_is_each_response_s_own_and_comes_before_whitening():
+    scores, cut_off = tensor([1.0, 2.0, 3.0]), tensor([False, False, True])
+    paid = treated_scores(scores, cut_off, clip=2.0, length_penalty=tensor([0.0, 0.5, 1.0]), cut_off_penalty=0.25)
+    assert paid.tolist() == [1.0, 1.5, 0.75]
+    whitened = treated_scores(scores, cut_off, length_penalty=tensor([0.0, 1.0, 2.0]), whiten=True)
+    assert whitened.tolist() == [1.0, 1.0, 1.0]
+
+
+@law
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60), st.sampled_from([0.5, 1.0, 3.0]))
+def test_the_overlong_penalty_is_that_of_dapo(max_length, ramp, length, penalty):
+    ramp = min(ramp, max_length)
+    # Their equation 13, case by case, of which ours is the negative.
+    if length <= max_length - ramp:
+        theirs = 0.0
+    elif length <= max_length:
+        theirs = ((max_length - ramp) - length) / ramp
+    else:
+        theirs = -1.0
+    got = overlong_penalty(tensor([length]), max_length=max_length, ramp=ramp, penalty=penalty)
+    assert got.tolist() == pytest.approx([-penalty * theirs], abs=1e-6)
+
+
+def test_the_overlong_penalty_worked_example():
+    lengths = tensor([1, 6, 7, 8, 10])
+    assert overlong_penalty(lengths, max_length=10, ramp=4, penalty=2.0).tolist() == [0.0, 0.0, 0.5, 1.0, 2.0]
+    for ramp in (0, 11):
+        with pytest.raises(ConfigError, match=f"ramp={ramp} must be at least 1 and at most max_length=10"):
+            overlong_penalty(lengths, max_length=10, ramp=ramp)
 
 
 def test_all_treatments_of_scores_worked_example():

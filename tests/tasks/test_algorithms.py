@@ -25,15 +25,16 @@ from small_world import (
 )
 from transformers import AutoModelForCausalLM
 
-from ppo_core import NonFiniteError, PPOConfig
+from ppo_core import NonFiniteError, PPOConfig, SamplingConfig
 from tasks.audit_rollouts import AuditRolloutsConfig
-from tasks.errors import DataError, RewardError, UnhealthyError
+from tasks.errors import ConfigError, DataError, RewardError, UnhealthyError
 from tasks.models import load_scalar_model
 from tasks.policy_comparison import correlation, distinct_share
 from tasks.rewards import RewardConfig
+from tasks.schemas import with_columns
 from tasks.sources import Source
 from tasks.stage import HealthConfig
-from tasks.store import Place, read_dataset
+from tasks.store import Place, Ref, read_dataset, write_dataset
 from tasks.text import encode_dialogue, load_tokenizer
 
 CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
@@ -228,6 +229,130 @@ def test_scores_are_normalised_by_all_of_them_so_far_then_clipped_and_cut_off_on
         state = json.loads((checkpoint.directory / "loop_state.json").read_text())
         assert state["scores"]["count"] == len(seen)
         assert state["scores"]["mean"] == pytest.approx(mean)
+
+
+def mixed(world, other, *, samples_per_prompt=4):
+    """Scored rollouts of which some finished and some were cut off."""
+    bench, base, data, _ = world
+    sampling = SamplingConfig(max_new_tokens=6, stop_token_ids=tuple(range(3, 300, 9)))
+    (rollouts,) = generate(bench, base, data, samples_per_prompt=samples_per_prompt, sampling=sampling)
+    ref = score(bench, base, rollouts, LENGTH, reference=other)
+    assert {row["finish_reason"] for row in rows(ref)} == {"stop", "length"}
+    return ref
+
+
+def finished(row):
+    return row["finish_reason"] == "stop"
+
+
+def test_what_a_response_that_was_cut_off_counts_for_is_a_setting(world, other):
+    bench, base, _, _ = world
+    ref = mixed(world, other)
+
+    def treated(**length_cut):
+        table = rows(advantages(bench, [ref], base, length_cut=length_cut, max_new_tokens=6))
+        return [(row["treated_score"], row["score"], finished(row), len(row["response_token_ids"])) for row in table]
+
+    assert all(got == score for got, score, *_ in treated())
+    assert treated(score="keep") == treated()
+    assert all(got == (score if ended else 0.0) for got, score, ended, _ in treated(score="zero"))
+    assert all(got == (score if ended else -1.0) for got, score, ended, _ in treated(score="zero", penalty=1.0))
+    assert all(got == score - (not ended) for got, score, ended, _ in treated(penalty=1.0))
+    # Over the last four of six tokens, finished or not.
+    for got, own, _, length in treated(ramp_tokens=4, ramp_penalty=2.0):
+        assert got == pytest.approx(own - max(0, length - 2) / 2)
+
+
+def test_scores_that_do_not_count_are_not_in_the_running_moments(world, other):
+    bench, base, _, _ = world
+    ref = mixed(world, other)
+    ended = [row["score"] for row in rows(ref) if finished(row)]
+    for settings in ({"length_cut": {"score": "zero"}}, {"length_cut": {"exclude": True}}, {"bootstrap": True}):
+        experience = advantages(bench, [ref], base, normalize_scores=True, **settings)
+        state = json.loads((experience.directory / "loop_state.json").read_text())
+        assert state["scores"]["count"] == len(ended)
+        assert state["scores"]["mean"] == pytest.approx(statistics.mean(ended))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "rloo", "grpo", "dr_grpo"])
+def test_excluding_responses_is_as_if_they_had_never_been(world, other, algorithm):
+    bench, base, _, _ = world
+    ref = mixed(world, other)
+    table = read_dataset(ref.directory / "rollouts")
+    ended = [finished(row) for row in table.to_pylist()]
+    if algorithm in ("rloo", "grpo", "dr_grpo"):
+        prompts = table.column("prompt_id").to_pylist()
+        many = [sum(e for e, q in zip(ended, prompts, strict=True) if q == p) > 1 for p in prompts]
+        ended = [e and m for e, m in zip(ended, many, strict=True)]
+    alone = bench.store.root / f"alone-{algorithm}"
+    write_dataset(alone / "rollouts", table.filter(ended))
+    without = advantages(bench, [replace(ref, path=str(alone), digest=f"alone {algorithm}")], base, algorithm=algorithm)
+    excluded = advantages(bench, [ref], base, algorithm=algorithm, length_cut={"exclude": True})
+    assert rows(excluded) == rows(without)
+    assert len(rows(excluded)) == sum(ended)
+    metrics = bench.metrics(excluded)
+    assert metrics["advantages/excluded_share"] == pytest.approx(1 - sum(ended) / len(ended))
+    assert metrics["advantages/std_before_whitening"] == bench.metrics(without)["advantages/std_before_whitening"]
+
+
+def test_an_update_takes_what_exclusion_leaves_even_if_that_is_little(world, other):
+    bench, base, data, _ = world
+    experience = advantages(bench, [mixed(world, other)], base, length_cut={"exclude": True})
+    left = len(rows(experience))
+    ppo = PPOConfig(epochs=1, num_minibatches=left + 5)
+    metrics = bench.metrics(an_update(bench, base, data, experience=experience, ppo=ppo))
+    assert metrics["update/num_optimizer_steps"] == left
+    assert metrics["update/num_tokens"] == sum(len(row["response_token_ids"]) for row in rows(experience))
+
+
+def test_where_nothing_is_left_to_learn_from_the_setting_is_named(world, scored):
+    bench, base, _, _ = world
+    assert not any(finished(row) for ref in scored for row in rows(ref))
+    with pytest.raises(
+        ConfigError, match=r"length_cut\.exclude: of the 18 responses of .* 18 were cut off at .*=10, and"
+    ):
+        advantages(bench, scored, base, algorithm="grpo", length_cut={"exclude": True}, max_new_tokens=10)
+
+
+def test_most_responses_cut_off_is_said_once_and_not_where_a_setting_is_meant_for_it(world, scored):
+    bench, base, _, _ = world
+
+    def said(checkpoint=base, **settings):
+        bench.events.clear()
+        experience = advantages(bench, scored, checkpoint, algorithm="grpo", **settings)
+        return experience, [event["warning"] for event in bench.events if "warning" in event]
+
+    experience, warnings = said()
+    assert len(warnings) == 1
+    assert warnings[0].startswith("100% of the responses were cut off at rollouts.sampling.max_new_tokens")
+    assert said(experience)[1] == []
+    assert said(length_cut={"score": "keep"})[1] == []
+
+
+# Bootstrapping.
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_bootstrapping_has_the_constant_score_as_its_fixed_point(world, other, share):
+    """A critic that takes its returns for its values, over a score of 1: its values become 1 where responses finish, and
+    stay what they are where none does; they never grow without end."""
+    bench, base, _, _ = world
+    table = read_dataset(mixed(world, other).directory / "rollouts")
+    num_cut = round(share * table.num_rows)
+    reasons = ["length"] * num_cut + ["stop"] * (table.num_rows - num_cut)
+    value = 2.5
+    for step in range(60):
+        values = [[value] * len(ids) for ids in table.column("response_token_ids").to_pylist()]
+        columns = {"finish_reason": reasons, "score": [1.0] * table.num_rows, "values": values}
+        columns["final_value"] = [value] * table.num_rows
+        changed = with_columns(table.drop_columns(list(columns)), columns, table.schema)
+        directory = bench.store.root / f"constant-{share}-{step}"
+        write_dataset(directory / "rollouts", changed)
+        ref = Ref(str(directory), f"constant {share} {step}")
+        experience = advantages(bench, [ref], base, bootstrap=True, kl_coef=0.0, lam=1.0)
+        value = statistics.mean(row["returns"][0] for row in rows(experience))
+        assert abs(value - 1) <= 1.5 + 1e-6
+    assert value == pytest.approx(2.5 if share == 1 else 1.0, abs=1e-5)
 
 
 def test_whitened_scores_keep_their_mean(world, scored):

@@ -4,9 +4,9 @@ import datetime
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_endings import CHATML, EOS, GEMMA, LLAMA_2, TOKENS, chat_tokenizer
+from test_endings import CHATML, EOS, GEMMA, LLAMA_2, REFUSES_ANSWERS, TOKENS, chat_tokenizer
 from tiny_tokenizers import byte_level, wrap
 
 from tasks.chat_template import bind_options, doubts_about, doubts_about_data, render
@@ -77,6 +77,7 @@ def test_the_date_is_a_setting():
             with_options(DATED + CHATML, strftime_now=text)
 
 
+@settings(deadline=None)
 @given(st.dates(min_value=datetime.date(1000, 1, 1)), st.sampled_from("YmdBbAajyHIMSpeuwUWVFDTR"))
 def test_each_code_shows_what_strftime_has_for_it_in_english(date, code):
     template = f"{{{{ strftime_now('%{code}') }}}}"
@@ -86,7 +87,7 @@ def test_each_code_shows_what_strftime_has_for_it_in_english(date, code):
 
 @pytest.mark.parametrize("draws", ["{{ lipsum(1) }}", "{{ messages | random }}"])
 def test_a_template_that_draws_at_random_is_refused(draws):
-    with pytest.raises(ModelError, match="draws at random .*no two runs would have the same prompts"):
+    with pytest.raises(ModelError, match=r"draws at random .*no two runs would have the same prompts"):
         rendered(chat_tokenizer(draws + CHATML))
 
 
@@ -99,7 +100,7 @@ def test_a_template_of_the_library_s_own_dialect_is_read():
 
 
 def test_a_template_that_cannot_be_read_is_refused():
-    with pytest.raises(ModelError, match="not readable as Jinja .*; mend it"):
+    with pytest.raises(ModelError, match=r"not readable as Jinja .*; mend it"):
         rendered(chat_tokenizer("{% for %}"))
 
 
@@ -176,8 +177,7 @@ def test_system_messages_that_are_left_out_are_told_where_there_are_any():
 
 
 def test_a_template_that_takes_no_answer_is_told():
-    template = "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}"
-    (said,) = said_of(template)
+    (said,) = said_of(REFUSES_ANSWERS)
     assert "takes no answer after a question" in said
 
 

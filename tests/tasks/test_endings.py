@@ -35,7 +35,10 @@ PARTS = (
     "{% else %}{{ m.content }}{% endif %}<|end_of_turn|>{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant<|open|>{% endif %}"
 )
-NOTHING = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+NOTHING = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 BLANK = NOTHING.replace("{{ m.content }}", "{{ m.content }}\n\n")
 SPELT_OUT = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n### end\n{% endfor %}"
@@ -115,13 +118,16 @@ def test_an_answer_ends_with_what_the_template_writes_after_one(name, kind):
     for written in ("well", *(f"well{token}" for token in end), f"well{EOS}"):
         ids, length = encode_dialogue(tokenizer, messages, written)
         assert ids[:length] == encode_prompt(tokenizer, messages)
-        assert ids[length:] == [*tokenizer.encode("well"), *expected]
+        assert ids[-len(expected) :] == expected
+        assert not {*expected, eos} & {*ids[length : -len(expected)]}
+        # With sentence pieces, a space of the tokenizer's own follows a special token.
+        assert decode_response(tokenizer, ids[length:], special_tokens=True).lstrip() == "well"
     # Plain text has no turns, whatever the template.
     assert encode_dialogue(tokenizer, "Hi", " well")[0][-1] == eos
     assert encode_text(tokenizer, "Hi")[-1] == eos
 
 
-@pytest.mark.parametrize("name", ["chatml", "gemma", "llama 3", "phi 3", "an answer in parts", "harmony"])
+@pytest.mark.parametrize("name", ["chatml", "gemma", "phi 3", "an answer in parts", "harmony"])
 def test_a_dialogue_is_the_template_s_own_up_to_the_turn_s_end_and_with_the_rest_to_its_last_token(name):
     tokenizer = chat_tokenizer(TEMPLATES[name][0])
     whole = tokenizer.apply_chat_template([*MESSAGES, {"role": "assistant", "content": "well"}], return_dict=False)
