@@ -15,7 +15,7 @@ from flows.results import Found, find_outputs, result_columns, result_rows, summ
 from flows.round_page import warning_markdown
 from flows.workspace import Run
 from tasks.errors import ConfigError, RunError
-from tasks.store import Manifest, Ref, read_json
+from tasks.store import Manifest, Ref, read_json, write_json
 
 STAGE_OF = {"policy": "update_policy", "critic": "update_policy", "reward_model": "train_reward_model"}
 PIPELINE_TAGS = {"policy": "text-generation", "critic": "text-classification", "reward_model": "text-classification"}
@@ -62,6 +62,8 @@ def export_model(run: Run, directory: Path, *, part: str, round: int | None) -> 
     partial = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
         write_model(run, found, part, partial)
+        if part == "policy":
+            end_as_trained(run.config, partial)
         (partial / "README.md").write_text(model_card(exported, partial))
         with contextlib.suppress(FileNotFoundError):
             directory.rmdir()
@@ -95,6 +97,28 @@ def write_model(run: Run, found: Found, part: str, directory: Path) -> None:
         trust_remote_code=run.config.model.trust_remote_code,
     )
     copy_tokenizer(source / POLICY, directory)
+
+
+def end_as_trained(config: RunConfig, directory: Path) -> None:
+    """Have the policy's generation configuration name every token that ended its responses, so that they end there again.
+
+    Stop strings are not among them: they are the caller's to give, with a tokenizer.
+    """
+    from tasks.endings import GENERATION_CONFIG, terminators
+    from tasks.text import load_tokenizer
+
+    tokenizer = load_tokenizer(
+        str(directory),
+        trust_remote_code=config.model.trust_remote_code,
+        chat_template_kwargs=config.model.chat_template_kwargs,
+    )
+    ids = sorted({*terminators(tokenizer), *config.rollouts.sampling.stop_token_ids})
+    if ids:
+        path = directory / GENERATION_CONFIG
+        settings = read_json(path, default={})
+        # One that is derived from config.json would be made anew from it.
+        settings.pop("_from_model_config", None)
+        write_json(path, {**settings, "eos_token_id": ids})
 
 
 def model_output(run: Run, part: str, round: int | None) -> Found:

@@ -217,11 +217,21 @@ PPO_CORE: Table = [
                 "    if moments is not None:\n        scores = (scores - moments.mean) / (moments.std + 1e-8)\n",
             ),
             (
+                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n"
                 "    if not keep_cut_off:\n        scores = torch.where(cut_off, 0.0, scores)\n"
                 "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n",
+                "    if not keep_cut_off:\n        scores = torch.where(cut_off, 0.0, scores)\n"
                 "    scores = torch.where(cut_off, scores - cut_off_penalty, scores)\n"
-                "    if not keep_cut_off:\n        scores = torch.where(cut_off, 0.0, scores)\n",
+                "    if clip is not None:\n        scores = scores.clamp(-clip, clip)\n",
             ),
+            ("    if not keep_cut_off:\n", "    if keep_cut_off:\n"),
+            ("torch.where(cut_off, 0.0, scores)", "torch.zeros_like(scores)"),
+            ("scores = scores - length_penalty", "scores = scores + length_penalty"),
+            # overlong_penalty
+            ("return penalty * ((lengths", "return -penalty * ((lengths"),
+            ("- (max_length - ramp)) / ramp).clamp(0.0, 1.0)", "- max_length) / ramp).clamp(0.0, 1.0)"),
+            ("/ ramp).clamp(0.0, 1.0)", "/ ramp).clamp(min=0.0)"),
+            ("if not 0 < ramp <= max_length:", "if not 0 < ramp:"),
             # token_rewards
             ("penalty = -kl_coef *", "penalty = kl_coef *"),
             ("-kl_coef * torch.where(response_mask, kl, 0.0)", "-kl_coef * kl"),
@@ -939,6 +949,64 @@ DATA: Table = [
 
 TASKS: Table = [
     (
+        "tasks/endings.py",
+        "tests/tasks/test_endings.py",
+        [
+            ("ids = {*declared_by(tokenizer), *_own_eos(tokenizer)}", "ids = {*_own_eos(tokenizer)}"),
+            ("        ids.add(ending.ids[-1])\n", "        pass\n"),
+            ("if token < len(tokenizer)", "if True"),
+            ("and ending.stop_string is None", ""),
+            ("if token in known), run[0][0])", "if token in known), run[-1][0])"),
+            ("next((end for end, token in run if token in known), run[0][0])", "run[0][0]"),
+            ("rest=tuple(_ids(tokenizer, text[end:]))", "rest=()"),
+            ("text = turn.after.lstrip()", "text = turn.after"),
+            ("and not isinstance(token, bool)", ""),
+            ("        if ids:\n            return tuple(ids)", "        return tuple(ids)"),
+            ("_find_ending, declared_by(tokenizer))", "_find_ending)"),
+        ],
+    ),
+    (
+        "tasks/chat_template.py",
+        "tests/tasks/test_chat_template.py tests/tasks/test_endings.py",
+        [
+            ("if name in _RESERVED:", "if False:"),
+            ("        if name not in read:\n", "        if False:\n"),
+            ("if CLOCK not in variables_of(tokenizer, template):", "if True:"),
+            ("options_of(tokenizer).get(CLOCK, DATE)", "DATE"),
+            ("                **options,\n", ""),
+            (".removesuffix(opening or", ".removesuffix("),
+            ("if start.startswith(opened) else None", ""),
+            ("{{%- endmacro +%}}", "{{%- endmacro -%}}"),
+            ("if has_answers and turn.before is None:", "if turn.before is None:"),
+            ("if has_system and turn.drops_system:", "if turn.drops_system:"),
+            ("repr(options_of(tokenizer)), *more)", "*more)"),
+            ("day, month = _DAYS[date.weekday()]", "day, month = _DAYS[date.weekday() - 1]"),
+        ],
+    ),
+    (
+        "tasks/text.py",
+        "tests/tasks/test_text.py tests/tasks/test_endings.py",
+        [
+            ("ending = None if plain else ending_of(tokenizer)", "ending = ending_of(tokenizer)"),
+            ("*(ending.rest if to_the_end else ()))", "*ending.rest)"),
+            ("or special.issuperset(whole[:n])", ""),
+            ("if n == len(whole) or", "if"),
+            ("if finished and ids and ids[-1] in", "if ids and ids[-1] in"),
+            ("if finished and ending is not None and ending.stop", "if ending is not None and ending.stop"),
+            ("bind_declared(tokenizer, directory)", "pass"),
+        ],
+    ),
+    (
+        "tasks/scoring.py",
+        "tests/tasks/test_reading.py",
+        [
+            ("finished=finished, special_tokens=True)", "finished=finished)"),
+            ("finished=finished, special_tokens=True)", "finished=False, special_tokens=True)"),
+            ("to_the_end = not model.is_calibrated", "to_the_end = False"),
+            ("to_the_end = not model.is_calibrated", "to_the_end = True"),
+        ],
+    ),
+    (
         "tasks/samplers/vllm_rows.py",
         "tests/tasks/test_samplers.py",
         [
@@ -1031,9 +1099,16 @@ TASKS: Table = [
             ("before.kl_coef is None else before.kl_coef", "before.kl_coef is None else config.kl_coef"),
             ("scores=before.scores.with_scores(scores)", "scores=before.scores"),
             ("moments=state.scores if config.normalize_scores else None", "moments=None"),
-            ("scores, cut_off, batch.responses.lengths, after)", "scores, ~cut_off, batch.responses.lengths, after)"),
-            ("scores, cut_off, batch.responses.lengths, after)", "scores, cut_off, batch.responses.lengths, before)"),
+            ("treated_by(config, scores, cut_off, batch", "treated_by(config, scores, ~cut_off, batch"),
+            ("batch.responses.lengths, after)", "batch.responses.lengths, before)"),
             ("cut_off_penalty=config.length_cut.penalty", "cut_off_penalty=0.0"),
+            ("keep_cut_off=config.scores_count_when_cut_off", "keep_cut_off=True"),
+            ("not (self.bootstrap or self.length_cut.exclude", "not (self.length_cut.exclude"),
+            ("scores if config.scores_count_when_cut_off else scores[~cut_off],", "scores,"),
+            ("before.told_length_cut or tell_of", "tell_of"),
+            ("finished[prompt] > 1", "finished[prompt] > 0"),
+            ("penalty=config.length_cut.ramp_penalty", "penalty=1.0"),
+            ("kl = kl[kept, : mask.shape[1]]", "kl = kl[: len(mask), : mask.shape[1]]"),
             ("torch.where(stopped, 0.0, final_values)", "torch.where(stopped, final_values, 0.0)"),
             ("horizon=config.horizon,", "horizon=None,"),
             ("gamma=config.gamma,", "gamma=1.0,"),

@@ -323,7 +323,29 @@ GROUPED = "rollouts.samples_per_prompt=4"
         (["advantages.kl_horizon=100"], "advantages: kl_horizon says nothing without kl_target"),
         (["advantages.kl_target=6", "advantages.kl_horizon=1.6"], "advantages.kl_horizon=1.6: with 8 responses an it"),
         (["advantages.score_clip=0"], "advantages.score_clip=0: input should be greater than 0"),
-        (["advantages.length_cut_penalty=-1"], "advantages.length_cut_penalty=-1: input should be greater than or"),
+        (["advantages.length_cut.penalty=-1"], "advantages.length_cut.penalty=-1: input should be greater than or"),
+        (["advantages.length_cut.score=half"], "advantages.length_cut.score='half': input should be 'keep' or 'zero'"),
+        *(
+            (
+                ["advantages.length_cut.exclude=true", f"advantages.length_cut.{setting}"],
+                "advantages.length_cut: exclude leaves nothing that score or penalty could count for",
+            )
+            for setting in ("score=zero", "penalty=1")
+        ),
+        (["advantages.length_cut.ramp_penalty=2"], "advantages.length_cut: ramp_penalty says nothing without ramp_tok"),
+        (["advantages.length_cut.ramp_tokens=99"], "advantages.length_cut.ramp_tokens=99: responses have at most roll"),
+        *(
+            (
+                ["advantages.bootstrap=true", f"advantages.length_cut.{name}={value}"],
+                f"advantages: length_cut.{name}={shown}: with bootstrap the critic's value stands for what a response",
+            )
+            for name, value, shown in (
+                ("score", "keep", "keep"),
+                ("penalty", "1", "1.0"),
+                ("ramp_tokens", "2", "2"),
+                ("exclude", "true", "True"),
+            )
+        ),
         (["advantages.horizon=0"], "advantages.horizon=0: input should be greater than 0"),
         (["ppo.loss=a2c"], "ppo.loss='a2c': input should be 'ppo' or 'pg'"),
         (["ppo.loss=pg", "ppo.cliprange=0.1"], "ppo: loss=pg has no ratio to clip; leave cliprange and dual_clip out"),

@@ -52,7 +52,7 @@ def test_a_pipe_gets_timestamped_lines_without_control_characters(planned):
     assert len(lines) == 2 * len(planned)
     assert all(re.fullmatch(r"\d\d:\d\d:\d\d  [^\x00-\x1f\x7f-\x9f]+", line) for line in lines)
     assert "round 1 · train reward model: finished, 2 rows, 1.5 s, accuracy 0.800" in stream.getvalue()
-    assert "round 1 · iteration 2 · generate rollouts · shard 2: started (10/" in stream.getvalue()
+    assert "round 1 · iteration 2 · generate rollouts · shard 2: started (11/" in stream.getvalue()
 
 
 def test_reused_stages_are_one_line(planned):

@@ -42,6 +42,22 @@ def test_the_policy_is_that_of_the_last_iteration(run, tmp_path):
     assert found.found.ref.directory.parts[-4:-1] == ("round-002", "iteration-002", "update_policy")
 
 
+def test_the_policy_s_generation_config_names_all_that_ended_its_responses_and_keeps_the_rest(tmp_path):
+    rollouts = {"sampling": {"max_new_tokens": 4, "stop_token_ids": [1]}}
+    run = finished_run(tmp_path / "home", "fake", document(tmp_path, seed=7, rollouts=rollouts))
+    source = export_model(run, tmp_path / "before", part="policy", round=None).found.ref.directory / "policy"
+    saved = json.loads((tmp_path / "before" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [1]
+    (source / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 0, "top_k": 7, "_from_model_config": True})
+    )
+    export_model(run, tmp_path / "after", part="policy", round=None)
+    saved = json.loads((tmp_path / "after" / "generation_config.json").read_text())
+    assert saved == {"eos_token_id": [0, 1], "top_k": 7}
+    export_model(run, tmp_path / "critic", part="critic", round=None)
+    assert not (tmp_path / "critic" / "generation_config.json").exists()
+
+
 def test_an_earlier_round_has_its_own_last_checkpoint(run, tmp_path):
     found = export_model(run, tmp_path / "out", part="critic", round=1)
     assert (found.found.place.round, found.found.place.iteration) == (1, 2)

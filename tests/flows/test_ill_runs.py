@@ -35,7 +35,7 @@ KIND_WORDS = {
     "data": {
         "prompts": [str(SHARED / "prompts" / "tinystories_openings.jsonl")],
         "num_held_out_prompts": 16,
-        "too_long": "drop",
+        "on_bad_row": "drop",
     },
     "rewards": {"valence": {"function": "ill_rewards:valence"}},
     "rollouts": {"prompts_per_iteration": 64, "sampling": {"max_new_tokens": 48}},

@@ -196,6 +196,7 @@ def arguments(world, rewards):
         "rounds": 1,
         "iterations": 1,
         "rewards": rewards,
+        "evaluation": "{}",
         "rollouts": "{prompts_per_iteration: 2, sampling: {max_new_tokens: 4}}",
         "ppo": "{epochs: 1, num_minibatches: 1}",
         "advantages": "{kl_coef: 0.0}",
@@ -213,7 +214,7 @@ def test_a_reward_model_that_cannot_read_the_prompts_is_told_before_there_are_ro
 
 
 def test_a_reward_model_that_is_named_later_is_looked_at_too(home, world):
-    function = "{q: {function: 'flows.presets.quickstart:true_quality'}}"
+    function = "{q: {function: 'flows.presets.stories:variety'}}"
     home.rounds("run", TINY, "--name", "later", *arguments(world, function))
     before = home.digests("later")
     both = function.replace("}}", f"}}, r: {{model: {world[1]}}}}}")

@@ -56,6 +56,15 @@ def inputs_of(calls, stage, name):
     return found
 
 
+def test_options_of_the_template_reach_each_stage_that_renders_or_samples_and_no_other(calls):
+    options = {"enable_thinking": False}
+    plain, optional = calls(), calls(model={"policy": "POLICY", "chat_template_kwargs": options})
+    stages = {"prepare_data", "train_reward_model", "generate_rollouts", "evaluate_policy"}
+    for before, after in zip(plain, optional, strict=True):
+        assert getattr(after.settings, "chat_template_kwargs", None) == (options if after.stage in stages else None)
+        assert (after.settings == before.settings) == (after.stage not in stages)
+
+
 def grouped(algorithm):
     rollouts = {"samples_per_prompt": 2, "shards": 2, "sampling": {"max_new_tokens": 4}}
     return {"algorithm": algorithm, "rollouts": rollouts}

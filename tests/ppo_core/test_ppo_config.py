@@ -73,7 +73,6 @@ def test_an_update_out_of_range_is_refused_by_name_and_value(setting):
         {"top_k": -1},
         {"stop_token_ids": (2, -1)},
         {"suppress_token_ids": (-1,)},
-        {"stop_token_ids": (2, 5), "suppress_token_ids": (5,)},
     ],
 )
 def test_sampling_out_of_range_is_refused_by_name_and_value(setting):

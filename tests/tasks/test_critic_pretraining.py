@@ -120,7 +120,7 @@ def test_the_targets_are_the_discounted_score_whatever_the_policys_lambda_is(wor
 
 def test_scores_are_treated_as_in_an_iteration(world):
     bench, base, data, _ = world
-    settings = {"score_clip": 3.0, "length_cut_penalty": 1.5}
+    settings = {"score_clip": 3.0, "length_cut": {"penalty": 1.5}}
     table = rows(pretrain(bench, base, data, treatment=settings, epochs=1), "experience/rollouts")
     assert {row["finish_reason"] for row in table} == {"stop", "length"}
     for row in table:
@@ -187,7 +187,7 @@ def test_each_kind_of_critic_learns_and_the_policy_stays(world, reward_model, ki
     settings = {"rewards": COLOUR, "epochs": 25, "learning_rate": 1e-2, **changes}
     ref = pretrain(bench, base, data, reward_model=reward_model if kind == "reward model" else None, **settings)
     metrics = bench.metrics(ref)
-    assert metrics["critic_pretraining/loss"] < 0.97 * metrics["critic_pretraining/first_loss"]
+    assert metrics["critic_pretraining/loss"] < 0.98 * metrics["critic_pretraining/first_loss"]
     if kind != "reward model":
         # Zeros explain nothing.
         assert explained(bench, ref)[0] == 0

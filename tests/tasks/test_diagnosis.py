@@ -299,7 +299,7 @@ def test_every_warning_says_what_to_do():
     for rule in (*PER_ITERATION, *PER_ROUND):
         assert (rule.above is None) != (rule.below is None)
     histories = [*HISTORIES.glob("*.json")]
-    assert len(histories) >= 4
+    assert len(histories) >= 2
     for path in histories:
         for warning in recorded(path.stem):
             assert len(warning.advice.split()) > 5
