@@ -518,8 +518,9 @@ PPO_CORE: Table = [
             ("        except torch.OutOfMemoryError:\n            raise\n", ""),
             ("_ways[inner] = found", "pass"),
             ("if given is None or not", "if given is not None and not"),
-            ("if name in names), _CACHE_ARGUMENTS[-1])", "if False), _CACHE_ARGUMENTS[-1])"),
+            ("if name in _CACHE_ARGUMENTS), _CACHE_ARGUMENTS[0])", "if False), _CACHE_ARGUMENTS[0])"),
             ("if hands_on and hasattr(model", "if False and hasattr(model"),
+            ("[*parameters, *(_argument_names(model.model) if hands_on", "[*(_argument_names(model.model) if hands_on"),
         ],
     ),
     (
