@@ -269,21 +269,20 @@ def _unwrapped(model: Any) -> Any:
     return model.model if isinstance(model, InPrecision) else model
 
 
-def _argument_names(model: Any) -> set[str]:
-    """Of the forward pass, and where it hands on whatever else it is given, of the one that this leads to."""
+def _argument_names(model: Any) -> list[str]:
+    """Of the forward pass, then, where it hands on whatever else it is given, of the one that this leads to."""
     parameters = inspect.signature(model.forward).parameters
     hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return set(parameters) | (_argument_names(model.model) if hands_on and hasattr(model, "model") else set())
+    return [*parameters, *(_argument_names(model.model) if hands_on and hasattr(model, "model") else ())]
 
 
-_CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""What versions of the library call a cache, as an argument and in the answer: the first from transformers 5.24 on."""
+_CACHE_ARGUMENTS = ("past_key_values", "cache")
+"""What the library calls a cache, as an argument and in the answer: the second from transformers 5.24 on."""
 
 
 def _cache_argument(model: Any) -> str:
     """The name that the installed version wants, by its forward pass."""
-    names = _argument_names(model)
-    return next((name for name in _CACHE_ARGUMENTS if name in names), _CACHE_ARGUMENTS[-1])
+    return next((name for name in _argument_names(model) if name in _CACHE_ARGUMENTS), _CACHE_ARGUMENTS[0])
 
 
 @contextmanager

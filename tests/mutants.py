@@ -518,8 +518,9 @@ PPO_CORE: Table = [
             ("        except torch.OutOfMemoryError:\n            raise\n", ""),
             ("_ways[inner] = found", "pass"),
             ("if given is None or not", "if given is not None and not"),
-            ("if name in names), _CACHE_ARGUMENTS[-1])", "if False), _CACHE_ARGUMENTS[-1])"),
+            ("if name in _CACHE_ARGUMENTS), _CACHE_ARGUMENTS[0])", "if False), _CACHE_ARGUMENTS[0])"),
             ("if hands_on and hasattr(model", "if False and hasattr(model"),
+            ("[*parameters, *(_argument_names(model.model) if hands_on", "[*(_argument_names(model.model) if hands_on"),
         ],
     ),
     (
@@ -1034,6 +1035,22 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/generate_rollouts.py",
+        "tests/tasks/test_generate_rollouts.py",
+        [
+            ("        seen[prompt] += 1\n", ""),
+            ("for s in (shard, shard + 1))", "for s in (0, config.shards))"),
+        ],
+    ),
+    (
+        "tasks/responses.py",
+        "tests/tasks/test_generate_rollouts.py",
+        [
+            ("before[i // samples_per_prompt] * samples_per_prompt + i", "before[i // samples_per_prompt] + i"),
+            ("tuple(sorted({*sampling.suppress_token_ids, *unknown}))", "sampling.suppress_token_ids"),
+        ],
+    ),
+    (
         "tasks/responses.py",
         "tests/tasks/test_samplers.py",
         [
@@ -1371,6 +1388,7 @@ TASKS: Table = [
         "flows/config.py",
         "tests/flows/test_config.py",
         [
+            ("if self.ppo.num_minibatches > num_rows:", "if self.ppo.num_minibatches > num_rows + 1:"),
             ('"ppo": {**ONE_STEP, **given}}', '"ppo": {**given}}'),
             ('if self.ppo.loss == "pg":', "if False:"),
             ("if not advantages.reward_to_go:", "if advantages.reward_to_go:"),

@@ -696,3 +696,13 @@ def test_the_hub_is_needed_where_something_is_named_that_is_not_here(tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load(*overrides).needs_hub() is expected
+
+
+@pytest.mark.parametrize(("prompts", "samples", "shards", "minibatches"), [(3, 1, 1, 4), (2, 4, 2, 9), (1, 2, 1, 3)])
+def test_more_minibatches_than_an_iteration_has_rollouts_are_refused(prompts, samples, shards, minibatches):
+    rollouts = [f"rollouts.prompts_per_iteration={prompts}", f"rollouts.samples_per_prompt={samples}"]
+    rollouts.append(f"rollouts.shards={shards}")
+    assert f"ppo.num_minibatches={minibatches}: an iteration has {prompts * samples} rollouts" in refusal(
+        *rollouts, f"ppo.num_minibatches={minibatches}"
+    )
+    load(*rollouts, f"ppo.num_minibatches={prompts * samples}")

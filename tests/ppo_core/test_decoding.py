@@ -141,17 +141,17 @@ class Fails(nn.Module):
         self.model, self.fault = tiny_llama(), fault
         self.config = self.model.config
 
-    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None, **more):
-        if self.fault == "positions" and past_key_values is not None:
+    def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=None, **more):
+        goes_on = any(more.get(name) is not None for name in ("past_key_values", "cache"))
+        if self.fault == "positions" and goes_on:
             position_ids = position_ids + 1
         if self.fault == "padding":
             attention_mask = None
         said = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, use_cache=use_cache, **more,
-        )  # fmt: skip
-        if self.fault == "copies" and use_cache and past_key_values is None:
-            for layer in said.past_key_values.layers:
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache, **more
+        )
+        if self.fault == "copies" and use_cache and not goes_on:
+            for layer in (said["cache"] if "cache" in said else said["past_key_values"]).layers:
                 layer.keys = layer.keys.roll(1, dims=0)
         if self.fault == "rows of a batch":
             said.logits = said.logits + said.logits.sum(0, keepdim=True) - said.logits
@@ -233,3 +233,14 @@ def test_the_cache_goes_by_the_name_that_the_forward_pass_has(name):
 
     assert way_of(TakesAll()) is with_cache
     assert way_of(NamesSome()) is with_cache
+
+    class KeepsOldName(Wrapper):
+        """One that is older than the library that it is put around."""
+
+        def forward(self, past_key_values=None, **kwargs):
+            if past_key_values is not None:
+                kwargs[name] = past_key_values
+            said = self.model(**kwargs)
+            return SimpleNamespace(logits=said.logits, past_key_values=getattr(said, name))
+
+    assert way_of(KeepsOldName()) is with_cache
