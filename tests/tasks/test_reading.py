@@ -208,7 +208,9 @@ def test_conversations_are_read_as_the_reward_model_was_trained_ours_to_the_turn
     del settings["score_mean"], settings["score_std"]
     (theirs / "config.json").write_text(json.dumps(settings))
     rewards = {"ours": RewardConfig(model="trained"), "theirs": RewardConfig(model=str(theirs))}
-    (rollouts,) = generate(bench, base, data, samples_per_prompt=2)
+    (rollouts,) = generate(bench, base, data, samples_per_prompt=30)
+    # A special token inside of a response is part of what is read.
+    assert any(298 in row["response_token_ids"] for row in rows(rollouts))
     scored = score(bench, base, rollouts, rewards, reward_model=reward_model, external=[external(theirs)], critic=None)
     tokenizer = load_tokenizer(base.path)
     for row in rows(scored):
