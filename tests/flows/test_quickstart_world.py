@@ -13,6 +13,7 @@ from flows.presets import quickstart
 from flows.presets.quickstart import preference_order, quality, right_answer, true_quality
 from tasks.sources import read_rows
 
+COLOURS, THINGS = zip(*quickstart.OBJECTS, strict=True)
 GOLDEN_MAP = {"colour": "golden", "thing": "map"}
 ASKED = re.compile(r"visitor: .* the (\w+) (\w+)\?\nguide:")
 TOLD = re.compile(r" the (\w+) (\w+) is ([a-z ]+)\.(.*)")
@@ -23,8 +24,7 @@ def is_of_the_corpus(answer):
     known = (*quickstart.KIND, *quickstart.CURT, *quickstart.RUDE)
     return bool(
         told
-        and told[1] in quickstart.COLOURS
-        and told[2] in quickstart.THINGS
+        and (told[1], told[2]) in quickstart.OBJECTS
         and told[3] in quickstart.PLACES
         and re.fullmatch(f"( ({'|'.join(map(re.escape, known))})){{0,3}}", told[4])
     )
@@ -72,7 +72,7 @@ def test_quality_of_answers_to_where_the_golden_map_is(response, expected):
 
 @pytest.mark.parametrize("place", quickstart.PLACES)
 def test_the_same_answer_is_right_for_what_it_tells_of_and_wrong_for_all_else(place):
-    rows = [{"colour": c, "thing": t} for c in quickstart.COLOURS for t in quickstart.THINGS]
+    rows = [{"colour": c, "thing": t} for c in COLOURS for t in THINGS]
     for told in rows:
         responses = [f" the {told['colour']} {told['thing']} is {place}. that is all."] * len(rows)
         right = right_answer([""] * len(rows), responses, rows)
@@ -104,8 +104,8 @@ def test_each_response_is_judged_by_the_row_of_its_own_prompt():
 def test_prompts_have_what_they_ask_for_as_columns():
     rows = list(quickstart.prompts(seed=1, count=300))
     assert all(asked(row["prompt"]) == (row["colour"], row["thing"]) for row in rows)
-    assert {row["colour"] for row in rows} == set(quickstart.COLOURS)
-    assert {row["thing"] for row in rows} == set(quickstart.THINGS)
+    assert {row["colour"] for row in rows} == set(COLOURS)
+    assert {row["thing"] for row in rows} == set(THINGS)
 
 
 def test_the_corpus_tells_of_something_else_as_often_as_it_says():
@@ -152,7 +152,7 @@ def test_careless_answers_also_tell_of_something_else():
     for (colour, thing), *answers in judged_pairs():
         for answer in answers:
             if not is_of_the_corpus(answer):
-                others = (set(quickstart.COLOURS) - {colour}) | (set(quickstart.THINGS) - {thing})
+                others = (set(COLOURS) - {colour}) | (set(THINGS) - {thing})
                 named[bool(others & set(re.findall(r"\w+", answer)))] += 1
     assert named[True] > 300
     assert named[False] > 300
@@ -206,7 +206,7 @@ def test_every_row_of_the_world_fits_the_model_and_every_word_is_one_token(prese
     texts = to_texts([row for source in config.data.texts for row in read_rows(source, seed=seed)])
     make_model(tmp_path, config.model.from_scratch, texts[:1000], seed=seed)
     tokenizer = load_tokenizer(str(tmp_path))
-    for word in (*quickstart.COLOURS, *quickstart.THINGS):
+    for word in (*COLOURS, *THINGS):
         assert len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
     lengths = [
         len(encode_dialogue(tokenizer, row.values["prompt"], response)[0])
