@@ -69,7 +69,7 @@ def silence(learning_rate):
 def test_a_policy_that_collapses_to_empty_responses_is_not_just_reported_as_a_gain(tmp_path):
     summary, first, history = run_to_the_end(tmp_path, silence(0.01))
     assert summary["evaluation/score_gain"] > 1
-    assert summary["evaluation/empty_share"] > 0.3
+    assert summary["evaluation/empty_share"] > 0.1
     # From the first update on, and then for what it leads to.
     assert first["update/approx_kl"] == 1
     assert first["rollouts/response_length"] <= 6
@@ -85,8 +85,8 @@ def test_a_policy_that_collapses_to_empty_responses_is_not_just_reported_as_a_ga
 
 @pytest.mark.timeout(900)
 def test_the_same_run_with_a_rate_that_suits_it_is_told_to_be_well(tmp_path):
-    summary, first, history = run_to_the_end(tmp_path, silence(0.0005))
-    assert summary["evaluation/score_gain"] > 0.3
+    summary, first, history = run_to_the_end(tmp_path, silence(0.0002))
+    assert summary["evaluation/score_gain"] > 0
     assert first == {}
     assert all(row["health/warnings"] == 0.0 for row in history)
 

@@ -59,7 +59,7 @@ def inputs_of(calls, stage, name):
 def test_options_of_the_template_reach_each_stage_that_renders_or_samples_and_no_other(calls):
     options = {"enable_thinking": False}
     plain, optional = calls(), calls(model={"from_scratch": {}, "chat_template_kwargs": options})
-    stages = {"prepare_data", "train_reward_model", "generate_rollouts", "evaluate_policy"}
+    stages = {"prepare_data", "train_reward_model", "critic_pretraining", "generate_rollouts", "evaluate_policy"}
     for before, after in zip(plain, optional, strict=True):
         assert getattr(after.settings, "chat_template_kwargs", None) == (options if after.stage in stages else None)
         assert (after.settings == before.settings) == (after.stage not in stages)
