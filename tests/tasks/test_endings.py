@@ -154,6 +154,7 @@ def test_where_an_answer_closes_in_parts_the_declared_one_of_them_ends_the_turn(
         assert ids[length:] == [*well, close, end]
     assert decode_response(tokenizer, [*well, close, end], special_tokens=True) == "well"
     assert decode_response(tokenizer, [*well, close], finished=False, special_tokens=True) == "well<|close|>"
+    assert decode_response(tokenizer, [*well, end], finished=False, special_tokens=True) == "well<|end_of_turn|>"
 
 
 def test_an_end_that_is_spelt_out_is_a_stop_string_and_ends_dialogues(tmp_path):
@@ -163,6 +164,9 @@ def test_an_end_that_is_spelt_out_is_a_stop_string_and_ends_dialogues(tmp_path):
     assert terminators(tokenizer) == (tokenizer.eos_token_id,)
     ids, length = encode_dialogue(tokenizer, MESSAGES, "well #")
     assert ids[length:] == [*tokenizer.encode("well #"), *tokenizer.encode("### end")]
+    for written in ("well\n### end", "well\n### end### end"):
+        ids, length = encode_dialogue(tokenizer, MESSAGES, written)
+        assert ids[length:] == [*tokenizer.encode("well\n"), *tokenizer.encode("### end")]
     sampled = tokenizer.encode("well\n### end\n")
     assert decode_response(tokenizer, sampled) == "well\n"
     assert decode_response(tokenizer, sampled, finished=False) == "well\n### end\n"
