@@ -11,6 +11,8 @@ from shared_data import SHARED, needs_shared_data
 from flows.config import checked, with_overrides
 from flows.results import latest_variants, summary_of
 
+pytestmark = pytest.mark.slow
+
 # The quickstart's world once more, with a model that can answer at all, and a reward that pays for saying nothing.
 SILENCE = {
     "algorithm": "rloo",

@@ -131,10 +131,14 @@ def test_what_passes_is_tried_again_alone_and_changes_nothing(home, troubled, tm
     assert home.digests("troubled") == home.digests("untroubled")
 
 
+# It would be the first to ask for scores.
+NO_PRETRAINING = ("--set", "critic_pretraining=null")
+
+
 def test_what_does_not_pass_fails_at_once_with_its_reason_on_the_task(home, troubled, tmp_path):
     (tmp_path / "sitecustomize.py").unlink()
     rewards = REWARDS.replace("reward_service:score", "reward_service:broken")
-    done = home.rounds("run", TINY, "--name", "broken", *SMALL, rewards, env=troubled, code=2)
+    done = home.rounds("run", TINY, "--name", "broken", *SMALL, rewards, *NO_PRETRAINING, env=troubled, code=2)
     reason = "rewards.service: reward_service:broken raised KeyError: 'no such column'; mend it and run again"
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
