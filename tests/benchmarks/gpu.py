@@ -1,6 +1,7 @@
 """The sampler and the update on an accelerator, against what its memory and its matrix units allow.
 
-    python tests/benchmarks/gpu.py [--device cuda] [--sizes 0.5B …] [--batch B …] [--repeat N] [--out FILE.json] [--readme]
+    python tests/benchmarks/gpu.py [--device cuda] [--sizes 0.5B …] [--batch B …] [--repeat N]
+        [--head-dtype float32] [--out FILE.json] [--readme]
 
 Needs torch and transformers alone: Qwen-style models with random weights, no files, no network. Each measurement has a
 process of its own. The sampler's floor is the time in which the memory gives out the weights once a step, and the keys and
@@ -86,7 +87,7 @@ def peak_memory(device):
     return torch.cuda.max_memory_allocated() if device == "cuda" else harness.peak_memory()
 
 
-def sampler(size, device, batch, repeat):
+def sampler(size, device, batch, repeat, head_dtype):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -97,7 +98,7 @@ def sampler(size, device, batch, repeat):
         model = AutoModelForCausalLM.from_config(config).eval()
     prompts = Ragged.from_rows(torch.randint(config.vocab_size, (batch, PROMPT)), torch.int64)
     settings = SamplingConfig(max_new_tokens=LENGTH)
-    policy = InPrecision(model, torch.bfloat16)
+    policy = InPrecision(model, torch.bfloat16, getattr(torch, head_dtype))
     seconds = timed(lambda: sample(policy, prompts, sampling=settings, seeds=list(range(batch))), device, repeat)
     weights = 2 * sum(p.numel() for p in model.parameters())
     head_size = config.hidden_size // config.num_attention_heads
@@ -107,7 +108,7 @@ def sampler(size, device, batch, repeat):
     return {"seconds": seconds, "tokens": batch * LENGTH, "floor": floor, "peak": peak_memory(device)}
 
 
-def update(size, device, batch, repeat):
+def update(size, device, batch, repeat, head_dtype):
     import torch
     from torch import nn
     from transformers import AutoModel, AutoModelForCausalLM
@@ -135,7 +136,7 @@ def update(size, device, batch, repeat):
         policy=torch.optim.AdamW(policy.parameters(), 1e-6, fused=True),
         critic=torch.optim.AdamW([*body.parameters(), *head.parameters()], 1e-6, fused=True),
     )
-    models = InPrecision(policy, torch.bfloat16), InPrecision(critic, torch.bfloat16)
+    models = InPrecision(policy, torch.bfloat16, getattr(torch, head_dtype)), InPrecision(critic, torch.bfloat16)
     settings = PPOConfig(epochs=1, num_minibatches=4)
     seconds = timed(lambda: ppo_update(*models, optimizers, rollouts, settings, seed=0), device, repeat)
     layers = sum(p.numel() for name, p in body.named_parameters() if name.startswith("layers"))
@@ -158,18 +159,20 @@ def main():
     parser.add_argument("--sizes", nargs="*", default=["0.5B", "1.5B"], choices=SIZES)
     parser.add_argument("--batch", nargs="*", type=int, default=[32, 256])
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--head-dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--readme", action="store_true")
     parser.add_argument("--part", choices=["sampler", "update"])
     given = parser.parse_args()
     if given.part:
         measure = {"sampler": sampler, "update": update}[given.part]
-        print(json.dumps(measure(given.sizes[0], given.device, given.batch[0], given.repeat)))
+        print(json.dumps(measure(given.sizes[0], given.device, given.batch[0], given.repeat, given.head_dtype)))
         return
     rows, results = [], []
     for size in given.sizes:
         for batch in given.batch:
             place = ("--device", given.device, "--sizes", size, "--batch", batch, "--repeat", given.repeat)
+            place += ("--head-dtype", given.head_dtype)
             found = {part: harness.child(Path(__file__), "--part", part, *place) for part in ("sampler", "update")}
             drawn, trained = found["sampler"], found["update"]
             rows.append(
@@ -197,7 +200,8 @@ def main():
         "GiB",
     ]
     text = (
-        f"{harness.in_words(harness.machine())}; prompts and responses of {PROMPT} tokens, medians of {given.repeat}.\n\n"
+        f"{harness.in_words(harness.machine())}; prompts and responses of {PROMPT} tokens, the head in "
+        f"{given.head_dtype}, medians of {given.repeat}.\n\n"
         f"{harness.table(titles, rows)}"
     )
     print(text)
