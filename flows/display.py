@@ -140,7 +140,8 @@ class Display(Observer, AbstractContextManager["Display"]):
         here = (call.place.round, call.place.iteration)
         of_round = merged(self._metrics.get((here[0], 0), []))
         if not call.place.iteration:
-            return warnings_of_round(here[0], of_round)
+            history, _ = rows_of(self._metrics)
+            return warnings_of_round(here[0], of_round, [row for row in history if row["round"] == here[0]])
         iterations = sorted(place for place in self._metrics if place[1] and place <= here)
         needed = dict.fromkeys([*iterations[:1], *iterations[-NEEDED:]])
         rows, _ = rows_of({place: self._metrics[place] for place in needed})

@@ -38,6 +38,8 @@ class Seen:
     """The iterations up to the one that is judged, in order; the run's first and the last ``NEEDED`` are enough."""
     of_round: Row
     """What was measured once in the round: reward model, evaluation."""
+    led_here: Sequence[Row] = ()
+    """At the end of a round its iterations, which nothing is judged of any more, but a cause may lie in them."""
 
     @property
     def now(self) -> Row:
@@ -212,13 +214,14 @@ def before_the_falls(seen: Seen, name: str) -> Measured | None:
 
 
 def rate(seen: Seen) -> str:
-    now = seen.now.get("update/learning_rate")
+    now = (seen.rows or seen.led_here or (seen.now,))[-1].get("update/learning_rate")
     return "optimizers.learning_rate" + (f" (now {now:.2g})" if now is not None else "")
 
 
 def steps_are_too_large(seen: Seen) -> str:
     """The cause that goes before others, where the latest updates moved the policy far; else nothing."""
-    highest = max((row.get("update/approx_kl", 0.0) for row in seen.rows[-NEEDED:]), default=0.0)
+    latest = seen.rows[-NEEDED:] or seen.led_here
+    highest = max((row.get("update/approx_kl", 0.0) for row in latest), default=0.0)
     if highest <= HIGH_APPROX_KL:
         return ""
     return (
@@ -406,9 +409,9 @@ def warnings_at(rows: Sequence[Row], of_round: Row) -> list[RunWarning]:
     return [found for rule in PER_ITERATION for found in rule.broken_by(seen)]
 
 
-def warnings_of_round(number: int, of_round: Row) -> list[RunWarning]:
-    """What was measured once in a round and is out of range: reward model, evaluation."""
-    seen = Seen(rows=(), of_round={**of_round, "round": number})
+def warnings_of_round(number: int, of_round: Row, led_here: Sequence[Row] = ()) -> list[RunWarning]:
+    """What was measured once in a round and is out of range, reward model and evaluation; ``led_here`` are its iterations."""
+    seen = Seen(rows=(), of_round={**of_round, "round": number}, led_here=led_here)
     return [found for rule in PER_ROUND for found in rule.broken_by(seen)]
 
 
@@ -424,7 +427,7 @@ def diagnose(history: Sequence[Row], rounds: Mapping[int, Row]) -> list[RunWarni
         for position, row in enumerate(history):
             if row["round"] == number:
                 found += warnings_at(history[: position + 1], of_round)
-        found += warnings_of_round(number, of_round)
+        found += warnings_of_round(number, of_round, [row for row in history if row["round"] == number])
     return once_each(found)
 
 

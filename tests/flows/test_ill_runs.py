@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SILENCE = {
     "algorithm": "rloo",
     "rounds": 1,
-    "iterations": 6,
+    "iterations": 8,
     "model.from_scratch.hidden_size": 32,
     "model.from_scratch.intermediate_size": 64,
     "data.preferences": [],
@@ -69,9 +69,9 @@ def silence(learning_rate):
 
 @pytest.mark.timeout(900)
 def test_a_policy_that_collapses_to_empty_responses_is_not_just_reported_as_a_gain(tmp_path):
-    summary, first, history = run_to_the_end(tmp_path, silence(0.01))
+    summary, first, history = run_to_the_end(tmp_path, silence(0.004))
     assert summary["evaluation/score_gain"] > 1
-    assert summary["evaluation/empty_share"] > 0.1
+    assert summary["evaluation/empty_share"] > 0.5
     # From the first update on, and then for what it leads to.
     assert first["update/approx_kl"] == 1
     assert first["rollouts/response_length"] <= 6
@@ -82,7 +82,8 @@ def test_a_policy_that_collapses_to_empty_responses_is_not_just_reported_as_a_ga
     assert history[0]["health/warnings"] == 1.0
     assert history[-1]["health/warnings"] >= 2.0
     advice = {warning["metric"]: warning["advice"] for warning in summary["warnings"]}
-    assert "lower optimizers.learning_rate" in advice["rollouts/empty_share"]
+    for name in ("rollouts/empty_share", "evaluation/empty_share"):
+        assert "lower optimizers.learning_rate (now 0.004) first" in advice[name]
 
 
 @pytest.mark.timeout(900)

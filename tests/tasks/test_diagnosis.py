@@ -265,6 +265,18 @@ def test_a_healthy_evaluation_says_nothing():
     assert diagnose(a_run(0.0, metric="update/approx_kl"), {1: metrics}) == []
 
 
+def test_short_answers_at_the_end_have_their_cause_in_the_updates_that_led_there():
+    ended = {1: {"evaluation/response_length": 4.0, "evaluation/reference_response_length": 10.0}}
+    for approx_kl, advice in (
+        (0.08, "lower optimizers.learning_rate (now 0.01) first"),
+        (0.02, "raise advantages.kl_coef"),
+    ):
+        history = a_run(0.0, approx_kl, 0.0, 0.0, 0.0, metric="update/approx_kl", update__learning_rate=0.01)
+        (warning,) = diagnose(history, ended)
+        assert (warning.metric, warning.iteration) == ("evaluation/response_length", None)
+        assert advice in warning.advice
+
+
 # All together
 
 
