@@ -410,7 +410,7 @@ def warnings_at(rows: Sequence[Row], of_round: Row) -> list[RunWarning]:
 
 
 def warnings_of_round(number: int, of_round: Row, led_here: Sequence[Row] = ()) -> list[RunWarning]:
-    """What was measured once in a round and is out of range, reward model and evaluation; ``led_here`` are its iterations."""
+    """What was measured once in a round, by reward model and evaluation; ``led_here`` are its iterations."""
     seen = Seen(rows=(), of_round={**of_round, "round": number}, led_here=led_here)
     return [found for rule in PER_ROUND for found in rule.broken_by(seen)]
 
