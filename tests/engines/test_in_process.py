@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import differences, draw, files, furthest, moved, three_iterations
+from runs import differences, draw, files, furthest, moved, three_iterations, tokens
 
 from tasks import responses
 from tasks.errors import UnhealthyError
@@ -19,6 +19,7 @@ def test_a_tied_model_is_right_after_each_push_with_temperature_and_several_samp
         settings = {"lora_base": None, "dtype": torch.float32, "temperature": 0.7, "trust_remote_code": False}
         with vllm_in_process(resident, files(models / name, tmp_path), **settings) as engine:
             batch = draw(engine, samples_per_prompt=2, temperature=0.7)
+            assert max(map(max, tokens(draw(engine, suppress_token_ids=tuple(range(100, 300)))))) < 100
         assert furthest(batch, models / name, temperature=0.7) < ROUNDING, name
     # Without its head, that of before stays: the fault that the explicit head is for.
     with vllm_in_process(resident, files(models / "other_tied", tmp_path, with_head=False), **settings) as engine:

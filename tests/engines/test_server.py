@@ -100,6 +100,14 @@ def test_stop_strings_and_stop_ids_end_a_response_as_they_do_without_a_server(ti
     assert furthest(batch, models / "tied") < ROUNDING
 
 
+def test_ids_that_are_no_tokens_are_never_drawn(tied, models, tmp_path):
+    never = tuple(range(100, 300))
+    with vllm_server(tied.url, files(models / "tied", tmp_path)) as engine:
+        plain, batch = draw(engine, max_new_tokens=24), draw(engine, max_new_tokens=24, suppress_token_ids=never)
+    assert max(map(max, tokens(plain))) >= 100
+    assert max(map(max, tokens(batch))) < 100
+
+
 # Runs
 
 
@@ -157,6 +165,8 @@ def test_three_iterations_over_an_untied_model(serving, models, tmp_path):
     for name in ("other_untied", "untied"):
         with vllm_server(server.url, files(models / name, tmp_path)) as engine:
             assert furthest(draw(engine), models / name) < ROUNDING
+            # Not drawn, and yet a part of the distribution that the log-probabilities are of, as in the trainer.
+            assert furthest(draw(engine, suppress_token_ids=tuple(range(100, 300))), models / name) < ROUNDING
     address = f"execution.engine_server={server.url}"
     with pytest.raises(ServerError, match="gives log-probabilities before temperature; start the server with"):
         three_iterations(tmp_path, "hot", models / "untied", address, "rollouts.sampling.temperature=0.7")
