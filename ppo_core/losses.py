@@ -65,6 +65,8 @@ def policy_loss(
 
     - ``clipfrac``: share of tokens whose objective the clip lowers (the dual clip does not count);
     - ``approx_kl`` (k3) and ``k1_kl``: estimates of KL(rollout policy || new policy), whose sampler drew the tokens;
+    - ``approx_kl_variance``: that of ``approx_kl`` from above, ``sum over responses of (sum of its k3)^2 / num_tokens^2``:
+      responses are drawn independently, the tokens of one are not;
     - ``ratio_mean``: mean ratio;
     - ``ratio_max_deviation``: largest ``|ratio - 1|``. A maximum: unlike the others it does not add up.
     """
@@ -227,8 +229,10 @@ def _ratio_stats(new_logprobs: Tensor, logprobs: Tensor, response_mask: Tensor, 
     def mean(terms: Tensor) -> Tensor:
         return aggregate_loss(terms, response_mask, num_tokens=num_tokens)
 
+    k3 = kl_estimate(logprobs, new_logprobs, "k3")
     return {
-        "approx_kl": mean(kl_estimate(logprobs, new_logprobs, "k3")),
+        "approx_kl": mean(k3),
+        "approx_kl_variance": k3.sum(dim=-1).square().sum() / num_tokens**2,
         "k1_kl": mean(kl_estimate(logprobs, new_logprobs, "k1")),
         "ratio_mean": mean(deviations + 1),
         "ratio_max_deviation": deviations.abs().max(),

@@ -44,6 +44,8 @@ class UpdateStats:
     """Entropy of the policy's next-token distribution at response tokens, at the sampling temperature."""
     approx_kl: float | None = None
     """k3 estimate of KL(rollout policy || policy before the minibatch's step), per token."""
+    approx_kl_stderr: float | None = None
+    """Its standard error, from responses, which alone are independent: k3 has a heavy tail, and one token can make it."""
     k1_kl: float | None = None
     """The same by k1, which may be negative."""
     clipfrac: float | None = None
@@ -262,6 +264,9 @@ def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
         names = ["policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm"]
         names += ["importance_mean", "importance_capped"]
         found |= {name: policy.mean(name) for name in names}
+        # The minibatches of an epoch have different responses, and each epoch has the same ones again.
+        num_apart = len(policy.minibatches) / policy.epochs
+        found["approx_kl_stderr"] = math.sqrt((policy.mean("approx_kl_variance") or 0.0) / num_apart)
         found["first_minibatch_ratio_deviation"] = policy.minibatches[0]["ratio_max_deviation"]
         found["policy_epochs"] = policy.epochs
         found["num_optimizer_steps"] = len(policy.minibatches)

@@ -119,6 +119,8 @@ def expected_ratio_statistics(rows, num_tokens):
     return {
         # The rollout policy drew the tokens: it stands first in the divergence.
         "approx_kl": aggregate(lambda new, old, _: reference.estimate(old, new, "k3"), rows, num_tokens),
+        "approx_kl_variance": sum(sum(reference.estimate(old, new, "k3") for new, old, _ in row) ** 2 for row in rows)
+        / (num_tokens or sum(map(len, rows))) ** 2,
         "k1_kl": aggregate(lambda new, old, _: reference.estimate(old, new, "k1"), rows, num_tokens),
         "ratio_mean": aggregate(lambda new, old, _: math.exp(new) / math.exp(old), rows, num_tokens),
         "ratio_max_deviation": max(abs(math.exp(new) / math.exp(old) - 1) for row in rows for new, old, _ in row),

@@ -1,5 +1,6 @@
 """One step of an update against its formulas, written out token by token."""
 
+import itertools
 import math
 
 import pytest
@@ -123,6 +124,11 @@ def test_statistics_of_one_step_equal_their_definitions():
     )
     assert stats.value_loss == pytest.approx(reference.mean(value_errors), abs=1e-9)
     assert stats.approx_kl == pytest.approx(reference.mean([reference.estimate(o, n, "k3") for n, o, _ in triples]))
+    ends = batch.responses.offsets.tolist()
+    of_responses = [
+        sum(reference.estimate(o, n, "k3") for n, o, _ in triples[start:end]) for start, end in itertools.pairwise(ends)
+    ]
+    assert stats.approx_kl_stderr == pytest.approx(math.sqrt(sum(x**2 for x in of_responses)) / len(tokens))
     assert stats.k1_kl == pytest.approx(reference.mean([o - n for n, o, _ in triples]))
     assert stats.clipfrac == pytest.approx(
         reference.mean([float(reference.policy_clip_binds(*x, 0.1, 0.3)) for x in triples])
@@ -136,6 +142,19 @@ def test_statistics_of_one_step_equal_their_definitions():
     assert stats.first_minibatch_ratio_deviation == pytest.approx(max(abs(r - 1) for r in ratios))
     assert stats.entropy == pytest.approx(reference.mean([reference.entropy(z) for z in z_of_token]))
     assert stats.explained_variance == pytest.approx(0.75)
+
+
+def test_more_epochs_over_the_same_responses_do_not_make_the_kl_better_known_and_more_minibatches_do():
+    def found(**settings):
+        world = World(policy_lr=0.0)
+        heard = []
+        stats = world.update(batch=world.off_policy(), before_step=heard.append, **settings)
+        return stats.approx_kl_stderr, [minibatch.values["approx_kl_variance"] for minibatch in heard]
+
+    once, _ = found(epochs=1, num_minibatches=1)
+    assert found(epochs=3, num_minibatches=1)[0] == pytest.approx(once)
+    halves, variances = found(epochs=1, num_minibatches=2)
+    assert halves == pytest.approx(math.sqrt(sum(variances)) / 2)
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean"])
