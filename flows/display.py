@@ -132,7 +132,8 @@ class Display(Observer, AbstractContextManager["Display"]):
         text = headline(call.stage, manifest.metrics)
         if GAIN in manifest.metrics:
             found = [w for w in diagnose(*rows_of(self._metrics)) if w.round == call.place.round]
-            text += f", {len(found)} warning{'s' * (len(found) != 1)}" if found else ""
+            count = f"{len(found)} warning{'s' * (len(found) != 1)}" if found else ""
+            text = ", ".join(filter(None, (text, count)))
         return text
 
     def _warnings(self, call: StageCall) -> list[RunWarning]:

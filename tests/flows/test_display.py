@@ -122,7 +122,7 @@ def test_what_leaves_its_healthy_range_is_told_once_when_it_is_first_seen(ill):
 
 
 def test_the_line_with_a_gain_counts_the_warnings_of_its_round(ill, tmp_path):
-    gains = [(call, ref) for call, ref in ill if call.stage == "evaluate_policy"]
+    gains = [(call, ref) for call, ref in ill if call.stage in ("evaluate_policy", "report_round")]
     for _, ref in gains:
         manifest = ref.directory / "manifest.json"
         written = json.loads(manifest.read_text())
@@ -132,6 +132,7 @@ def test_the_line_with_a_gain_counts_the_warnings_of_its_round(ill, tmp_path):
     lines = [line for line in stream.getvalue().splitlines() if "evaluate policy: finished" in line]
     assert [line.endswith(", 1 warning") for line in lines] == [False, True]
     assert all("gain 0.50" in line for line in lines)
+    assert ", , " not in stream.getvalue()
 
 
 def test_a_failure_that_ends_the_run_is_left_to_the_command(planned):
