@@ -41,11 +41,6 @@ PPO_CORE: Table = [
         ],
     ),
     (
-        "ppo_core/update.py",
-        "tests/ppo_core/test_importance.py",
-        [],
-    ),
-    (
         "ppo_core/losses.py",
         "tests/ppo_core/test_losses.py",
         [
@@ -86,6 +81,8 @@ PPO_CORE: Table = [
             # the statistics of policy_loss and pg_loss
             ("torch.expm1(new_logprobs - logprobs)", "torch.expm1(logprobs - new_logprobs)"),
             ('kl_estimate(logprobs, new_logprobs, "k3")', 'kl_estimate(new_logprobs, logprobs, "k3")'),
+            ("k3.sum(dim=-1).square().sum()", "k3.square().sum()"),
+            ("/ num_tokens**2", "/ num_tokens"),
             ('kl_estimate(logprobs, new_logprobs, "k1")', 'kl_estimate(new_logprobs, logprobs, "k1")'),
             ("mean(deviations + 1)", "mean(deviations)"),
             ("deviations.abs().max()", "deviations.max()"),
@@ -593,6 +590,8 @@ PPO_CORE: Table = [
         "ppo_core/update.py",
         "tests/ppo_core/test_update.py tests/ppo_core/test_update_formulas.py tests/ppo_core/test_laws.py",
         [
+            ("len(policy.minibatches) / policy.epochs", "len(policy.minibatches)"),
+            ("len(policy.minibatches) / policy.epochs", "1"),
             # ppo_update
             ("config.critic_epochs or config.epochs", "config.epochs"),
             ("max_grad_norm=config.critic_max_grad_norm", "max_grad_norm=config.max_grad_norm"),
@@ -1275,6 +1274,8 @@ TASKS: Table = [
             ("if not sign * (now.value - limit.value) <= margin:", "if sign * (now.value - limit.value) > margin:"),
             ("margin = self.z * math.hypot(now.stderr, limit.stderr)", "margin = self.z * now.stderr"),
             ("margin = self.z * math.hypot(now.stderr, limit.stderr)", "margin = 0.0"),
+            ("latest = seen.rows[-NEEDED:] or seen.led_here", "latest = seen.rows[-NEEDED:]"),
+            ("(seen.rows or seen.led_here or (seen.now,))[-1]", "seen.now"),
             ("== (1, 1)", "!= (0, 0)"),
             ("share * found.value + plus", "share * found.value"),
             ("b == (a[0], a[1] + 1)", "b[1] == a[1] + 1"),
