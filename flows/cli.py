@@ -535,13 +535,16 @@ def clean(
 
 @app.command()
 def up(ctx: typer.Context) -> None:
-    """Start the Prefect server of this home, if it does not run yet."""
+    """Start the Prefect server of this home, if it does not run yet, and say how to log in to its pages."""
     from tasks import settings
 
     settings.quieten(hub=False)
     from flows import servers
 
-    print(servers.ensure_prefect(ctx.obj).removesuffix("/api"))
+    url = servers.ensure_prefect(ctx.obj)
+    print(url.removesuffix("/api"))
+    if url == servers.running_server(ctx.obj):
+        print(f"log in with: {servers.auth_string(ctx.obj)}")
 
 
 @app.command()

@@ -4,7 +4,6 @@ They are kept here and not in Prefect alone, so that a server that is new, or lo
 """
 
 import asyncio
-import fcntl
 import os
 import zoneinfo
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,8 @@ from typing import Any
 from flows.arrivals import limited_patterns, next_step
 from flows.config import RunConfig, checked, dump
 from flows.launch import prepared
-from flows.workspace import Run, exclusive, require_name
+from flows.locks import exclusive, is_locked
+from flows.workspace import Run, require_name
 from tasks import settings
 from tasks.errors import ConfigError, RunError
 from tasks.store import read_json, write_json
@@ -151,11 +151,4 @@ def served_alone(home: Path) -> Iterator[None]:
 
 def is_served(home: Path) -> bool:
     """Whether some process serves this home now."""
-    try:
-        with (directory_of(home) / "serve.lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(directory_of(home) / "serve.lock")

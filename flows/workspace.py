@@ -1,6 +1,5 @@
 """Runs on disk: where they lie, what they are called, who is working on one."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -10,15 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from flows.config import RunConfig, checked, dump
+from flows.locks import exclusive, is_locked
 from tasks.errors import RunError
 from tasks.store import Store, read_json, write_json
 
 RUN_FILE = "run.json"
 FORMAT = 1
-PATIENCE_S = 0.5
 
 
 class Run:
@@ -87,15 +86,7 @@ class Run:
 
     def is_in_progress(self) -> bool:
         """Whether some process works on this run now."""
-        try:
-            with (self.root / "lock").open() as stream:
-                # Shared, so that any number may ask at once, and nothing is written into the lock of another.
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.root / "lock")
 
     def is_empty(self) -> bool:
         """Whether no stage has ever committed."""
@@ -103,20 +94,6 @@ class Run:
 
     def remove(self) -> None:
         shutil.rmtree(self.root)
-
-
-def exclusive(stream: IO[str]) -> bool:
-    """Lock this file for this process alone, unless another one keeps it: who only asks lets go of it at once."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
 
 
 def require_name(name: str) -> None:

@@ -342,10 +342,7 @@ class Server:
         return self.process.wait(60)
 
     def ask(self, path, body=None, method=None):
-        url = json.loads((self.home.path / "prefect" / "server.json").read_text())["url"]
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"content-type": "application/json"}
-        request = urllib.request.Request(f"{url}/{path}", data=data, headers=headers, method=method)
+        request = self.home.request(path, body, method)
         for _ in range(20):
             try:
                 with urllib.request.urlopen(request, timeout=30) as response:
