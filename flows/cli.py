@@ -604,7 +604,7 @@ def schedule(
 
             table = plain_table("schedule", "cron", "time zone", "next")
             for item in found:
-                table.add_row(item.name, item.cron, item.timezone, f"{item.next_time():%Y-%m-%d %H:%M}")
+                table.add_row(item.name, item.cron, item.timezone, item.next_time())
             show(table)
         else:
             print(f"{ctx.obj} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
@@ -620,7 +620,7 @@ def schedule(
     if as_json:
         print_json(asdict(made))
     else:
-        print(f"{made.name}: {made.cron} ({made.timezone}), next at {made.next_time():%Y-%m-%d %H:%M}")
+        print(f"{made.name}: {made.cron} ({made.timezone}), next at {made.next_time()}")
     if not growing_patterns(loaded.data):
         say("note: no data is named by a pattern such as preferences/*.jsonl, so none can arrive after the first run")
     if not is_served(ctx.obj):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import State, flow, get_client
+from prefect import Flow, State, flow, get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
@@ -40,6 +40,7 @@ from flows.arrivals import next_step
 from flows.config import RunConfig, checked
 from flows.display import LineDisplay
 from flows.launch import only_our_words, prepared
+from flows.limits import require_within
 from flows.plan import Plan
 from flows.publish import in_a_sentence
 from flows.schedules import Schedule, find_schedule, list_schedules
@@ -78,8 +79,11 @@ def scheduled_rounds(run: str, config: RunConfig) -> State[Any]:
     with only_our_words():
         try:
             home = settings.home_directory(None)
-            os.chdir(find_schedule(home, this_deployment.name).directory)
-            state = go_on(home, run, checked(dict(config), where="config"), log)
+            schedule = find_schedule(home, this_deployment.name)
+            os.chdir(schedule.directory)
+            asked_for = checked(dict(config), where="config")
+            require_within(asked_for, schedule)
+            state = go_on(home, run, asked_for, log)
         except (UserError, TransientError) as error:
             state = Failed(message=str(error))
         except StageError as error:
@@ -292,7 +296,15 @@ def serve(home: Path, tell: Tell) -> None:
         raise KeyboardInterrupt
 
 
+async def our_flow(flow_run: FlowRun) -> Flow[..., Any]:
+    """The flow of every flow run: Prefect would load the code that the server names, to look for hooks in it."""
+    del flow_run
+    return scheduled_rounds
+
+
 async def serve_until_told(home: Path, tell: Tell) -> signal.Signals:
+    # Whatever the server says by then that a deployment of ours executes.
+    settings.execute_only(f"{__name__}.{scheduled_rounds.fn.__name__}")
     runner = Runner(name=TAG, query_seconds=POLL_S, pause_on_shutdown=False, limit=None)
     served = Served(home, runner)
     await served.tidy()
@@ -305,6 +317,8 @@ async def serve_until_told(home: Path, tell: Tell) -> signal.Signals:
     start_what_is_due = runner._get_and_submit_flow_runs
     problem = ""
     async with runner:
+        assert runner._hook_runner is not None
+        runner._hook_runner._resolve_flow = our_flow
         while True:
             with suppress(TimeoutError):
                 number = await asyncio.wait_for(told.get(), POLL_S)

@@ -111,7 +111,7 @@ def serve(listening: socket.socket, url: str, secret: str) -> None:
 
     app = Guard(create_app(final=True), url, secret)
     # Lines of every request are no use, and would name what is asked for.
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 

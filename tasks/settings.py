@@ -143,6 +143,11 @@ def serve_from(home: Path) -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def execute_only(entrypoint: str) -> None:
+    """Have the processes of served runs execute this flow, by its import path, whatever the server names."""
+    os.environ["PREFECT__FLOW_ENTRYPOINT"] = entrypoint
+
+
 def engine_api_key() -> str | None:
     """The key that the server in ``execution.engine_server`` wants, if it wants one."""
     return os.environ.get("ROUNDS_ENGINE_API_KEY")
