@@ -187,10 +187,11 @@ def run(
     loaded = load_config(config, set_ or [])
     settings.quieten(hub=loaded.needs_hub())
     from flows.launch import prepared, start
+    from flows.workspace import named_run
 
-    chosen = Path(config).stem if name is None else name
-    plan = prepared(ctx.obj, chosen, loaded)
-    finish(start(ctx.obj, chosen, loaded, plan), loaded, as_json=as_json)
+    chosen = named_run(ctx.obj, Path(config).stem if name is None else name)
+    plan = prepared(chosen, loaded)
+    finish(start(chosen, loaded, plan), loaded, as_json=as_json)
 
 
 def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
@@ -340,12 +341,12 @@ def rerun(
 
     if from_ is None and (round is not None or iteration is not None):
         raise ConfigError("--round and --iteration say where --from begins; name the stage with --from too")
-    plan = prepared(found.home, found.name, config)
+    plan = prepared(found, config)
     forced = forced_by(plan, from_, round=round, iteration=iteration) if from_ is not None else []
     if dry_run:
         show_steps(found, plan, forced, as_json=as_json)
     else:
-        finish(start(found.home, found.name, config, plan, force=[p.key for p in forced]), config, as_json=as_json)
+        finish(start(found, config, plan, force=[p.key for p in forced]), config, as_json=as_json)
 
 
 def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bool) -> None:

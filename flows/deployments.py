@@ -44,7 +44,7 @@ from flows.limits import require_within
 from flows.plan import Plan
 from flows.publish import in_a_sentence
 from flows.schedules import Schedule, find_schedule, list_schedules
-from flows.workspace import Run, create_or_open
+from flows.workspace import create_or_open, named_run
 from tasks import settings
 from tasks.errors import RunError, TransientError, UserError
 from tasks.retry import StageError
@@ -113,7 +113,7 @@ def go_on(home: Path, name: str, config: RunConfig, log: "FlowRunLog") -> State[
         log.line(step.what)
         if step.config is None:
             return Completed(message=step.what)
-        plan = prepared(home, name, step.config)
+        plan = prepared(run, step.config)
         run.set_config(step.config)
         run.store.sweep()
         with LogDisplay(plan, log) as display:
@@ -225,6 +225,13 @@ def home_tag(home: Path) -> str:
     return f"home-{digest_text(f'{os.uname().nodename}:{home}')[:8]}"
 
 
+def works_on_run(home: Path, flow_run: FlowRun) -> bool:
+    """Whether some process works on the run that a flow run names."""
+    with suppress(RunError):
+        return named_run(home, str(flow_run.parameters.get("run"))).is_in_progress()
+    return False
+
+
 class Served:
     """The deployments of a home on the server, kept as its schedules are."""
 
@@ -264,7 +271,7 @@ class Served:
                 return await client.read_flow_runs(flow_run_filter=chosen, deployment_filter=mine)
 
             for flow_run in await found(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
-                if not Run(self._home / "runs" / str(flow_run.parameters.get("run"))).is_in_progress():
+                if not works_on_run(self._home, flow_run):
                     message = "its process ended without a word; the next run, or Retry, goes on"
                     await client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)
             for flow_run in all_but_latest(await found(StateType.SCHEDULED)):

@@ -4,13 +4,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows import servers
 from flows.config import RunConfig
 from flows.display import display_for
 from flows.plan import Plan, make_plan
-from flows.workspace import RUN_FILE, Run, create_or_open
+from flows.workspace import RUN_FILE, Run
 from tasks import settings
 from tasks.errors import UserError
 from tasks.retry import StageError
@@ -31,12 +30,12 @@ class Outcome:
     """Whether a Prefect server went away; its client would try for minutes to tell it the rest."""
 
 
-def prepared(home: Path, name: str, config: RunConfig) -> Plan:
+def prepared(run: Run, config: RunConfig) -> Plan:
     """The plan of a run that may not exist yet, so that a mistake is told before anything is written."""
     for field, reward in named_rewards(config):
         if reward.function is not None:
             reward_function(reward.function, field=f"{field}.function")
-    return make_plan(Run(home / "runs" / name), config)
+    return make_plan(run, config)
 
 
 def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
@@ -48,10 +47,10 @@ def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
     ]
 
 
-def start(home: Path, name: str, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
+def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
     require_available(config.rollouts.engine, config.execution.engine_server)
-    run = create_or_open(home, name)
+    run.make_directory()
     is_new = not (run.root / RUN_FILE).exists()
     try:
         with run.locked():

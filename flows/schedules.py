@@ -17,7 +17,7 @@ from flows.arrivals import limited_patterns, next_step
 from flows.config import RunConfig, checked, dump
 from flows.launch import prepared
 from flows.locks import exclusive, is_locked
-from flows.workspace import Run, require_name
+from flows.workspace import named_run, require_name
 from tasks import settings
 from tasks.errors import ConfigError, RunError
 from tasks.store import read_json, write_json
@@ -98,9 +98,10 @@ def require_schedulable(home: Path, name: str, config: RunConfig) -> None:
             f"{limited[0]}: a limit counts over all files of a pattern, but a schedule reads each file when it arrives; "
             "leave out limit"
         )
-    step = next_step(Run(home / "runs" / name), config)
+    run = named_run(home, name)
+    step = next_step(run, config)
     if step.config is not None:
-        prepared(home, name, step.config)
+        prepared(run, step.config)
 
 
 def local_timezone() -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -358,6 +359,19 @@ def test_a_dry_run_touches_nothing(rounds, home):
     assert sum(step["executes"] for step in found["stages"]) == 7
     assert found["expected_seconds"] == 10.5
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_finished_run_has_nothing_to_execute_by_whatever_path_it_is_reached(rounds, home, tmp_path):
+    (tmp_path / "link").symlink_to(home / "runs" / "fake")
+    (tmp_path / "home" / "runs").mkdir(parents=True)
+    (tmp_path / "home" / "runs" / "linked").symlink_to(home / "runs" / "fake")
+    (tmp_path / "backup").mkdir()
+    shutil.copytree(home / "runs" / "fake", tmp_path / "backup" / "monday")
+    reached = [(tmp_path / "link", home), ("linked", tmp_path / "home"), (tmp_path / "backup" / "monday", home)]
+    for name, at in reached:
+        told = rounds("rerun", name, "--dry-run", at=at).stdout.splitlines()[-1]
+        assert told.startswith("execute 0, reuse 35"), (name, told)
+        assert "finished" in rounds("status", name, at=at).stdout.splitlines()[0]
 
 
 def test_a_rerun_raises_generations_before_anything_executes_and_keeps_the_settings(rounds, tmp_path, monkeypatch):
