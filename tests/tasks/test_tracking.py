@@ -375,6 +375,8 @@ def located(home: Path) -> set[str]:
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
 def test_a_home_that_is_moved_or_copied_logs_beside_its_own_database(home, run, tmp_path, how):
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
     first = replace(run, rounds=run.rounds[:1], policy=None, policy_digest="")
     Tracking(home, EXPERIMENT).publish(first)
     before = sorted(path.relative_to(home) for path in home.rglob("*"))
@@ -383,6 +385,8 @@ def test_a_home_that_is_moved_or_copied_logs_beside_its_own_database(home, run, 
         home.rename(there)
     else:
         shutil.copytree(home, there)
+    # Another process would not remember where artifacts of a run went before.
+    _artifact_repos_cache.clear()
     published = Tracking(there, EXPERIMENT).publish(run)
     assert located(there) == {(there / "mlflow" / "artifacts").as_uri()}
     assert (there / "mlflow" / "artifacts" / published.run_id / "artifacts" / "model" / "config.json").exists()
