@@ -11,7 +11,7 @@ from flows.display import display_for
 from flows.plan import Plan, make_plan
 from flows.workspace import RUN_FILE, Run
 from tasks import settings
-from tasks.errors import UserError
+from tasks.errors import TransientError, UserError
 from tasks.retry import StageError
 from tasks.reward_functions import reward_function
 from tasks.rewards import RewardConfig
@@ -69,14 +69,18 @@ def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ())
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run all rounds with live progress; raises ``StageError``."""
     asked_for = settings.prefect_api_url()
-    url = servers.ensure_prefect(run.home)
+    try:
+        url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
+    except TransientError:
+        url = None
+        servers.use_embedded(run.home, None)
     # Prefect reads where its server is when it is imported.
     from flows.rlhf import run_rounds
 
     with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
-        if asked_for not in (None, url):
+        if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
-        unreported = run_rounds(run, config, display)
+        unreported = run_rounds(run, config, display, awaits_server=url is None)
     reports = [display.reports[number] for number in sorted(display.reports)]
     return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
 

@@ -24,10 +24,12 @@ from flows.locks import is_locked
 from flows.server_guard import IDENTITY_PATH, proof_of
 from flows.server_process import AUTH_FILE, STATE_FILE, identity, place_of
 from tasks import settings
-from tasks.errors import RunError, TransientError, UserError
+from tasks.errors import TransientError
 
 START_S = 120.0
 """So long ``rounds up`` and ``rounds serve`` wait for a server that starts; its first start makes a database."""
+PATIENCE_S = 30.0
+"""So long a run waits before it begins without Prefect."""
 STOP_S = 10.0
 WATCH_S = 2.0
 ANSWER_S = 5.0
@@ -45,9 +47,12 @@ def ensure_prefect(home: Path, *, patience_s: float = START_S) -> str:
     return url
 
 
-def use_embedded(home: Path, url: str) -> None:
-    """Point this process and its children at the home's own server, whatever else the environment says of Prefect."""
-    settings.use_prefect_server(url, auth_string(home), home / "prefect")
+def use_embedded(home: Path, url: str | None) -> None:
+    """Point this process and its children at the home's own server, whatever else the environment says of Prefect.
+
+    Without a ``url``, at none until that of the home's is known.
+    """
+    settings.use_prefect_server(url, None if url is None else auth_string(home), home / "prefect")
     # Prefect reads settings when it is imported, also from files in the working directory, which are not meant for us.
     with chdir(home / "prefect"):
         import prefect.main  # noqa: F401
@@ -79,23 +84,23 @@ def ensure_embedded(home: Path, *, patience_s: float = START_S) -> str:
 
 
 @contextmanager
-def kept_alive(home: Path, url: str) -> Iterator[None]:
+def kept_alive(home: Path, url: str | None) -> Iterator[None]:
     """Start this home's server again, at the same address, whenever it ends meanwhile: a run reports to it all the time.
 
     A server that is not this home's is left alone, and so is one that is only slow.
     """
     stopped = threading.Event()
-    state = server_state(home)
+    state = server_state(home) if url is not None else None
     is_ours = state is not None and state["url"] == url
 
-    def watch() -> None:
-        while is_ours and not stopped.wait(WATCH_S):
-            with suppress(UserError, TransientError, OSError):
+    def watch(url: str) -> None:
+        while not stopped.wait(WATCH_S):
+            with suppress(TransientError, OSError):
                 if server_state(home) is None:
                     start_server(home, port=port_of(url))
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    if url is not None and is_ours:
+        threading.Thread(target=watch, args=(url,), daemon=True).start()
     try:
         yield
     finally:
@@ -131,7 +136,7 @@ def server_state(home: Path) -> dict[str, Any] | None:
         state = written_state(directory / STATE_FILE)
         if state is not None:
             if state["host"] != socket.gethostname():
-                raise RunError(
+                raise TransientError(
                     f"the Prefect server of {home} runs on {state['host']} (process {state['pid']}); work there, or stop it "
                     f"there with: rounds --home {home} down"
                 )
@@ -160,7 +165,7 @@ def written_state(path: Path) -> dict[str, Any] | None:
 
 def running_server(home: Path) -> str | None:
     """The address of this home's server, if it answers."""
-    with suppress(UserError, TransientError):
+    with suppress(TransientError):
         state = server_state(home)
         if state is not None and proves_itself(home, state["url"]):
             return str(state["url"])

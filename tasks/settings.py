@@ -113,7 +113,7 @@ def prefect_api_url() -> str | None:
     return os.environ.get("PREFECT_API_URL")
 
 
-def use_prefect_server(url: str, auth_string: str, prefect_home: Path) -> None:
+def use_prefect_server(url: str | None, auth_string: str | None, prefect_home: Path) -> None:
     """Point this process and its children at the embedded Prefect server. Before the first import of prefect.
 
     Settings for another server, such as its key or headers, are not for this one.
@@ -124,12 +124,14 @@ def use_prefect_server(url: str, auth_string: str, prefect_home: Path) -> None:
         {
             **PREFECT_CLIENT,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_API_URL": url,
-            "PREFECT_API_AUTH_STRING": auth_string,
+            # A server in this very process would lose most of what it is told.
+            "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
             "PREFECT_HOME": str(prefect_home),
             "PREFECT_PROFILES_PATH": str(prefect_home / "profiles.toml"),
         }
     )
+    if url is not None and auth_string is not None:
+        os.environ.update({"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": auth_string})
 
 
 def timezone() -> str | None:

@@ -26,7 +26,7 @@ from flows.locks import is_locked
 from flows.server_guard import Guard
 from flows.server_process import started
 from tasks import settings
-from tasks.errors import RunError, TransientError
+from tasks.errors import TransientError
 
 NOBODY = 65534
 URL = "http://127.0.0.1:4321/api"
@@ -439,7 +439,7 @@ def test_a_process_that_has_the_id_but_began_at_another_time_is_not_the_server(t
 
 def test_a_server_on_another_machine_is_named_and_neither_used_nor_killed(tmp_path, holding):
     holding(tmp_path / "home", host="elsewhere")
-    with pytest.raises(RunError, match=r"runs on elsewhere \(process \d+\)"):
+    with pytest.raises(TransientError, match=r"runs on elsewhere \(process \d+\)"):
         servers.stop_server(tmp_path / "home")
     assert servers.running_server(tmp_path / "home") is None
 
