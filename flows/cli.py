@@ -678,4 +678,7 @@ def print_json(value: Any) -> None:
 
 
 def main() -> None:
+    from flows.text import escape_what_streams_lack
+
+    escape_what_streams_lack(sys.stdout, sys.stderr)
     app()

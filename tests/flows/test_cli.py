@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from flows import cli, launch
 from flows.config import PRESETS, RunConfig, fields_of, load_config
 from flows.results import latest_variants
+from flows.text import escape_what_streams_lack
 from tasks.retry import StageError
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
@@ -344,6 +345,49 @@ def test_status_lists_attempts_and_rollouts_shows_one(rounds, home, tmp_path):
     assert "r1.i1.s0.aa.0" in rounds("rollouts", "--attempt", earlier["id"], at=tmp_path).stdout
     assert "return" in rounds("show", "r1.i1.s0.aa.0", "--attempt", earlier["id"], at=tmp_path).stdout
     assert "no such output" in error_of(rounds("rollouts", "--attempt", "zz", at=tmp_path, code=2))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rollouts --format jsonl",
+        "rollouts --json",
+        "rollouts --format csv",
+        "rollouts",
+        "status --json",
+        "status",
+        "list",
+        "status nö",
+        "show r1.i1.s0.aa.0",
+        "rerun --dry-run",
+    ],
+)
+def test_a_terminal_that_knows_few_characters_is_shown_the_others_as_escapes(tmp_path, encoding, command):
+    strange = "ö 助手 😀 ∑"
+    config = document(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": strange}) + "\n")
+    finished_run(tmp_path, "fake", config)
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [ROUNDS, "--home", str(tmp_path), *command.split()], capture_output=True, env=env, check=False
+    )
+    told = (done.stdout + done.stderr).decode(encoding)
+    assert "Traceback" not in told
+    assert done.returncode == (2 if "nö" in command else 0), told
+    if "--json" in command:
+        json.loads(done.stdout.decode(encoding))
+
+
+def test_what_a_terminal_lacks_is_escaped_as_in_json():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    escape_what_streams_lack(stream)
+    text = "ö ∑ 😀 \udc80"
+    stream.write(json.dumps(text, ensure_ascii=False))
+    stream.flush()
+    written = stream.buffer.getvalue().decode("ascii")
+    assert written == r'"\u00f6 \u2211 \ud83d\ude00 \udc80"'
+    assert json.loads(written) == text
 
 
 def test_a_dry_run_touches_nothing(rounds, home):
