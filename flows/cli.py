@@ -650,6 +650,9 @@ def serve(ctx: typer.Context) -> None:
         # Prefect reads where its server is when it is imported.
         from flows.deployments import serve as serve_schedules
 
+        # Each flow run enters its schedule's directory. Until then no settings of another Prefect are to be found here.
+        os.chdir(servers.directory_of(ctx.obj))
+
         with servers.kept_alive(ctx.obj, url):
             print(f"Prefect: {url.removesuffix('/api')}/deployments", flush=True)
             serve_schedules(ctx.obj, lambda line: print(line, flush=True))

@@ -52,9 +52,9 @@ def use_embedded(home: Path, url: str | None) -> None:
 
     Without a ``url``, at none until that of the home's is known.
     """
-    settings.use_prefect_server(url, None if url is None else auth_string(home), home / "prefect")
+    settings.use_prefect_server(url, None if url is None else auth_string(home), directory_of(home))
     # Prefect reads settings when it is imported, also from files in the working directory, which are not meant for us.
-    with chdir(home / "prefect"):
+    with chdir(directory_of(home)):
         import prefect.main  # noqa: F401
 
 
@@ -109,7 +109,7 @@ def kept_alive(home: Path, url: str | None) -> Iterator[None]:
 
 def start_server(home: Path, *, port: int | None = None) -> "subprocess.Popen[bytes]":
     """Start the process of a server, which ends at once if the home has one already."""
-    directory = home / "prefect"
+    directory = directory_of(home)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with log_of(home).open("ab") as stream:
         return subprocess.Popen(
@@ -130,7 +130,7 @@ def server_state(home: Path) -> dict[str, Any] | None:
     Only the process that holds the lock on this very file is believed, so neither what a dead server left nor what a
     copied home brought along names anybody.
     """
-    directory = home / "prefect"
+    directory = directory_of(home)
     deadline = time.monotonic() + ANSWER_S
     while is_locked(directory / STATE_FILE):
         state = written_state(directory / STATE_FILE)
@@ -193,7 +193,7 @@ def stop_server(home: Path) -> bool:
 def auth_string(home: Path) -> str:
     """What this home's server wants to be told, ``user:password``. Raises ``TransientError`` before its first start."""
     try:
-        return (home / "prefect" / AUTH_FILE).read_text().strip()
+        return (directory_of(home) / AUTH_FILE).read_text().strip()
     except OSError as error:
         raise TransientError(
             f"{home / 'prefect' / AUTH_FILE} cannot be read ({error.strerror}); stop the server with rounds down, and "
@@ -234,5 +234,9 @@ def port_of(url: str) -> int:
     return int(url.rsplit(":", 1)[1].split("/")[0])
 
 
+def directory_of(home: Path) -> Path:
+    return home / "prefect"
+
+
 def log_of(home: Path) -> Path:
-    return home / "prefect" / "server.log"
+    return directory_of(home) / "server.log"

@@ -270,7 +270,9 @@ def test_what_was_committed_before_is_one_task_in_prefect_and_nothing_executes(h
 
     def tasks():
         found = home.prefect("task_runs/filter", {"flow_runs": {"name": {"like_": "found"}}})
-        return sorted(entry["name"] for entry in found if entry["state_type"] == "COMPLETED")
+        # Prefect keeps a task run of its own for each flow within a flow.
+        names = [entry["name"] for entry in found if entry["state_type"] == "COMPLETED"]
+        return sorted(name for name in names if not re.fullmatch(r"round-\d", name))
 
     def counts():
         return [int(name.split()[1]) for name in tasks() if name.startswith("reused: ")]
