@@ -145,6 +145,14 @@ def serve_from(home: Path) -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def forget_other_mlflow() -> None:
+    """Drop settings that are meant for another MLflow than the home's own database."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    ours = {name: value for name, value in {**QUIET, **MLFLOW_CLIENT}.items() if name.startswith("MLFLOW_")}
+    os.environ.update(ours)
+
+
 def execute_only(entrypoint: str) -> None:
     """Have the processes of served runs execute this flow, by its import path, whatever the server names."""
     os.environ["PREFECT__FLOW_ENTRYPOINT"] = entrypoint

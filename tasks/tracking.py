@@ -320,13 +320,16 @@ class Tracking:
 
 def connected(uri: str, home: Path) -> "MlflowClient":
     """A client whose store is ready. Two first users of a fresh database at once would corrupt it for good."""
+    is_embedded = uri == embedded_uri(home)
+    if is_embedded:
+        settings.forget_other_mlflow()
     silence()
     from mlflow import MlflowClient
 
     if urlsplit(uri).scheme in ("http", "https"):
         return MlflowClient(uri)
     with locked(home / "mlflow"):
-        if uri == embedded_uri(home):
+        if is_embedded:
             follow_home(home)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -397,6 +398,25 @@ def test_a_home_that_is_moved_or_copied_logs_beside_its_own_database(home, run, 
     else:
         assert sorted(path.relative_to(home) for path in home.rglob("*")) == before
         assert located(home) == {(home / "mlflow" / "artifacts").as_uri()}
+
+
+def test_settings_of_another_mlflow_are_not_for_the_homes_database(home, run, monkeypatch):
+    others = {
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+        "MLFLOW_WORKSPACE": "team",
+        "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "Nonsense",
+        "MLFLOW_REGISTRY_URI": "http://127.0.0.1:9",
+        "MLFLOW_EXPERIMENT_ID": "77",
+        "MLFLOW_RUN_ID": "f" * 32,
+    }
+    with monkeypatch.context() as patch:
+        # What is not there is put back as it was.
+        for name in [*os.environ, *others]:
+            if name.startswith("MLFLOW_"):
+                patch.setenv(name, others.get(name, os.environ.get(name, "")))
+        Tracking(home, EXPERIMENT).publish(run)
+        assert not others.keys() & os.environ.keys()
+    assert len(contents(home)) == 3
 
 
 def test_artifacts_that_somebody_put_elsewhere_stay_there(home, run, tmp_path):
