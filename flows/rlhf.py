@@ -72,8 +72,10 @@ class Session:
     def at_once(self, stage: str, place: Place, config: StageConfig, **inputs: Output) -> Ref:
         """A stage's output here and now, without a Prefect task."""
         call = stage_call(self.run, self.config, stage, place, config, self._generations).with_inputs(inputs)
-        done = self._committed_before(call, inputs)
-        return done or retried(lambda: self._execute(call), self.config.execution.retries)
+        if (done := self._committed_before(call, inputs)) is not None:
+            return done
+        with interrupts_cancel(self.engine):
+            return retried(lambda: self._execute(call), self.config.execution.retries)
 
     def finished_unseen(self, report: Output, why: str) -> None:
         """All is done, and Prefect never heard of it; MLflow is told all the same."""
@@ -281,10 +283,7 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server
             else:
                 as_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)(rlhf)
                 if awaits_server:
-                    with interrupts_cancel(session.engine):
-                        once_it_answers(
-                            as_flow, session.at_once, session.finished_unseen, run, config, externals, observer
-                        )
+                    once_it_answers(as_flow, session.at_once, session.finished_unseen, run, config, externals, observer)
                 else:
                     with_a_server(as_flow, run, observer)
         except StageError as error:
