@@ -344,6 +344,7 @@ def test_a_flow_run_may_change_numbers_choices_and_what_is_in_the_schedules_dire
     [
         "../elsewhere/secret.jsonl",
         "data/../../elsewhere/secret.jsonl",
+        "data/none-yet-*/../../../elsewhere/*.jsonl",
         "link/secret.jsonl",
         "link/*.jsonl",
         "*/secret.jsonl",
