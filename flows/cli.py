@@ -187,10 +187,11 @@ def run(
     loaded = load_config(config, set_ or [])
     settings.quieten(hub=loaded.needs_hub())
     from flows.launch import prepared, start
+    from flows.workspace import named_run
 
-    chosen = Path(config).stem if name is None else name
-    plan = prepared(ctx.obj, chosen, loaded)
-    finish(start(ctx.obj, chosen, loaded, plan), loaded, as_json=as_json)
+    chosen = named_run(ctx.obj, Path(config).stem if name is None else name)
+    plan = prepared(chosen, loaded)
+    finish(start(chosen, loaded, plan), loaded, as_json=as_json)
 
 
 def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
@@ -340,12 +341,12 @@ def rerun(
 
     if from_ is None and (round is not None or iteration is not None):
         raise ConfigError("--round and --iteration say where --from begins; name the stage with --from too")
-    plan = prepared(found.home, found.name, config)
+    plan = prepared(found, config)
     forced = forced_by(plan, from_, round=round, iteration=iteration) if from_ is not None else []
     if dry_run:
         show_steps(found, plan, forced, as_json=as_json)
     else:
-        finish(start(found.home, found.name, config, plan, force=[p.key for p in forced]), config, as_json=as_json)
+        finish(start(found, config, plan, force=[p.key for p in forced]), config, as_json=as_json)
 
 
 def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bool) -> None:
@@ -535,13 +536,16 @@ def clean(
 
 @app.command()
 def up(ctx: typer.Context) -> None:
-    """Start the Prefect server of this home, if it does not run yet."""
+    """Start the Prefect server of this home, if it does not run yet, and say how to log in to its pages."""
     from tasks import settings
 
     settings.quieten(hub=False)
     from flows import servers
 
-    print(servers.ensure_prefect(ctx.obj).removesuffix("/api"))
+    url = servers.ensure_prefect(ctx.obj)
+    print(url.removesuffix("/api"))
+    if url == servers.running_server(ctx.obj):
+        print(f"log in with: {servers.auth_string(ctx.obj)}")
 
 
 @app.command()
@@ -601,7 +605,7 @@ def schedule(
 
             table = plain_table("schedule", "cron", "time zone", "next")
             for item in found:
-                table.add_row(item.name, item.cron, item.timezone, f"{item.next_time():%Y-%m-%d %H:%M}")
+                table.add_row(item.name, item.cron, item.timezone, item.next_time())
             show(table)
         else:
             print(f"{ctx.obj} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
@@ -617,7 +621,7 @@ def schedule(
     if as_json:
         print_json(asdict(made))
     else:
-        print(f"{made.name}: {made.cron} ({made.timezone}), next at {made.next_time():%Y-%m-%d %H:%M}")
+        print(f"{made.name}: {made.cron} ({made.timezone}), next at {made.next_time()}")
     if not growing_patterns(loaded.data):
         say("note: no data is named by a pattern such as preferences/*.jsonl, so none can arrive after the first run")
     if not is_served(ctx.obj):
@@ -645,6 +649,9 @@ def serve(ctx: typer.Context) -> None:
         url = servers.ensure_prefect(ctx.obj)
         # Prefect reads where its server is when it is imported.
         from flows.deployments import serve as serve_schedules
+
+        # Each flow run enters its schedule's directory. Until then no settings of another Prefect are to be found here.
+        os.chdir(servers.directory_of(ctx.obj))
 
         with servers.kept_alive(ctx.obj, url):
             print(f"Prefect: {url.removesuffix('/api')}/deployments", flush=True)
@@ -674,4 +681,7 @@ def print_json(value: Any) -> None:
 
 
 def main() -> None:
+    from flows.text import escape_what_streams_lack
+
+    escape_what_streams_lack(sys.stdout, sys.stderr)
     app()

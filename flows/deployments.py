@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import State, flow, get_client
+from prefect import Flow, State, flow, get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
@@ -40,10 +40,11 @@ from flows.arrivals import next_step
 from flows.config import RunConfig, checked
 from flows.display import LineDisplay
 from flows.launch import only_our_words, prepared
+from flows.limits import require_within
 from flows.plan import Plan
 from flows.publish import in_a_sentence
 from flows.schedules import Schedule, find_schedule, list_schedules
-from flows.workspace import Run, create_or_open
+from flows.workspace import create_or_open, named_run
 from tasks import settings
 from tasks.errors import RunError, TransientError, UserError
 from tasks.retry import StageError
@@ -78,8 +79,11 @@ def scheduled_rounds(run: str, config: RunConfig) -> State[Any]:
     with only_our_words():
         try:
             home = settings.home_directory(None)
-            os.chdir(find_schedule(home, this_deployment.name).directory)
-            state = go_on(home, run, checked(dict(config), where="config"), log)
+            schedule = find_schedule(home, this_deployment.name)
+            os.chdir(schedule.directory)
+            asked_for = checked(dict(config), where="config")
+            require_within(asked_for, schedule)
+            state = go_on(home, run, asked_for, log)
         except (UserError, TransientError) as error:
             state = Failed(message=str(error))
         except StageError as error:
@@ -109,7 +113,7 @@ def go_on(home: Path, name: str, config: RunConfig, log: "FlowRunLog") -> State[
         log.line(step.what)
         if step.config is None:
             return Completed(message=step.what)
-        plan = prepared(home, name, step.config)
+        plan = prepared(run, step.config)
         run.set_config(step.config)
         run.store.sweep()
         with LogDisplay(plan, log) as display:
@@ -221,6 +225,13 @@ def home_tag(home: Path) -> str:
     return f"home-{digest_text(f'{os.uname().nodename}:{home}')[:8]}"
 
 
+def works_on_run(home: Path, flow_run: FlowRun) -> bool:
+    """Whether some process works on the run that a flow run names."""
+    with suppress(RunError):
+        return named_run(home, str(flow_run.parameters.get("run"))).is_in_progress()
+    return False
+
+
 class Served:
     """The deployments of a home on the server, kept as its schedules are."""
 
@@ -260,7 +271,7 @@ class Served:
                 return await client.read_flow_runs(flow_run_filter=chosen, deployment_filter=mine)
 
             for flow_run in await found(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
-                if not Run(self._home / "runs" / str(flow_run.parameters.get("run"))).is_in_progress():
+                if not works_on_run(self._home, flow_run):
                     message = "its process ended without a word; the next run, or Retry, goes on"
                     await client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)
             for flow_run in all_but_latest(await found(StateType.SCHEDULED)):
@@ -292,7 +303,15 @@ def serve(home: Path, tell: Tell) -> None:
         raise KeyboardInterrupt
 
 
+async def our_flow(flow_run: FlowRun) -> Flow[..., Any]:
+    """The flow of every flow run: Prefect would load the code that the server names, to look for hooks in it."""
+    del flow_run
+    return scheduled_rounds
+
+
 async def serve_until_told(home: Path, tell: Tell) -> signal.Signals:
+    # Whatever the server says by then that a deployment of ours executes.
+    settings.execute_only(f"{__name__}.{scheduled_rounds.fn.__name__}")
     runner = Runner(name=TAG, query_seconds=POLL_S, pause_on_shutdown=False, limit=None)
     served = Served(home, runner)
     await served.tidy()
@@ -305,6 +324,8 @@ async def serve_until_told(home: Path, tell: Tell) -> signal.Signals:
     start_what_is_due = runner._get_and_submit_flow_runs
     problem = ""
     async with runner:
+        assert runner._hook_runner is not None
+        runner._hook_runner._resolve_flow = our_flow
         while True:
             with suppress(TimeoutError):
                 number = await asyncio.wait_for(told.get(), POLL_S)

@@ -101,7 +101,20 @@ class Display(Observer, AbstractContextManager["Display"]):
 
     def server_lost(self, url: str, instead: str) -> None:
         self.lost_server = True
+        self._begin_again()
         self.note(f"{url} does not answer any more; the run goes on with {instead}")
+
+    def server_found(self, url: str) -> None:
+        self._begin_again()
+        self.note(f"Prefect's pages of this run are at {url.removesuffix('/api')}")
+
+    def _begin_again(self) -> None:
+        """The flow starts anew and finds what was counted before."""
+        with self._lock:
+            self._tell_reused()
+            self.num_done = 0
+            self._running.clear()
+            self._metrics.clear()
 
     def note(self, message: str) -> None:
         with self._lock:

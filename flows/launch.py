@@ -4,15 +4,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows import servers
 from flows.config import RunConfig
 from flows.display import display_for
 from flows.plan import Plan, make_plan
-from flows.workspace import RUN_FILE, Run, create_or_open
+from flows.workspace import RUN_FILE, Run
 from tasks import settings
-from tasks.errors import UserError
+from tasks.errors import TransientError, UserError
 from tasks.retry import StageError
 from tasks.reward_functions import reward_function
 from tasks.rewards import RewardConfig
@@ -31,12 +30,12 @@ class Outcome:
     """Whether a Prefect server went away; its client would try for minutes to tell it the rest."""
 
 
-def prepared(home: Path, name: str, config: RunConfig) -> Plan:
+def prepared(run: Run, config: RunConfig) -> Plan:
     """The plan of a run that may not exist yet, so that a mistake is told before anything is written."""
     for field, reward in named_rewards(config):
         if reward.function is not None:
             reward_function(reward.function, field=f"{field}.function")
-    return make_plan(Run(home / "runs" / name), config)
+    return make_plan(run, config)
 
 
 def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
@@ -48,10 +47,10 @@ def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
     ]
 
 
-def start(home: Path, name: str, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
+def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
     require_available(config.rollouts.engine, config.execution.engine_server)
-    run = create_or_open(home, name)
+    run.make_directory()
     is_new = not (run.root / RUN_FILE).exists()
     try:
         with run.locked():
@@ -70,14 +69,18 @@ def start(home: Path, name: str, config: RunConfig, plan: Plan, *, force: Sequen
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run all rounds with live progress; raises ``StageError``."""
     asked_for = settings.prefect_api_url()
-    url = servers.ensure_prefect(run.home)
+    try:
+        url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
+    except TransientError:
+        url = None
+        servers.use_embedded(run.home, None)
     # Prefect reads where its server is when it is imported.
     from flows.rlhf import run_rounds
 
     with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
-        if asked_for not in (None, url):
+        if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
-        unreported = run_rounds(run, config, display)
+        unreported = run_rounds(run, config, display, awaits_server=url is None)
     reports = [display.reports[number] for number in sorted(display.reports)]
     return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
 

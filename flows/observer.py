@@ -31,5 +31,8 @@ class Observer:
     def server_lost(self, url: str, instead: str) -> None:
         """The Prefect server at ``url`` went away for good; the run goes on with another one."""
 
+    def server_found(self, url: str) -> None:
+        """The home's Prefect server answers at last; what was done before is shown there, and the run goes on."""
+
     def note(self, message: str) -> None:
         """Something worth a line that is no stage."""

@@ -29,19 +29,21 @@ def publish_round(run: Run, config: RunConfig, report: Ref) -> list[str]:
     Returns what could not be reported, in words; never raises, because a tracking server that is down delays logging,
     never training.
     """
-    problems = []
-    published = None
+    published, problems = log_rounds(run, config, report)
+    try:
+        show_round(run, committed_round(run.root, report.directory), published)
+    except Exception as error:
+        problems.append(f"Prefect: no artifact of the round ({in_a_sentence(error)}); training is not affected")
+    return problems
+
+
+def log_rounds(run: Run, config: RunConfig, report: Ref) -> "tuple[Published | None, list[str]]":
+    """Log this round and any before it to MLflow: where they are now, and what could not be logged. Never raises."""
     with _one_at_a_time:
         try:
-            rounds = committed_rounds(run.root, report.directory)
-            published = publish(run, config, rounds)
+            return publish(run, config, committed_rounds(run.root, report.directory)), []
         except Exception as error:
-            problems.append(f"MLflow: {in_a_sentence(error)}; run the same command again once it works")
-        try:
-            show_round(run, committed_round(run.root, report.directory), published)
-        except Exception as error:
-            problems.append(f"Prefect: no artifact of the round ({in_a_sentence(error)}); training is not affected")
-    return problems
+            return None, [f"MLflow: {in_a_sentence(error)}; run the same command again once it works"]
 
 
 def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> "Published":

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,13 +17,14 @@ from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
+from flows.absent_server import once_it_answers, retried, with_a_server
 from flows.config import RunConfig
 from flows.interrupts import interrupts_cancel
 from flows.observer import Observer
 from flows.plan import external_models, model_checks, stage_call, with_code_digests
-from flows.publish import publish_round
+from flows.publish import log_rounds, publish_round
 from flows.round import rlhf_round
-from flows.servers import ensure_embedded, is_healthy
+from flows.servers import is_healthy
 from flows.state import Externals, Output, RoundState, TrainState
 from flows.workspace import Run
 from tasks.engine import Engine
@@ -46,6 +48,8 @@ class Session:
         self._generations = run.generations
         self._tasks: dict[str, Task[..., Any]] = {}
         self._futures: list[PrefectFuture[Any]] = []
+        self._found: Counter[str] = Counter()
+        """How many outputs of each stage of this round were found before anything was submitted for them."""
         self._micro_batch_divisor: dict[str, int] = {}
         self._checkpoints: list[Ref] = []
         self._data: Ref | None = None
@@ -56,12 +60,54 @@ class Session:
         self._cancelled = False
         self._flow_run_id: Any = None
 
-    def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Output) -> PrefectFuture[Any]:
-        """Submit a stage; it waits for the futures among its inputs."""
+    def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Output) -> Output:
+        """Find a stage's committed output, or submit the stage; it waits for the futures among its inputs."""
         call = stage_call(self.run, self.config, stage, place, config, self._generations)
+        if (done := self._committed_before(call, inputs)) is not None:
+            return done
         future = self._task(stage).with_options(task_run_name=call.label).submit(quote(call), inputs)
         self._futures.append(future)
         return future
+
+    def at_once(self, stage: str, place: Place, config: StageConfig, **inputs: Output) -> Ref:
+        """A stage's output here and now, without a Prefect task."""
+        call = stage_call(self.run, self.config, stage, place, config, self._generations).with_inputs(inputs)
+        if (done := self._committed_before(call, inputs)) is not None:
+            return done
+        with interrupts_cancel(self.engine):
+            return retried(lambda: self._execute(call), self.config.execution.retries)
+
+    def finished_unseen(self, report: Output, why: str) -> None:
+        """All is done, and Prefect never heard of it; MLflow is told all the same."""
+        _, problems = log_rounds(self.run, self.config, report)
+        self.unreported = [*problems, f"Prefect: {why}; run the same command again once it works"]
+
+    def _committed_before(self, call: StageCall, inputs: Mapping[str, Any]) -> Ref | None:
+        """The output of a stage whose inputs are all there, if it is there too: nothing is left for a task to do."""
+        made_from = [x for value in inputs.values() for x in (value if isinstance(value, list | tuple) else [value])]
+        if any(isinstance(value, PrefectFuture) for value in made_from):
+            return None
+        call = call.with_inputs(inputs)
+        done = self.run.store.find(call.recipe())
+        if done is not None:
+            self._found[call.stage] += 1
+            self.observer.stage_reused(call, done)
+            self._committed(call, done)
+        return done
+
+    def tell_found(self) -> None:
+        """Show in Prefect, as one task, what was committed before: a task for each would take longer than to find them."""
+        found, self._found = self._found, Counter()
+        if not found:
+            return
+        what = ", ".join(f"{number} × {stage}" for stage, number in found.items())
+        task: Task[[], Any] = Task(
+            fn=lambda: Completed(name="Reused", message=f"committed before: {what}"),
+            name="reused",
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+        task.with_options(task_run_name=f"reused: {found.total()} stages").submit().wait()
 
     def publish(self, number: int, report: Output) -> "PrefectFuture[list[str]]":
         """Tell MLflow and Prefect of a round, beside the next one: a slow tracking server must not hold up training."""
@@ -75,6 +121,7 @@ class Session:
 
     def finish_round(self) -> None:
         """Wait for all that was submitted; raise the first real failure."""
+        self.tell_found()
         futures, self._futures = self._futures, []
         for future in futures:
             future.wait()
@@ -128,15 +175,19 @@ class Session:
     def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> "State[Ref] | Ref":
         """A stage's Prefect task: reuse its committed output, or have the engine make it."""
         call = call.with_inputs({name: list(v) if isinstance(v, list | tuple) else v for name, v in inputs.items()})
-        recipe = call.recipe()
-        if (done := self.run.store.find(recipe)) is not None:
+        if (done := self.run.store.find(call.recipe())) is not None:
             self.observer.stage_reused(call, done)
             self._committed(call, done)
             return Completed(name="Reused", message=f"committed as {done.path}", data=done)
+        return self._execute(call)
+
+    def _execute(self, call: StageCall) -> Ref:
+        """Have the engine make a stage's output."""
         self._check_models()
         self.observer.stage_started(call)
         started = time.monotonic()
-        divisor = self._micro_batch_divisor.get(recipe.fingerprint, 1)
+        fingerprint = call.recipe().fingerprint
+        divisor = self._micro_batch_divisor.get(fingerprint, 1)
         try:
             ref = self.engine.run(
                 call.with_smaller_micro_batch(divisor),
@@ -146,7 +197,7 @@ class Session:
             )
         except StageError as error:
             if error.kind == "memory":
-                self._micro_batch_divisor[recipe.fingerprint] = 2 * divisor
+                self._micro_batch_divisor[fingerprint] = 2 * divisor
             self.observer.stage_failed(call, error.message, will_retry=worth_retrying(error))
             raise
         self.observer.stage_finished(call, ref, time.monotonic() - started)
@@ -196,9 +247,9 @@ def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:
     return isinstance(error, BaseException) and worth_retrying(error)
 
 
-def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
-    """Execute all rounds of a run as a Prefect flow, the present one if there is one. Returns what could not be reported;
-    raises ``StageError``."""
+def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server: bool = False) -> list[str]:
+    """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
+    server is awaited. Returns what could not be reported; raises ``StageError``."""
     config = with_code_digests(config)
     externals = external_models(config, run.home)
     session = Session(run, config, observer, externals)
@@ -231,7 +282,10 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
                 rlhf()
             else:
                 as_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)(rlhf)
-                with_a_server(as_flow, run, observer)
+                if awaits_server:
+                    once_it_answers(as_flow, session.at_once, session.finished_unseen, run, config, externals, observer)
+                else:
+                    with_a_server(as_flow, run, observer)
         except StageError as error:
             if error.kind == "cancelled" and not is_served:
                 session.tell_cancelled()
@@ -239,22 +293,6 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer) -> list[str]:
         finally:
             session.engine.close()
     return session.unreported
-
-
-def with_a_server(rlhf: Callable[[], None], run: Run, observer: Observer) -> None:
-    """Run the flow; when its server is gone for good, run it again with the home's own: what is committed is found."""
-    try:
-        rlhf()
-    except StageError:
-        raise
-    except Exception:
-        url = PREFECT_API_URL.value() or ""
-        if is_healthy(url):
-            raise
-        embedded = ensure_embedded(run.home)
-        observer.server_lost(url, embedded)
-        with temporary_settings({PREFECT_API_URL: embedded}):
-            rlhf()
 
 
 def settled(state: RoundState) -> RoundState:

@@ -4,7 +4,6 @@ They are kept here and not in Prefect alone, so that a server that is new, or lo
 """
 
 import asyncio
-import fcntl
 import os
 import zoneinfo
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,8 @@ from typing import Any
 from flows.arrivals import limited_patterns, next_step
 from flows.config import RunConfig, checked, dump
 from flows.launch import prepared
-from flows.workspace import Run, exclusive, require_name
+from flows.locks import exclusive, is_locked
+from flows.workspace import named_run, require_name
 from tasks import settings
 from tasks.errors import ConfigError, RunError
 from tasks.store import read_json, write_json
@@ -40,12 +40,10 @@ class Schedule:
     def checked_config(self) -> RunConfig:
         return checked(self.config, where=f"schedule {self.name}")
 
-    def next_time(self) -> datetime:
+    def next_time(self) -> str:
         """When it runs next, if it is served then and not paused."""
-        from prefect.server.schemas.schedules import CronSchedule
-
-        (found,) = asyncio.run(CronSchedule(cron=self.cron, timezone=self.timezone).get_dates(1))
-        return found
+        found = next_date(self.cron, self.timezone)
+        return "never" if found is None else f"{found:%Y-%m-%d %H:%M}"
 
 
 def make_schedule(home: Path, name: str, config: RunConfig, *, cron: str, timezone: str | None) -> Schedule:
@@ -69,11 +67,26 @@ def require_cron(cron: str) -> None:
 
     try:
         CronSchedule(cron=cron)
+        comes = next_date(cron, "UTC") is not None
     except ValueError as error:
         raise ConfigError(
             f"--cron {cron!r}: not understood; give minute, hour, day of the month, month and day of the week, for "
             "example '0 2 * * *' for two at night"
         ) from error
+    if not comes:
+        raise ConfigError(f"--cron {cron!r}: no day ever matches; give days that the months have")
+
+
+def next_date(cron: str, timezone: str) -> datetime | None:
+    """The next time that Prefect would schedule; None where there is none."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    try:
+        found = asyncio.run(CronSchedule(cron=cron, timezone=timezone).get_dates(1))
+    except ValueError:
+        # Prefect's search gave up: the 30th of February.
+        return None
+    return found[0] if found else None
 
 
 def require_schedulable(home: Path, name: str, config: RunConfig) -> None:
@@ -85,9 +98,10 @@ def require_schedulable(home: Path, name: str, config: RunConfig) -> None:
             f"{limited[0]}: a limit counts over all files of a pattern, but a schedule reads each file when it arrives; "
             "leave out limit"
         )
-    step = next_step(Run(home / "runs" / name), config)
+    run = named_run(home, name)
+    step = next_step(run, config)
     if step.config is not None:
-        prepared(home, name, step.config)
+        prepared(run, step.config)
 
 
 def local_timezone() -> str:
@@ -115,6 +129,7 @@ def list_schedules(home: Path) -> list[Schedule]:
 
 
 def find_schedule(home: Path, name: str) -> Schedule:
+    require_name(name)
     path = directory_of(home) / f"{name}.json"
     if not path.is_file():
         known = ", ".join(schedule.name for schedule in list_schedules(home)) or "none"
@@ -151,11 +166,4 @@ def served_alone(home: Path) -> Iterator[None]:
 
 def is_served(home: Path) -> bool:
     """Whether some process serves this home now."""
-    try:
-        with (directory_of(home) / "serve.lock").open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(directory_of(home) / "serve.lock")

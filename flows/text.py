@@ -4,6 +4,8 @@ Whatever a model or a data file wrote goes through ``printable`` first: a respon
 terminal's cursor, retitle its window or reverse the direction of text.
 """
 
+import codecs
+import io
 import json
 import math
 import unicodedata
@@ -14,6 +16,7 @@ from tasks.store import Place
 
 # Control, format (among them the marks that reverse text), surrogate and private characters, and the two odd line ends.
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+ESCAPED = "rounds.escaped"
 SHOWN_AS = {"\n": "⏎", "\t": "⇥"}
 
 # The numbers that tell most of each stage: metric, what it is called in a line, and its digits.
@@ -41,6 +44,23 @@ HEADLINES: Mapping[str, tuple[tuple[str, str, int], ...]] = {
     ),
     "report_round": (),
 }
+
+
+def escape_what_streams_lack(*streams: Any) -> None:
+    """Have text streams that know few characters, such as those of an ASCII terminal, show the others as ``\\uXXXX``.
+
+    That is what JSON takes too, so that what is printed as JSON stays JSON.
+    """
+    codecs.register_error(ESCAPED, _escaped)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPED)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
 
 
 def printable(text: object, width: int | None = None) -> str:

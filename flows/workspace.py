@@ -1,6 +1,5 @@
 """Runs on disk: where they lie, what they are called, who is working on one."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -10,28 +9,35 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from flows.config import RunConfig, checked, dump
+from flows.locks import exclusive, is_locked
 from tasks.errors import RunError
 from tasks.store import Store, read_json, write_json
 
 RUN_FILE = "run.json"
 FORMAT = 1
-PATIENCE_S = 0.5
 
 
 class Run:
     """A run's directory: ``run.json`` (its configuration), ``plan.json`` (forced reruns), ``stages/``, ``scratch/``."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.name = root.name
-        self.store = Store(root)
+    def __init__(self, root: Path, home: Path | None = None) -> None:
+        # Wherever links lead: a run is the directory that holds its file, by whatever name it was reached.
+        self.root = root.resolve()
+        self.name = self.root.name
+        self.home = self.root.parent.parent if home is None else home
+        self.store = Store(self.root)
 
-    @property
-    def home(self) -> Path:
-        return self.root.parent.parent
+    def make_directory(self) -> None:
+        """Make the run's directory if there is none; refuse one that is something else."""
+        # Whoever asked for the lock first may have ended before there was more than half a file.
+        known = ("lock", f".{RUN_FILE}.")
+        others = self.root.exists() and any(not path.name.startswith(known) for path in self.root.iterdir())
+        if others and not (self.root / RUN_FILE).exists():
+            raise RunError(f"{self.root} is not a run: it has no {RUN_FILE}; choose another --name")
+        self.root.mkdir(parents=True, exist_ok=True)
 
     @property
     def config(self) -> RunConfig:
@@ -87,15 +93,7 @@ class Run:
 
     def is_in_progress(self) -> bool:
         """Whether some process works on this run now."""
-        try:
-            with (self.root / "lock").open() as stream:
-                # Shared, so that any number may ask at once, and nothing is written into the lock of another.
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.root / "lock")
 
     def is_empty(self) -> bool:
         """Whether no stage has ever committed."""
@@ -105,36 +103,23 @@ class Run:
         shutil.rmtree(self.root)
 
 
-def exclusive(stream: IO[str]) -> bool:
-    """Lock this file for this process alone, unless another one keeps it: who only asks lets go of it at once."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
-
-
 def require_name(name: str) -> None:
     """Refuse a name that would not be one directory."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(f"--name {name}: use letters, digits, '.', '_' and '-', and begin with a letter or digit")
 
 
+def named_run(home: Path, name: str) -> Run:
+    """The run of this name, which may not exist yet."""
+    require_name(name)
+    return Run(home / "runs" / name, home)
+
+
 def create_or_open(home: Path, name: str) -> Run:
     """The run of this name, made if it does not exist yet."""
-    require_name(name)
-    root = home / "runs" / name
-    # Whoever asked for the lock first may have ended before there was more than half a file.
-    others = root.exists() and any(p.name != "lock" and not p.name.startswith(f".{RUN_FILE}.") for p in root.iterdir())
-    if others and not (root / RUN_FILE).exists():
-        raise RunError(f"{root} is not a run: it has no {RUN_FILE}; choose another --name")
-    root.mkdir(parents=True, exist_ok=True)
-    return Run(root)
+    run = named_run(home, name)
+    run.make_directory()
+    return run
 
 
 def find_run(home: Path, name: str | None) -> Run:
@@ -144,9 +129,12 @@ def find_run(home: Path, name: str | None) -> Run:
         if not runs:
             raise RunError(f"{home} has no runs yet; start one with: rounds run quickstart")
         return runs[0]
-    for root in (home / "runs" / name, Path(name)):
-        if (root / RUN_FILE).is_file():
-            return Run(root.resolve())
+    if Path(name).name == name and (home / "runs" / name / RUN_FILE).is_file():
+        return Run(home / "runs" / name, home)
+    if (Path(name) / RUN_FILE).is_file():
+        root = Path(name).resolve()
+        # A run that was put somewhere else, as a backup is, belongs to the home that is in use.
+        return Run(root, None if root.parent.name == "runs" else home)
     if Path(name).is_dir():
         raise RunError(f"{name} is not a run's directory: it has no {RUN_FILE}; rounds list shows the runs")
     raise RunError(f"{name}: no run of that name in {home}; rounds list shows the runs")
@@ -154,5 +142,5 @@ def find_run(home: Path, name: str | None) -> Run:
 
 def list_runs(home: Path) -> list[Run]:
     """All runs, the one worked on last first."""
-    roots = [path.parent for path in (home / "runs").glob(f"*/{RUN_FILE}")]
-    return [Run(root) for root in sorted(roots, key=lambda root: -(root / RUN_FILE).stat().st_mtime)]
+    roots = {path.parent.resolve() for path in (home / "runs").glob(f"*/{RUN_FILE}")}
+    return [Run(root, home) for root in sorted(roots, key=lambda root: -(root / RUN_FILE).stat().st_mtime)]

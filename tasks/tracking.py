@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from tasks import settings
+from tasks.embedded_tracking import artifacts_uri, embedded_uri, follow_home
 from tasks.errors import UserError
 from tasks.store import canonical_json, digest_text
 from tasks.yaml_text import write_yaml
@@ -113,7 +114,7 @@ class Published:
 
 def tracking_uri(home: Path) -> str:
     """The server or database that runs are logged to: the user's own, else one file in the home."""
-    return settings.mlflow_tracking_uri() or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    return settings.mlflow_tracking_uri() or embedded_uri(home)
 
 
 def run_page(home: Path, published: Published, run_id: str) -> str | None:
@@ -171,7 +172,7 @@ class Tracking:
         """The experiment's id; made if there is none. In the embedded database its artifacts lie beside it."""
         from mlflow.exceptions import MlflowException
 
-        location = (home / "mlflow" / "artifacts").as_uri() if home else None
+        location = artifacts_uri(home) if home else None
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
@@ -319,12 +320,17 @@ class Tracking:
 
 def connected(uri: str, home: Path) -> "MlflowClient":
     """A client whose store is ready. Two first users of a fresh database at once would corrupt it for good."""
+    is_embedded = uri == embedded_uri(home)
+    if is_embedded:
+        settings.forget_other_mlflow()
     silence()
     from mlflow import MlflowClient
 
     if urlsplit(uri).scheme in ("http", "https"):
         return MlflowClient(uri)
     with locked(home / "mlflow"):
+        if is_embedded:
+            follow_home(home)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
         return client

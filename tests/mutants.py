@@ -1448,6 +1448,81 @@ TASKS: Table = [
     ),
 ]
 
+FLOWS: Table = [
+    (
+        "flows/server_guard.py",
+        "tests/flows/test_server_guard.py",
+        [
+            ("if len(hosts) != 1 or hosts[0] not in self._hosts:", "if hosts and hosts[0] not in self._hosts:"),
+            ("if len(hosts) != 1 or hosts[0] not in self._hosts:", "if len(hosts) != 1:"),
+            (
+                "if len(hosts) != 1 or hosts[0] not in self._hosts:",
+                "if hosts[-1:] == [] or hosts[0] not in self._hosts:",
+            ),
+            ('if any(origin != f"http://{hosts[0]}"', 'if any(not origin.startswith("http://127.0.0.1")'),
+            ('if any(origin != f"http://{hosts[0]}"', 'if any(origin == "null"'),
+            ('(site not in ("same-origin", "none")', '(site == "cross-site"'),
+            ('scope.get("method") == "GET" and headers.get', "headers.get"),
+            ('headers.get(b"sec-fetch-mode") == ["navigate"]', "True"),
+            ('types != ["application/json"]', 'types == ["text/plain"]'),
+            ("(types or has_body) and", "types and"),
+            (' or b"transfer-encoding" in headers', ""),
+            ('("POST", "PUT", "PATCH", "DELETE")', '("POST",)'),
+            ('if scope["type"] not in ("http", "websocket"):', 'if scope["type"] != "http":'),
+            ("receive, unframed(send))", "receive, send)"),
+        ],
+    ),
+    (
+        "flows/limits.py",
+        "tests/flows/test_schedules.py",
+        [
+            ("not value or trusts", "True"),
+            ("is_allowed, rule = text in own.get(field, set()), ", "is_allowed, rule = True, "),
+            ("is_inside = not trusts and lies_inside", "is_inside = lies_inside"),
+            ("text in own_models or text in NO_MODEL or is_inside", "True"),
+            ('".." not in path.parts and all(', "all("),
+            ("place.exists() and place.resolve()", "place.resolve()"),
+            ("place.resolve().is_relative_to", "place.is_relative_to"),
+            ("[Path(*path.parts[:wild]), *found]", "[Path(*path.parts[:wild])]"),
+        ],
+    ),
+    (
+        "flows/servers.py",
+        "tests/flows/test_servers.py",
+        [
+            ('if state["directory"] != place_of(directory):', "if False:"),
+            ('if state["host"] != socket.gethostname():', "if False:"),
+            ('if state == {**state, **identity(state["pid"])}:', "if True:"),
+            ("proof_of(auth_string(home), nonce, url))", 'proof_of(auth_string(home), nonce, "x"))'),
+        ],
+    ),
+    (
+        "flows/server_process.py",
+        "tests/flows/test_servers.py",
+        [
+            ("if path.stat().st_mode & 0o077 == 0 and (", "if ("),
+            ("os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)", "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)"),
+            ("directory.chmod(0o700)", "pass"),
+        ],
+    ),
+    (
+        "tasks/embedded_tracking.py",
+        "tests/tasks/test_tracking.py",
+        [
+            ('if "?" in path else', "if False else"),
+            ("place.endswith(ARTIFACTS) and place != here", "place != here"),
+            (
+                'PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ',
+                'PLACES = (("runs", "artifact_uri"), ',
+            ),
+            (
+                'PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ',
+                'PLACES = (("experiments", "artifact_location"), ',
+            ),
+        ],
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -1464,7 +1539,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = arguments[0] if arguments else ""
     mutants = [
         Mutant(path, tuple(tests.split()), old, new)
-        for path, tests, changes in [*PPO_CORE, *DATA, *TASKS]
+        for path, tests, changes in [*PPO_CORE, *DATA, *TASKS, *FLOWS]
         for old, new in changes
     ]
     mutants = [mutant for mutant in mutants if wanted in f"{mutant} {mutant.old} {mutant.new}"]

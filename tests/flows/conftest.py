@@ -1,5 +1,6 @@
 """A home with its servers, in which the tests of whole runs start the command as a user would."""
 
+import base64
 import json
 import os
 import signal
@@ -38,12 +39,19 @@ class Home:
 
     def prefect(self, path, body):
         """Ask the home's Prefect server as its pages do."""
-        url = json.loads((self.path / "prefect" / "server.json").read_text())["url"]
-        request = urllib.request.Request(
-            f"{url}/{path}", data=json.dumps(body).encode(), headers={"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(self.request(path, body), timeout=30) as response:
             return json.load(response)
+
+    def request(self, path, body=None, method=None):
+        """A request to the home's Prefect server by its owner."""
+        url = json.loads((self.path / "prefect" / "server.json").read_text())["url"]
+        secret = (self.path / "prefect" / "auth").read_text().strip()
+        headers = {
+            "content-type": "application/json",
+            "authorization": f"Basic {base64.b64encode(secret.encode()).decode()}",
+        }
+        data = None if body is None else json.dumps(body).encode()
+        return urllib.request.Request(f"{url}/{path}", data=data, headers=headers, method=method)
 
     def command(self, *args):
         return [str(Path(sys.executable).with_name("rounds")), "--home", str(self.path), *map(str, args)]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from flows import cli, launch
 from flows.config import PRESETS, RunConfig, fields_of, load_config
 from flows.results import latest_variants
+from flows.text import escape_what_streams_lack
 from tasks.retry import StageError
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
@@ -345,6 +347,49 @@ def test_status_lists_attempts_and_rollouts_shows_one(rounds, home, tmp_path):
     assert "no such output" in error_of(rounds("rollouts", "--attempt", "zz", at=tmp_path, code=2))
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rollouts --format jsonl",
+        "rollouts --json",
+        "rollouts --format csv",
+        "rollouts",
+        "status --json",
+        "status",
+        "list",
+        "status nö",
+        "show r1.i1.s0.aa.0",
+        "rerun --dry-run",
+    ],
+)
+def test_a_terminal_that_knows_few_characters_is_shown_the_others_as_escapes(tmp_path, encoding, command):
+    strange = "ö 助手 😀 ∑"
+    config = document(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": strange}) + "\n")
+    finished_run(tmp_path, "fake", config)
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [ROUNDS, "--home", str(tmp_path), *command.split()], capture_output=True, env=env, check=False
+    )
+    told = (done.stdout + done.stderr).decode(encoding)
+    assert "Traceback" not in told
+    assert done.returncode == (2 if "nö" in command else 0), told
+    if "--json" in command:
+        json.loads(done.stdout.decode(encoding))
+
+
+def test_what_a_terminal_lacks_is_escaped_as_in_json():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    escape_what_streams_lack(stream)
+    text = "ö ∑ 😀 \udc80"
+    stream.write(json.dumps(text, ensure_ascii=False))
+    stream.flush()
+    written = stream.buffer.getvalue().decode("ascii")
+    assert written == r'"\u00f6 \u2211 \ud83d\ude00 \udc80"'
+    assert json.loads(written) == text
+
+
 def test_a_dry_run_touches_nothing(rounds, home):
     root = home / "runs" / "fake"
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -358,6 +403,19 @@ def test_a_dry_run_touches_nothing(rounds, home):
     assert sum(step["executes"] for step in found["stages"]) == 7
     assert found["expected_seconds"] == 10.5
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_finished_run_has_nothing_to_execute_by_whatever_path_it_is_reached(rounds, home, tmp_path):
+    (tmp_path / "link").symlink_to(home / "runs" / "fake")
+    (tmp_path / "home" / "runs").mkdir(parents=True)
+    (tmp_path / "home" / "runs" / "linked").symlink_to(home / "runs" / "fake")
+    (tmp_path / "backup").mkdir()
+    shutil.copytree(home / "runs" / "fake", tmp_path / "backup" / "monday")
+    reached = [(tmp_path / "link", home), ("linked", tmp_path / "home"), (tmp_path / "backup" / "monday", home)]
+    for name, at in reached:
+        told = rounds("rerun", name, "--dry-run", at=at).stdout.splitlines()[-1]
+        assert told.startswith("execute 0, reuse 35"), (name, told)
+        assert "finished" in rounds("status", name, at=at).stdout.splitlines()[0]
 
 
 def test_a_rerun_raises_generations_before_anything_executes_and_keeps_the_settings(rounds, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -260,3 +261,22 @@ def test_a_run_in_progress_is_refused_with_whose_it_is(home, tiny):
     kill_group(process)
     # The lock of a dead process is no lock.
     home.rounds("status", "busy")
+
+
+def test_what_was_committed_before_is_one_task_in_prefect_and_nothing_executes(home, tiny):
+    shutil.copytree(home.path / "runs" / tiny, home.path / "runs" / "found")
+    home.rounds("run", TINY, "--name", "found")
+    assert home.stages("found") == home.stages(tiny)
+
+    def tasks():
+        found = home.prefect("task_runs/filter", {"flow_runs": {"name": {"like_": "found"}}})
+        # Prefect keeps a task run of its own for each flow within a flow.
+        names = [entry["name"] for entry in found if entry["state_type"] == "COMPLETED"]
+        return sorted(name for name in names if not re.fullmatch(r"round-\d", name))
+
+    def counts():
+        return [int(name.split()[1]) for name in tasks() if name.startswith("reused: ")]
+
+    wait_for(lambda: len(tasks()) == 4, seconds=30)
+    assert sum(counts()) == len(home.stages(tiny)), tasks()
+    assert [name for name in tasks() if not name.startswith("reused: ")] == ["publish_round-r1", "publish_round-r2"]

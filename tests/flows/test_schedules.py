@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,11 @@ from typer.testing import CliRunner
 
 from flows import cli
 from flows.arrivals import next_step
-from flows.config import checked, dump
+from flows.config import RunConfig, checked, dump
+from flows.limits import CODE, ELSEWHERE, FILES, HARMLESS, MODELS, require_within
 from flows.plan import make_plan
 from flows.presets import quickstart
-from flows.schedules import is_served, list_schedules, local_timezone, served_alone
+from flows.schedules import Schedule, is_served, list_schedules, local_timezone, served_alone
 from flows.workspace import Run
 from tasks.errors import RunError
 
@@ -256,6 +258,8 @@ def test_a_schedule_is_stored_listed_replaced_and_removed(world, rounds, config_
         ([], "--cron: missing"),
         (["--cron", "61 2 * * *"], r"--cron '61 2 \* \* \*': not understood"),
         (["--cron", "often"], "--cron 'often': not understood"),
+        (["--cron", "0 0 30 2 *"], r"--cron '0 0 30 2 \*': no day ever matches"),
+        (["--cron", "0 0 31 4,6,9,11 *"], r"no day ever matches"),
         (["--cron", NEVER, "--timezone", "Mars"], "--timezone Mars: no such time zone"),
         (["--cron", NEVER, "--name", "a/b"], "--name a/b: use letters"),
         (["--cron", NEVER, "--set", "iterations=0"], "iterations=0: input should be greater than 0"),
@@ -270,6 +274,167 @@ def test_a_mistaken_schedule_is_one_sentence_and_is_not_stored(world, rounds, co
     (line,) = result.stderr.splitlines()
     assert re.search(message, line), line
     assert list_schedules(world.home) == []
+
+
+def test_a_day_that_comes_every_four_years_is_a_schedule(rounds, config_file):
+    done = rounds("schedule", config_file, "--cron", "0 0 29 2 *", "--timezone", "UTC")
+    assert re.search(r"next at \d{4}-02-29 00:00", done.stdout)
+
+
+def test_a_schedule_whose_day_never_comes_does_not_hide_the_others(world, rounds, config_file):
+    rounds("schedule", config_file, "--cron", NEVER)
+    stored = world.home / "schedules" / "nightly.json"
+    other = json.loads(stored.read_text()) | {"name": "odd", "cron": "0 0 30 2 *"}
+    stored.with_name("odd.json").write_text(json.dumps(other))
+    listed = rounds("schedule").stdout
+    assert re.search(r"odd .*never", listed)
+    assert re.search(r"nightly .*\d{4}-01-01", listed)
+
+
+# What a flow run may name.
+
+
+@pytest.fixture
+def limited(world, tmp_path):
+    """Whether a flow run's configuration is within a schedule's: None if so, else the sentence that refuses it."""
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    (tmp_path / "work" / "data" / "more.jsonl").write_text(ROW)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.jsonl").write_text(ROW)
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "work" / "data" / "linked.json").symlink_to(tmp_path / "elsewhere" / "secret.jsonl")
+    world.document["model"] = {"policy": "org/policy", "critic": "org/critic"}
+    world.document["rewards"] = {"judge": {"function": "mine:judge"}, "other": {"model": "org/judge"}}
+    world.document.pop("reward_model", None)
+    schedule = Schedule(
+        name="nightly",
+        cron=NEVER,
+        timezone="UTC",
+        directory=str(tmp_path / "work"),
+        config=world.document,
+    )
+
+    def limited(schedule=schedule, **changes):
+        document = {**world.document, **changes}
+        with contextlib.chdir(schedule.directory):
+            try:
+                require_within(checked(document, where="config"), schedule)
+            except RunError as error:
+                return str(error)
+
+    limited.schedule = schedule
+    return limited
+
+
+def test_a_flow_run_may_change_numbers_choices_and_what_is_in_the_schedules_directory(limited, tmp_path, world):
+    assert limited() is None
+    assert limited(seed=8, iterations=9, ppo={"cliprange": 0.3}, execution={"device": "cpu"}) is None
+    assert limited(model={"policy": "org/critic", "critic": "policy"}) is None
+    for path in (
+        "data/more.jsonl",
+        "data/*.jsonl",
+        "data/none-yet-*.jsonl",
+        str(tmp_path / "work" / "data" / "more.jsonl"),
+    ):
+        assert limited(data={**world.document["data"], "preferences": [path]}) is None, path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../elsewhere/secret.jsonl",
+        "data/../../elsewhere/secret.jsonl",
+        "data/none-yet-*/../../../elsewhere/*.jsonl",
+        "link/secret.jsonl",
+        "link/*.jsonl",
+        "*/secret.jsonl",
+        "data/*.json",
+        "**/secret.jsonl",
+        "/etc/passwd",
+        "/etc/*.conf",
+        "~/x.jsonl",
+        "~nosuchuser/x.jsonl",
+        "missing.jsonl",
+    ],
+)
+def test_a_flow_run_may_not_leave_the_schedules_directory(limited, world, path):
+    refused = limited(data={**world.document["data"], "preferences": [path]})
+    assert refused.startswith(
+        f"config.data.preferences.0.path={path} is neither the schedule's own nor in its directory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"model": {"policy": "org/policy", "trust_remote_code": True}},
+            "model.trust_remote_code=True may not be turned",
+        ),
+        (
+            {"rewards": {"judge": {"function": "os:system"}}},
+            "rewards.judge.function=os:system is not the schedule's own",
+        ),
+        ({"evaluation": {"held_out_rewards": {"x": {"function": "os:system"}}}}, "x.function=os:system is not"),
+        ({"model": {"policy": "org/other"}}, "model.policy=org/other is neither"),
+        ({"model": {"policy": "link"}}, "model.policy=link is neither"),
+        ({"model": {"policy": "org/policy", "critic": "/models/x"}}, "model.critic=/models/x is neither"),
+        ({"rewards": {"judge": {"model": "org/other"}}}, "rewards.judge.model=org/other is neither"),
+        ({"rewards": {"function": {"function": "a:b"}}}, "rewards.function.function=a:b is not"),
+        ({"model": {"policy": "org/policy", "revision": "evil"}}, "model.revision=evil is not the schedule's own"),
+    ],
+)
+def test_a_flow_run_may_not_name_code_or_models_of_its_own(limited, changes, said):
+    assert said in limited(**changes)
+
+
+@pytest.mark.parametrize("source", [{"dataset": "org/other"}, {"function": "mine:other"}])
+def test_a_flow_run_may_not_name_data_of_a_hub_or_functions_that_yield_it(limited, world, source):
+    assert "is not the schedule's own" in limited(data={**world.document["data"], "prompts": [source]})
+
+
+def test_a_flow_run_may_not_name_a_server(limited, world):
+    rollouts = {**world.document["rollouts"], "engine": "vllm"}
+    refused = limited(rollouts=rollouts, execution={"engine_server": "http://evil.example"})
+    assert "execution.engine_server=http://evil.example is not the schedule's own" in refused
+
+
+def test_where_code_of_models_is_trusted_only_the_schedules_models_are(limited, world, tmp_path):
+    (tmp_path / "work" / "dropped").mkdir()
+    assert limited(model={"policy": "dropped"}) is None, "a model is data"
+    trusting = replace(
+        limited.schedule, config={**world.document, "model": {"policy": "org/policy", "trust_remote_code": True}}
+    )
+    assert limited(trusting, model={"policy": "org/policy", "trust_remote_code": True}) is None
+    assert "dropped is neither" in limited(trusting, model={"policy": "dropped", "trust_remote_code": True})
+
+
+def test_every_text_of_a_configuration_is_known_to_name_something_or_to_be_harmless():
+    classified = {*CODE, *MODELS, *FILES, *ELSEWHERE, *HARMLESS}
+    assert free_texts(RunConfig.model_json_schema()) <= classified
+
+
+def free_texts(schema):
+    """The fields of a schema that take any text."""
+    found = set()
+
+    def walk(part, name, seen):
+        if "$ref" in part:
+            target = part["$ref"].rpartition("/")[2]
+            if (target, name) not in seen:
+                walk(schema["$defs"][target], name, {*seen, (target, name)})
+        for inner in (*part.get("anyOf", []), *part.get("allOf", []), *part.get("oneOf", [])):
+            walk(inner, name, seen)
+        if part.get("type") == "string" and "enum" not in part and "const" not in part:
+            found.add(name)
+        for key, inner in part.get("properties", {}).items():
+            walk(inner, key, seen)
+        for key in ("additionalProperties", "items"):
+            if isinstance(part.get(key), dict):
+                walk(part[key], name, seen)
+
+    walk(schema, "", set())
+    return found
 
 
 def test_a_schedule_without_a_pattern_says_so(rounds, world, config_file):
@@ -342,10 +507,7 @@ class Server:
         return self.process.wait(60)
 
     def ask(self, path, body=None, method=None):
-        url = json.loads((self.home.path / "prefect" / "server.json").read_text())["url"]
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"content-type": "application/json"}
-        request = urllib.request.Request(f"{url}/{path}", data=data, headers=headers, method=method)
+        request = self.home.request(path, body, method)
         for _ in range(20):
             try:
                 with urllib.request.urlopen(request, timeout=30) as response:
@@ -468,6 +630,42 @@ def test_grown_by_a_file_that_arrived_started_twice_cancelled_and_continued(serv
     assert re.fullmatch(r"adds round 3 with \S+/a.jsonl", lines[0])
     assert any(re.fullmatch(r"goes on: \d+ of \d+ stages are committed", line) for line in lines), lines
     assert any(line.startswith("round 3 · report round: finished") for line in lines)
+
+
+def test_a_flow_run_that_names_code_of_its_own_fails_before_anything_is_imported(server, tmp_path):
+    """What another user of the machine once did: a model directory with Python in it."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = server.deployment("nightly")["parameters"]["config"]
+    trusting = config | {"model": config["model"] | {"trust_remote_code": True}}
+    ended = server.ended(server.run_now("nightly", run="evil", config=trusting))
+    assert ended["type"] == "FAILED"
+    assert "config.model.trust_remote_code=True may not be turned on here" in ended["message"]
+    rewarding = config | {"rewards": config["rewards"] | {"evil": {"function": "evil:f"}}}
+    ended = server.ended(server.run_now("nightly", run="evil", config=rewarding))
+    assert "config.rewards.evil.function=evil:f is not the schedule's own" in ended["message"]
+    assert not (server.home.path / "runs" / "evil").exists()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_the_server_says_that_a_deployment_executes_is_not_believed(server, tmp_path):
+    deployment = server.deployment("nightly")
+    (tmp_path / "evil.py").write_text(
+        f"from prefect import flow\nopen({str(tmp_path / 'ran')!r}, 'w')\n@flow\ndef f(run, config): pass\n"
+    )
+    step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {tmp_path / 'ran'}"}}
+    changed = {"entrypoint": f"{tmp_path / 'evil.py'}:f", "path": str(tmp_path), "pull_steps": [step]}
+    server.ask(f"deployments/{deployment['id']}", changed, method="PATCH")
+    try:
+        flow_run = server.run_now("nightly")
+        assert server.ended(flow_run)["type"] == "COMPLETED"
+        assert server.name(flow_run).startswith("nightly · "), "it is our flow"
+        # A flow run that is cancelled has its hooks looked up.
+        server.set_state(late := server.run_now("nightly"), type="CANCELLING")
+        server.ended(late)
+    finally:
+        kept = {name: deployment[name] for name in changed}
+        server.ask(f"deployments/{deployment['id']}", kept, method="PATCH")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_server_of_a_served_home_is_not_stopped(server):

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,63 @@ def test_a_prefect_server_of_the_users_that_dies_for_good_is_replaced_by_the_hom
     assert "Traceback" not in err
     assert home.digests("abandoned") == home.digests(tiny)
     assert time.monotonic() - began < 600
+
+
+# A server that takes long to start.
+
+IMPATIENT = """
+import sys
+from flows import cli, servers
+servers.PATIENCE_S, servers.START_S = 0.5, float(sys.argv.pop(1))
+sys.argv[0] = "rounds"
+cli.main()
+"""
+
+
+def impatient(home, start_s, *args, env=None):
+    """A run that waits half a second for Prefect's server before it begins, and so long for it in the end."""
+    command = [sys.executable, "-c", IMPATIENT, str(start_s), "--home", str(home.path), "run", TINY, *args]
+    options = home.process({} if env is None else {"env": env})
+    return subprocess.run(command, capture_output=True, text=True, timeout=800, **options)
+
+
+def test_training_does_not_wait_for_a_server_that_takes_long_to_start_and_it_is_told_later(home, tiny, tmp_path):
+    own = type(home)(tmp_path / "home")
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import sys, time\nif 'flows.server_process' in sys.orig_argv:\n    time.sleep(12)\n"
+    )
+    path = os.pathsep.join([str(slow), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = impatient(own, 120, "--name", "early", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "training begins, and is shown there later" in done.stderr
+    assert "Prefect's pages of this run are at" in done.stderr
+    assert own.digests("early") == home.digests(tiny)
+    first = min(path.stat().st_mtime for path in (own.path / "runs" / "early").rglob("manifest.json"))
+    (flow_run,) = own.prefect("flow_runs/filter", {"flow_runs": {"name": {"any_": ["early"]}}})
+    assert flow_run["state_type"] == "COMPLETED"
+    assert datetime.fromisoformat(flow_run["start_time"]).timestamp() > first, "a stage was done by then"
+    in_flow = {"flow_runs": {"name": {"like_": "early-round-1"}}}
+    wait_for(lambda: any(run["name"].startswith("reused: ") for run in own.prefect("task_runs/filter", in_flow)))
+    own.rounds("down")
+
+
+def test_a_server_that_never_answers_costs_a_sentence_and_no_stage(home, tiny, tmp_path):
+    own = type(home)(tmp_path / "home")
+    (own.path / "prefect").mkdir(parents=True)
+    # The process has the lock and is stuck before it says where it is.
+    state = own.path / "prefect" / "server.json"
+    state.touch()
+    stuck = subprocess.Popen(["flock", state, "sleep", "600"], start_new_session=True)
+    try:
+        done = impatient(own, 1, "--name", "unseen")
+    finally:
+        os.killpg(stuck.pid, signal.SIGKILL)
+        stuck.wait()
+    assert done.returncode == 3, done.stderr
+    assert "not reported: Prefect: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert own.digests("unseen") == home.digests(tiny)
+    assert list((own.path / "mlflow" / "artifacts").iterdir()), "MLflow was told"

@@ -289,3 +289,35 @@ def test_a_run_is_empty_until_a_stage_commits(home):
     run.remove()
     assert not run.root.exists()
     assert run.home.exists()
+
+
+# Whose a run is
+
+
+def test_a_run_is_the_same_by_whatever_link_it_is_reached(home, tmp_path):
+    run = a_run(home, "real")
+    (home / "runs" / "alias").symlink_to("real")
+    (tmp_path / "link").symlink_to(home / "runs" / "real")
+    reached = [find_run(home, "alias"), find_run(home, str(tmp_path / "link")), create_or_open(home, "alias")]
+    assert {(found.root, found.name, found.home) for found in reached} == {(run.root, "real", home)}
+    assert [found.name for found in list_runs(home)] == ["real"], "one run, though it has two names"
+
+
+def test_a_run_that_lies_elsewhere_and_is_linked_here_belongs_to_this_home(home, tmp_path):
+    elsewhere = a_run(tmp_path / "disk" / "home", "big").root.rename(tmp_path / "disk" / "big")
+    (home / "runs").mkdir(parents=True)
+    (home / "runs" / "big").symlink_to(elsewhere)
+    assert [(run.root, run.home) for run in (find_run(home, "big"), *list_runs(home))] == [(elsewhere, home)] * 2
+
+
+def test_a_run_below_a_backup_directory_is_that_run_and_belongs_to_the_home_in_use(home, tmp_path):
+    backup = tmp_path / "backup" / "monday"
+    backup.parent.mkdir()
+    a_run(home, "run").root.rename(backup)
+    found = find_run(home, str(backup))
+    assert (found.root, found.home) == (backup, home)
+
+
+def test_a_run_in_another_home_belongs_to_that_one(home, tmp_path):
+    other = a_run(tmp_path / "other", "run")
+    assert find_run(home, str(other.root)).home == tmp_path / "other"

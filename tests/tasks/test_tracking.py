@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -363,6 +364,80 @@ def test_many_values_and_long_ones_are_logged(home, run):
     assert len(child.data.params) == 251
     assert len(child.data.params["p0"]) == 6000
     assert child.data.params["free"] == '{"any key: /..": 1}'
+
+
+def located(home: Path) -> set[str]:
+    """The prefixes of all addresses that the database holds."""
+    store = client(home)
+    experiments = store.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
+    runs = store.search_runs([e.experiment_id for e in experiments])
+    return {e.artifact_location for e in experiments} | {r.info.artifact_uri.rsplit("/", 2)[0] for r in runs}
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_home_that_is_moved_or_copied_logs_beside_its_own_database(home, run, tmp_path, how):
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+    first = replace(run, rounds=run.rounds[:1], policy=None, policy_digest="")
+    Tracking(home, EXPERIMENT).publish(first)
+    before = sorted(path.relative_to(home) for path in home.rglob("*"))
+    there = tmp_path / "other place"
+    if how == "moved":
+        home.rename(there)
+    else:
+        shutil.copytree(home, there)
+    # Another process would not remember where artifacts of a run went before.
+    _artifact_repos_cache.clear()
+    published = Tracking(there, EXPERIMENT).publish(run)
+    assert located(there) == {(there / "mlflow" / "artifacts").as_uri()}
+    assert (there / "mlflow" / "artifacts" / published.run_id / "artifacts" / "model" / "config.json").exists()
+    child = published.rounds[1]
+    assert "config.yaml" in {entry.path for entry in client(there).list_artifacts(child)}
+    if how == "moved":
+        assert not home.exists()
+    else:
+        assert sorted(path.relative_to(home) for path in home.rglob("*")) == before
+        assert located(home) == {(home / "mlflow" / "artifacts").as_uri()}
+
+
+def test_settings_of_another_mlflow_are_not_for_the_homes_database(home, run, monkeypatch):
+    others = {
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+        "MLFLOW_WORKSPACE": "team",
+        "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "Nonsense",
+        "MLFLOW_REGISTRY_URI": "http://127.0.0.1:9",
+        "MLFLOW_EXPERIMENT_ID": "77",
+        "MLFLOW_RUN_ID": "f" * 32,
+    }
+    with monkeypatch.context() as patch:
+        # What is not there is put back as it was.
+        for name in [*os.environ, *others]:
+            if name.startswith("MLFLOW_"):
+                patch.setenv(name, others.get(name, os.environ.get(name, "")))
+        Tracking(home, EXPERIMENT).publish(run)
+        assert not others.keys() & os.environ.keys()
+    assert len(contents(home)) == 3
+
+
+def test_artifacts_that_somebody_put_elsewhere_stay_there(home, run, tmp_path):
+    (tmp_path / "shared").mkdir()
+    elsewhere = (tmp_path / "shared" / "files").as_uri()
+    client(home).create_experiment("theirs", artifact_location=elsewhere)
+    home = home.rename(tmp_path / "moved")
+    Tracking(home, EXPERIMENT)
+    assert client(home).get_experiment_by_name("theirs").artifact_location == elsewhere
+
+
+@pytest.mark.parametrize("name", ["what?mode=ro", "a?b#c%25 ü", "50%25 done #1"])
+def test_an_odd_path_keeps_the_database_and_the_artifacts_inside_the_home(fresh_home, run, tmp_path, monkeypatch, name):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = tmp_path / "odd" / name / "home"
+    shutil.copytree(fresh_home / "mlflow", home / "mlflow")
+    published = Tracking(home, EXPERIMENT).publish(run)
+    assert [path.name for path in (tmp_path / "odd").iterdir()] == [name]
+    assert [path.name for path in (tmp_path / "odd" / name).iterdir()] == ["home"]
+    assert (home / "mlflow" / "artifacts" / published.run_id / "artifacts" / "model" / "config.json").exists()
+    assert len(contents(home)) == 3
 
 
 def test_a_deleted_experiment_is_named(home, run):
