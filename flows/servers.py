@@ -124,14 +124,14 @@ def start_server(home: Path, *, port: int | None = None) -> "subprocess.Popen[by
         )
 
 
-def server_state(home: Path) -> dict[str, Any] | None:
+def server_state(home: Path, *, patience_s: float = ANSWER_S) -> dict[str, Any] | None:
     """Who this home's server is, from ``server.json``; None if none runs. It need not answer yet.
 
     Only the process that holds the lock on this very file is believed, so neither what a dead server left nor what a
     copied home brought along names anybody.
     """
     directory = directory_of(home)
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + patience_s
     while is_locked(directory / STATE_FILE):
         state = written_state(directory / STATE_FILE)
         if state is not None:
@@ -164,9 +164,9 @@ def written_state(path: Path) -> dict[str, Any] | None:
 
 
 def running_server(home: Path) -> str | None:
-    """The address of this home's server, if it answers."""
+    """The address of this home's server, if it answers; asked before every stage, so nothing is waited for."""
     with suppress(TransientError):
-        state = server_state(home)
+        state = server_state(home, patience_s=0)
         if state is not None and proves_itself(home, state["url"]):
             return str(state["url"])
     return None

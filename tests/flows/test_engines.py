@@ -12,6 +12,7 @@ from vllm_stand_in import serving
 from flows.config import load_config
 from flows.launch import prepared, start
 from flows.plan import make_plan
+from flows.workspace import named_run
 from tasks.errors import ConfigError
 from tasks.store import Manifest, read_dataset
 
@@ -90,9 +91,9 @@ def test_an_engine_with_a_bias_is_seen_and_corrected(tmp_path):
 
 def test_an_engine_that_is_not_installed_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    config = load_config(str(TINY), SMALL)
+    config, run = load_config(str(TINY), SMALL), named_run(tmp_path, "run")
     with pytest.raises(
         ConfigError, match=r"rollouts\.engine=vllm: the package vllm is not installed here; pip install"
     ):
-        start(tmp_path, "run", config, prepared(tmp_path, "run", config))
+        start(run, config, prepared(run, config))
     assert not (tmp_path / "runs").exists()
