@@ -1231,7 +1231,6 @@ TASKS: Table = [
             ("tuple(tokens[i : i + n])", "tuple(tokens[i : i + 1])"),
             ("len(set(grams)) / len(grams)", "len(set(grams)) / len(tokens)"),
             ("not response.strip()", "not response"),
-            ("if share is not None]", "if share]"),
             ('(a - score["mean"])', '(a + score["mean"])'),
         ],
     ),

@@ -169,6 +169,14 @@ def test_a_fault_in_what_a_cache_can_do_is_found_and_gone_around(fault):
     assert_is_what_rows_alone_get(batch, model)
 
 
+def test_a_generate_that_ends_too_soon_is_not_used():
+    model = a_model("mamba")
+    assert way_of(model) is by_generate
+    model = a_model("mamba")
+    model.generate = lambda *_, **__: None
+    assert way_of(model) is whole
+
+
 def test_a_model_without_a_fault_keeps_its_cache():
     assert way_of(Fails(None)) is with_cache
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_endings import CHATML, EOS, GEMMA, LLAMA_2, REFUSES_ANSWERS, TOKENS, chat_tokenizer
 from tiny_tokenizers import byte_level, wrap
 
-from tasks.chat_template import bind_options, doubts_about, doubts_about_data, render
+from tasks.chat_template import bind_options, doubts_about, doubts_about_data, remembered, render
 from tasks.errors import ConfigError, DataError, ModelError
 from tasks.records import Prompt, Text
 from tasks.text import copy_tokenizer, encode_prompt, load_tokenizer
@@ -120,6 +120,15 @@ def test_options_reach_the_prompt_and_go_with_the_tokenizer_s_files(tmp_path):
     (source / "chat_template_kwargs.json").write_text(json.dumps({"enable_thinking": False}))
     copy_tokenizer(source, target)
     assert rendered(load_tokenizer(str(target))) == rendered(quiet)
+
+
+def test_what_is_remembered_of_a_template_is_found_again_for_other_options():
+    found = []
+    tokenizer = chat_tokenizer(THINKS)
+    for options in ({}, {}, {"enable_thinking": False}, {"enable_thinking": False}, {"enable_thinking": True}):
+        bind_options(tokenizer, options)
+        remembered(tokenizer, found.append)
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(

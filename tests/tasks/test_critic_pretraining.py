@@ -18,7 +18,7 @@ from small_world import (
 )
 
 from ppo_core import PPOConfig
-from tasks import calibration
+from tasks import calibration, training
 from tasks.adapter_config import AdapterConfig
 from tasks.compute_advantages import ComputeAdvantagesConfig
 from tasks.critic_pretraining import CriticPretrainingStageConfig, held_out_rows
@@ -29,7 +29,7 @@ from tasks.schemas import Table
 from tasks.score_rollouts import ScoreRolloutsConfig
 from tasks.stage import StageContext
 from tasks.store import Place, read_dataset
-from tasks.training import descend
+from tasks.training import descend, shuffled
 from tasks.update_policy import UpdatePolicyConfig
 
 LORA = AdapterConfig(rank=4, alpha=8)
@@ -211,6 +211,38 @@ def test_only_the_head_of_a_critic_on_the_policys_body_is_written(world):
     bench, base, data, _ = world
     ref = pretrain(bench, base, data, shared_trunk=True)
     assert [path.name for path in (ref.directory / "critic").glob("*.safetensors")] == ["head.safetensors"]
+
+
+def test_the_values_before_are_those_of_the_critic_that_is_given(world, reward_model):
+    bench, base, data, _ = world
+    table = rows(pretrain(bench, base, data, reward_model=reward_model, rewards=TRAINED), "experience/rollouts")
+    critic = load_scalar_model(reward_model.directory / "reward_model")
+    for row in table[:3]:
+        ids = row["prompt_token_ids"] + row["response_token_ids"]
+        values = critic(torch.tensor([ids]))[0, len(row["prompt_token_ids"]) - 1 : -1]
+        assert row["values"] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_the_order_of_training_is_drawn_by_the_runs_seed_and_by_the_epoch(world, tmp_path, monkeypatch):
+    _, base, data, _ = world
+
+    def of_the_epochs(seed):
+        asked = []
+
+        def heard(length, *, seed, epoch):
+            asked.append((seed, epoch))
+            return shuffled(length, seed=seed, epoch=epoch)
+
+        monkeypatch.setattr(training, "shuffled", heard)
+        pretrain(Workbench(tmp_path / str(seed), seed=seed), base, data, epochs=2)
+        # Those before drew the prompts.
+        return asked[-2:]
+
+    (first, _), (again, _) = of_the_epochs(0)
+    assert first == again
+    (other, before), (_, after) = of_the_epochs(1)
+    assert other != first
+    assert (before, after) == (0, 1)
 
 
 def test_the_first_update_starts_from_the_pretrained_critic(world, tmp_path):

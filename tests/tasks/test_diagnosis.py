@@ -86,6 +86,7 @@ def test_the_reference_is_the_runs_first_iteration_also_in_later_rounds():
     assert (warning.round, warning.iteration, warning.limit) == (2, 2, 10.0)
     # Where that iteration is not there, nobody knows how the reference was.
     assert kinds(ill[2:]) == []
+    assert kinds(a_run(20.0, 9.0, metric="rollouts/response_length", round=2)) == []
 
 
 def test_a_bad_critic_is_excused_in_the_first_three_iterations_of_each_round():
@@ -124,6 +125,12 @@ def test_a_reward_that_only_scatters_is_hardly_ever_said_to_fall():
 def test_another_round_has_another_reward_model_so_falls_do_not_go_on_from_one_to_the_next():
     history = a_run(1.0, 0.8, metric="rewards/mean") + a_run(0.6, 0.4, metric="rewards/mean", round=2)
     assert kinds(history) == []
+
+
+def test_iterations_of_which_one_is_missing_show_no_fall():
+    history = a_run(1.0, metric="rewards/mean") + a_run(0.8, 0.6, 0.4, metric="rewards/mean", round=2, first=2)
+    assert kinds(history) == []
+    assert kinds(a_run(1.0, 0.8, 0.6, 0.4, metric="rewards/mean", round=2)) == [("falling rewards", 4)]
 
 
 def test_a_kl_coefficient_that_is_steered_up_does_not_make_rewards_fall():
@@ -263,6 +270,14 @@ def test_a_healthy_evaluation_says_nothing():
         "evaluation/reference_kind_correlation": 0.5,
     }
     assert diagnose(a_run(0.0, metric="update/approx_kl"), {1: metrics}) == []
+
+
+def test_a_held_out_reward_that_fell_does_not_speak_for_repetition_however_far_the_score_fell():
+    repeats = {"evaluation/distinct_2": 0.7, "evaluation/reference_distinct_2": 0.9}
+    risen = {"evaluation/kind_gain": 1.0, "evaluation/kind_gap": -0.5}
+    fallen = {"evaluation/kind_gain": -0.1, "evaluation/kind_gap": -1.0}
+    assert diagnose([], {1: repeats | risen}) == []
+    assert [warning.kind for warning in diagnose([], {1: repeats | fallen})] == ["repetition"]
 
 
 def test_short_answers_at_the_end_have_their_cause_in_the_updates_that_led_there():

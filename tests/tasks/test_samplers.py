@@ -255,7 +255,7 @@ class Shifted:
 def accepts(engine, bench, dtype, sampling=SAMPLING, **health):
     context = types.SimpleNamespace(run_seed=7, health=HealthConfig(**health), warn=bench.events.append)
     prompts = Ragged.from_rows([[3, i] for i in range(8)], torch.int64)
-    sampling = replace(sampling, max_new_tokens=100, stop_token_ids=(5,), top_p=0.5, top_k=3)
+    sampling = replace(sampling, max_new_tokens=100, stop_token_ids=(5,), top_p=0.5, top_k=3, suppress_token_ids=(7,))
     try:
         require_same_policy(
             engine,
@@ -271,6 +271,7 @@ def accepts(engine, bench, dtype, sampling=SAMPLING, **health):
         _, asked, seeds = engine.asked
         # Of the whole distribution, to the end, by the run's seed alone.
         assert (asked.max_new_tokens, asked.stop_token_ids, asked.top_p, asked.top_k) == (16, (), 1.0, 0)
+        assert asked.suppress_token_ids == ()
         assert seeds == [derive_seed(7, "proof", i) for i in range(8)]
     return True
 
