@@ -16,7 +16,7 @@ from tasks.retry import StageError
 from tasks.reward_functions import reward_function
 from tasks.rewards import RewardConfig
 from tasks.samplers import require_available
-from tasks.store import Ref
+from tasks.store import Manifest, Ref, damaged_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,7 @@ def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ())
             run.set_config(config)
             run.store.sweep()
             if force:
+                set_damaged_aside(run, plan, force)
                 run.raise_generations(list(force))
             return execute(run, config, plan)
     except (UserError, StageError) as error:
@@ -64,6 +65,15 @@ def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ())
         if is_new and is_mistake and not run.is_in_progress() and run.is_empty():
             run.remove()
         raise
+
+
+def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
+    """Take those outputs out of the way that are made anew because they are damaged, so that nothing is damaged then."""
+    for planned in plan.stages:
+        if planned.key in keys and planned.ref is not None:
+            manifest = Manifest.read_if_sound(planned.ref.directory)
+            if manifest is None or damaged_files(planned.ref.directory, manifest, read=True):
+                run.store.set_aside(planned.ref.directory)
 
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:

@@ -109,18 +109,14 @@ def resolved(value: Any) -> Any:
 
 def why(store: Store, recipe: Recipe, inputs: Sequence[Planned]) -> str:
     """Why a stage has no committed output: never ran, an input is not there, or what differs from its latest variant."""
-    directory = store.root / "stages" / recipe.directory
-    variants = [Manifest.read(path.parent) for path in directory.glob("*/manifest.json")]
+    variants = [manifest for _, manifest in store.variants(recipe.directory)]
     if missing := [planned for planned in inputs if planned.ref is None]:
         return f"input {missing[0].stage} changes" if variants else "not run yet"
+    if (store.root / "stages" / recipe.directory / recipe.fingerprint).is_dir():
+        return "output is damaged"
     if not variants:
         return "not run yet"
-    latest = max(variants, key=lambda manifest: manifest.committed_at)
-    return (
-        "output is damaged"
-        if latest.fingerprint == recipe.fingerprint
-        else what_differs(recipe.as_dict(), latest.recipe)
-    )
+    return what_differs(recipe.as_dict(), max(variants, key=lambda manifest: manifest.committed_at).recipe)
 
 
 def what_differs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from flows.workspace import RUN_FILE, Run
 from tasks.diagnosis import RunWarning, diagnose
 from tasks.errors import UserError
 from tasks.history import merged, rows_of
-from tasks.store import MANIFEST, Manifest, Place, Ref, read_json
+from tasks.store import Manifest, Place, Ref, read_json
 
 
 def reports_of(plan: Plan) -> list[Ref]:
@@ -170,11 +170,13 @@ def find_outputs(run: Run) -> list[Found]:
 def latest_variants(run: Run, stage: str = "*") -> list[Found]:
     """The output that was committed last at each place."""
     latest: dict[tuple[str, Place], tuple[Path, Manifest]] = {}
-    for path in sorted((run.root / "stages").glob(f"**/{MANIFEST}" if stage == "*" else f"**/{stage}/**/{MANIFEST}")):
-        manifest = Manifest.read(path.parent)
+    for path in run.store.outputs():
+        manifest = Manifest.read_if_sound(path) if stage in ("*", *path.parts[-3:-1]) else None
+        if manifest is None:
+            continue
         before = latest.get((manifest.stage, manifest.place))
         if before is None or manifest.committed_at > before[1].committed_at:
-            latest[manifest.stage, manifest.place] = (path.parent, manifest)
+            latest[manifest.stage, manifest.place] = (path, manifest)
     return [
         Found(stage=stage, place=place, ref=Ref(str(directory), manifest.digest), is_current=False)
         for (stage, place), (directory, manifest) in latest.items()
@@ -267,8 +269,6 @@ def steps(run: Run, plan: Plan, forced: Sequence[Planned]) -> list[Step]:
 
 def last_seconds(run: Run, planned: Planned) -> float | None:
     """How long the stage took when it last ran at this place; None if it never did."""
-    # One level: the place's own variants, not those of stages below it.
-    paths = (run.root / "stages" / planned.key).glob(f"*/{MANIFEST}")
-    variants = [Manifest.read(path.parent) for path in paths]
+    variants = [manifest for _, manifest in run.store.variants(planned.key)]
     latest = max(variants, key=lambda manifest: manifest.committed_at, default=None)
     return None if latest is None else latest.seconds

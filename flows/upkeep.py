@@ -6,7 +6,8 @@ from pathlib import Path
 
 from flows.plan import make_plan
 from flows.workspace import Run
-from tasks.store import MANIFEST, Manifest, damaged_files, rerun_command
+from tasks.errors import DamagedError
+from tasks.store import MANIFEST, OR_CLEAN, REMEDY_OF_MANIFEST, Manifest, damaged_files, rerun_command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,17 +32,18 @@ def verify(run: Run) -> Verified:
     """Read every file of every committed output, all variants, and compare it with its manifest."""
     damaged: list[Damage] = []
     outputs = files = 0
-    for path in sorted((run.root / "stages").rglob(MANIFEST)):
+    for path in run.store.outputs():
         outputs += 1
         try:
-            manifest = Manifest.read(path.parent)
-        except Exception as error:
-            damaged.append(Damage(file=str(path), what=f"cannot be read ({error})", remedy="rounds clean removes it"))
+            manifest = Manifest.read(path)
+        except DamagedError as error:
+            what = str(error).removeprefix(f"{path / MANIFEST} ").removesuffix(f"; {REMEDY_OF_MANIFEST}")
+            damaged.append(Damage(file=str(path / MANIFEST), what=what, remedy=REMEDY_OF_MANIFEST))
             continue
         files += len(manifest.files)
         damaged += [
-            Damage(file=str(path.parent / name), what=what, remedy=rerun_command(manifest))
-            for name, what in damaged_files(path.parent, manifest, read=True).items()
+            Damage(file=str(path / name), what=what, remedy=f"{rerun_command(manifest)} makes it anew, {OR_CLEAN}")
+            for name, what in damaged_files(path, manifest, read=True).items()
         ]
     return Verified(outputs=outputs, files=files, damaged=damaged)
 
@@ -59,26 +61,30 @@ def clean(run: Run, *, dry_run: bool) -> Cleaned:
 
     Where the configuration has committed nothing yet, what is there stays: it may be all that there is to look at.
     """
+    run.store.require_own()
     plan = make_plan(run, run.config).stages
     replaced = {run.root / "stages" / planned.key: planned.ref.directory for planned in plan if planned.ref is not None}
     is_complete = len(replaced) == len(plan)
     unwanted = []
-    for directory in [path.parent for path in sorted((run.root / "stages").rglob(MANIFEST))]:
+    for directory in run.store.outputs():
         current = replaced.get(directory.parent)
         # A place that the plan no longer has, say of an iteration too many, is replaced by a plan that is complete.
         if directory != current and (current is not None or is_complete):
             unwanted.append(directory)
-    unwanted += [path for path in sorted((run.root / "scratch").glob("*")) if path.is_dir()]
-    size = sum(size_of(directory) for directory in unwanted)
+    left = run.store.attempts()
+    size = sum(size_of(directory) for directory in [*unwanted, *left])
     if not dry_run:
+        for directory in left:
+            shutil.rmtree(directory)
         for directory in unwanted:
             # Away from its place at once: a removal that is interrupted must not leave half an output there.
             away = run.root / "scratch" / f"removed-{directory.name}"
             away.parent.mkdir(exist_ok=True)
             directory.rename(away)
             shutil.rmtree(away)
-    return Cleaned(directories=[str(directory.relative_to(run.root)) for directory in unwanted], bytes=size)
+    directories = [str(directory.relative_to(run.root)) for directory in [*unwanted, *left]]
+    return Cleaned(directories=directories, bytes=size)
 
 
 def size_of(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())

@@ -97,7 +97,7 @@ class Run:
 
     def is_empty(self) -> bool:
         """Whether no stage has ever committed."""
-        return not any((self.root / "stages").rglob("manifest.json"))
+        return not self.store.outputs()
 
     def remove(self) -> None:
         shutil.rmtree(self.root)

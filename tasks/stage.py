@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tasks.errors import DamagedError
 from tasks.store import (
-    MANIFEST,
     Inputs,
     Manifest,
     Place,
@@ -27,6 +26,8 @@ from tasks.store import (
     Store,
     digests_below,
     input_digests,
+    is_committed,
+    make_empty,
     require_undamaged,
     rerun_command,
 )
@@ -272,7 +273,7 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
 
 def recover(ref: Ref, store: Store, context: StageContext) -> None:
     """Bring an output whose files were not kept back into memory, by running its stage again on its inputs."""
-    if not (ref.directory / MANIFEST).exists():
+    if not is_committed(ref.directory):
         return
     manifest = Manifest.read(ref.directory)
     if all((ref.directory / name).exists() for name in manifest.recoverable):
@@ -302,8 +303,7 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
             f"{manifest.stage} is at version {declared.version}, its output at {recipe['version']}; "
             f"{rerun_command(manifest)} makes it anew"
         )
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    make_empty(scratch)
     inputs = store.inputs_of(manifest)
     for ref in input_refs(inputs):
         require_undamaged(ref)

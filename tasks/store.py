@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -25,8 +26,16 @@ from tasks.errors import DamagedError, RunError
 from tasks.schemas import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+SEAL = "zz_sha256_of_the_lines_above"
+"""The last key of a manifest in the order of their names."""
 DIGEST_LENGTH = 32
 """Hex digits of every digest; also the longest that MLflow's data set digests may have."""
+FINGERPRINT = re.compile(rf"[0-9a-f]{{{DIGEST_LENGTH}}}")
+OR_CLEAN = "or rounds clean removes it where another attempt has replaced it"
+REMEDY_OF_MANIFEST = f"rounds rerun makes the output anew, {OR_CLEAN}"
+"""What to do about an output whose manifest is damaged: it counts as not there, wherever it is needed."""
+ATTEMPT = re.compile(rf"(recovered-|removed-|replay-)?{FINGERPRINT.pattern}")
+"""The names of directories in scratch."""
 
 
 def canonical_json(value: Any) -> str:
@@ -150,12 +159,34 @@ class Manifest:
     schema_version: str = SCHEMA_VERSION
     origin: Mapping[str, Any] = field(default_factory=dict)
 
+    def write(self, directory: Path) -> None:
+        """Its last line is the digest of all lines before it."""
+        lines = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True).removesuffix("\n}")
+        (directory / MANIFEST).write_text(f'{lines},\n "{SEAL}": "{hashlib.sha256(lines.encode()).hexdigest()}"\n}}')
+
     @classmethod
     def read(cls, directory: Path) -> Self:
+        """Raises ``DamagedError`` where it is not there, or not as it was written."""
+        path = directory / MANIFEST
         try:
-            return cls(**json.loads((directory / MANIFEST).read_text()))
+            content = path.read_bytes()
+            lines, seal, end = content.rpartition(f',\n "{SEAL}": '.encode())
+            if not seal or end != f'"{hashlib.sha256(lines).hexdigest()}"\n}}'.encode():
+                raise ValueError("it is not as it was written")
+            document = json.loads(content)
+            del document[SEAL]
+            return cls(**document)
         except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{directory / MANIFEST} cannot be read ({error}); rerun the stage that wrote it") from error
+            what = error.strerror if isinstance(error, OSError) else error
+            raise DamagedError(f"{path} cannot be read ({what}); {REMEDY_OF_MANIFEST}") from error
+
+    @classmethod
+    def read_if_sound(cls, directory: Path) -> Self | None:
+        """None where it is damaged: the output then counts as not committed, and is made anew where it is needed."""
+        try:
+            return cls.read(directory)
+        except DamagedError:
+            return None
 
     @property
     def place(self) -> Place:
@@ -180,18 +211,19 @@ class Store:
     def find(self, recipe: Recipe) -> Ref | None:
         """The committed output of this recipe, or None: a directory counts only with its manifest and all its files."""
         directory = self.root / "stages" / recipe.directory / recipe.fingerprint
-        if not (directory / MANIFEST).exists():
-            return None
-        manifest = Manifest.read(directory)
-        if manifest.schema_version != SCHEMA_VERSION or damaged_files(directory, manifest, read=False):
+        manifest = Manifest.read_if_sound(directory)
+        if (
+            manifest is None
+            or manifest.schema_version != SCHEMA_VERSION
+            or damaged_files(directory, manifest, read=False)
+        ):
             return None
         return Ref(str(directory), manifest.digest)
 
     def scratch(self, recipe: Recipe) -> Path:
         """An empty directory to write this recipe's output into; what an earlier attempt left there is removed."""
         directory = self.root / "scratch" / recipe.fingerprint / "output"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        make_empty(directory)
         return directory
 
     def commit(
@@ -223,7 +255,7 @@ class Store:
             recoverable=tuple(name for name in digests if recoverable and PurePath(name).match(recoverable)),
             origin={"host": socket.gethostname(), "committed_at": time.time()},
         )
-        (scratch / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
+        manifest.write(scratch)
         if not keeps_recoverable:
             drop_recoverable(scratch, manifest)
         for path in [*scratch.rglob("*"), scratch]:
@@ -231,8 +263,8 @@ class Store:
         target = self.root / "stages" / recipe.directory / recipe.fingerprint
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            # Only a damaged output is ever computed again under its own fingerprint; it is kept for whoever looks into it.
-            target.rename(self.root / "scratch" / recipe.fingerprint / f"damaged-{time.time_ns()}")
+            # Only a damaged output is ever computed again under its own fingerprint.
+            self.set_aside(target)
         scratch.rename(target)
         flush(target.parent)
         with suppress(OSError):
@@ -240,22 +272,61 @@ class Store:
         remember_digests(target, digests)
         return Ref(str(target), manifest.digest)
 
+    def set_aside(self, output: Path) -> None:
+        """Take a damaged output out of the way; it is kept for whoever looks into it, until ``rounds clean``."""
+        place = self.root / "scratch" / output.name
+        place.mkdir(parents=True, exist_ok=True)
+        output.rename(place / f"damaged-{time.time_ns()}")
+
     def sweep(self) -> None:
-        """Remove what interrupted attempts left half written; only for who alone works on the run."""
+        """Remove what interrupted attempts left half written; only for who alone works on the run.
+
+        What is not an attempt's is left alone, and a link is never followed: what it leads to is not the run's.
+        """
+        self.require_own()
         for half in self.root.glob(".*.json.*"):
-            half.unlink()
-        for attempt in (self.root / "scratch").glob("*"):
-            for left in attempt.iterdir():
-                # What was damaged is kept for whoever looks into it.
+            if half.is_file() or half.is_symlink():
+                half.unlink()
+        for attempt in self.attempts():
+            # What was damaged is kept for whoever looks into it.
+            for left in own_directories(attempt):
                 if not left.name.startswith("damaged-"):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    shutil.rmtree(left)
             with suppress(OSError):
                 attempt.rmdir()
 
+    def require_own(self) -> None:
+        """Refuse a run whose outputs or scratch lie elsewhere: what is removed there would not be the run's."""
+        for path in (self.root / "stages", self.root / "scratch"):
+            if path.is_symlink():
+                raise RunError(f"{path} is a link to {os.readlink(path)}; put the whole run there, or remove the link")
+
+    def attempts(self) -> list[Path]:
+        """The directories in scratch, each of which an attempt or a removal has made."""
+        return [path for path in own_directories(self.root / "scratch") if ATTEMPT.fullmatch(path.name)]
+
+    def outputs(self) -> list[Path]:
+        """The directories of all committed outputs, all variants, in a stable order, also of those without a manifest."""
+
+        def below(directory: Path) -> Iterator[Path]:
+            for path in own_directories(directory):
+                if FINGERPRINT.fullmatch(path.name):
+                    yield path
+                else:
+                    yield from below(path)
+
+        return sorted(below(self.root / "stages"))
+
+    def variants(self, place: str) -> list[tuple[Path, Manifest]]:
+        """The sound outputs at a place, which ``Recipe.directory`` names, all variants."""
+        found = [(path, Manifest.read_if_sound(path)) for path in own_directories(self.root / "stages" / place)]
+        return [(path, manifest) for path, manifest in found if manifest is not None]
+
     def manifests(self) -> Iterator[tuple[Path, Manifest]]:
-        """Every committed output, all variants, in a stable order."""
-        for path in sorted((self.root / "stages").rglob(MANIFEST)):
-            yield path.parent, Manifest.read(path.parent)
+        """Every sound output, all variants, in a stable order."""
+        for path in self.outputs():
+            if (manifest := Manifest.read_if_sound(path)) is not None:
+                yield path, manifest
 
     def inputs_of(self, manifest: Manifest) -> Inputs:
         """The references that a committed output was made from."""
@@ -279,6 +350,24 @@ class Store:
             name: [relative(ref) for ref in value] if isinstance(value, list) else value and relative(value)
             for name, value in inputs.items()
         }
+
+
+def make_empty(directory: Path) -> None:
+    """An empty directory inside another one in scratch; where either is a link, the link alone is removed."""
+    for path in (directory.parent, directory):
+        if path.is_symlink():
+            path.unlink()
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def own_directories(directory: Path) -> list[Path]:
+    """The directories in one, in order; none that a link leads to, and none where there is no such directory."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def digests_below(directory: Path) -> dict[str, str]:
@@ -309,7 +398,7 @@ def damaged_files(directory: Path, manifest: Manifest, *, read: bool) -> dict[st
 
 def require_undamaged(ref: Ref) -> None:
     """Refuse to read a committed output that has changed since, naming file and stage; external models are as they are."""
-    if not (ref.directory / MANIFEST).exists():
+    if not is_committed(ref.directory):
         return
     manifest = Manifest.read(ref.directory)
     if damaged := damaged_files(ref.directory, manifest, read=True):
@@ -322,6 +411,12 @@ def rerun_command(manifest: Manifest) -> str:
     place = manifest.place
     iteration = f" --iteration {place.iteration}" if place.iteration else ""
     return f"rounds rerun --from {manifest.stage} --round {place.round}{iteration}"
+
+
+def is_committed(directory: Path) -> bool:
+    """Whether this is the directory of an output of ours, damaged or not, and no model from elsewhere."""
+    is_named_so = FINGERPRINT.fullmatch(directory.name) is not None and "stages" in directory.parts
+    return is_named_so or (directory / MANIFEST).exists()
 
 
 def drop_recoverable(directory: Path, manifest: Manifest) -> int:

@@ -1,7 +1,6 @@
 """Live progress, told by hand what happens."""
 
 import io
-import json
 import re
 
 import pytest
@@ -11,6 +10,7 @@ from rich.console import Console
 from flows.display import BarDisplay, LineDisplay, display_for
 from flows.plan import make_plan
 from tasks.stage import StageCall
+from tasks.store import Manifest
 
 
 class Terminal(io.StringIO):
@@ -124,9 +124,9 @@ def test_what_leaves_its_healthy_range_is_told_once_when_it_is_first_seen(ill):
 def test_the_line_with_a_gain_counts_the_warnings_of_its_round(ill, tmp_path):
     gains = [(call, ref) for call, ref in ill if call.stage in ("evaluate_policy", "report_round")]
     for _, ref in gains:
-        manifest = ref.directory / "manifest.json"
-        written = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({**written, "metrics": {**written["metrics"], "evaluation/score_gain": 0.5}}))
+        manifest = Manifest.read(ref.directory)
+        manifest.metrics["evaluation/score_gain"] = 0.5
+        manifest.write(ref.directory)
     stream = io.StringIO()
     play(LineDisplay(len(ill), stream), ill)
     lines = [line for line in stream.getvalue().splitlines() if "evaluate policy: finished" in line]

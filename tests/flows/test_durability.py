@@ -13,12 +13,16 @@ import pytest
 from conftest import ROOT
 from direct_run import run_directly
 
+from flows.attempts import attempts_of
 from flows.config import load_config
+from flows.launch import set_damaged_aside
+from flows.plan import forced_by, make_plan
+from flows.results import latest_variants
 from flows.upkeep import clean, verify
 from flows.workspace import Run
 from tasks.errors import DamagedError
 from tasks.settings import OFFLINE, QUIET
-from tasks.store import Manifest
+from tasks.store import SEAL, Manifest
 
 TINY = Path(__file__).parent / "tiny.yaml"
 ONE_ROUND = ["rounds=1"]
@@ -57,7 +61,7 @@ def committed(run):
         name = str(path.relative_to(root))
         if path.name == "manifest.json":
             manifest = json.loads(path.read_text())
-            content[name] = {k: v for k, v in manifest.items() if k not in ("seconds", "origin")}
+            content[name] = {k: v for k, v in manifest.items() if k not in ("seconds", "origin", SEAL)}
         else:
             content[name] = path.read_bytes()
     return content
@@ -151,6 +155,60 @@ def test_one_flipped_bit_in_any_file_is_found_and_its_stage_named(copied):
     assert verify(copied).damaged == []
 
 
+def test_150_flipped_bits_in_manifests_are_all_found_and_stop_no_command(copied):
+    draw = random.Random(5)
+    manifests = sorted((copied.root / "stages").rglob("manifest.json"))
+    for number in range(150):
+        path = draw.choice(manifests)
+        before = path.read_bytes()
+        flip(path, draw.randrange(10**6))
+        (damage,) = verify(copied).damaged
+        assert damage.file == str(path)
+        assert damage.remedy.startswith("rounds rerun makes the output anew, or rounds clean")
+        if number % 10 == 0:
+            plan = make_plan(copied, copied.config)
+            (damaged,) = [planned for planned in plan.stages if planned.reason == "output is damaged"]
+            assert copied.root / "stages" / damaged.key == path.parents[1]
+            assert attempts_of(copied, plan) == []
+            assert len(latest_variants(copied)) == len(manifests) - 1
+        path.write_bytes(before)
+    assert verify(copied).damaged == []
+
+
+def made_again(run):
+    """What ``rounds rerun`` does, without Prefect."""
+    run_directly(run.root.parents[1], run.name, run.config)
+
+
+@pytest.mark.parametrize("stage", ["generate_rollouts", "update_policy", "report_round"])
+def test_a_damaged_manifest_costs_its_stage_alone(finished, copied, stage):
+    whole, _ = finished
+    path = sorted((copied.root / "stages").rglob(f"{stage}/**/manifest.json"))[0]
+    others = {p: p.stat().st_ino for p in (copied.root / "stages").rglob("manifest.json") if p != path}
+    flip(path, 333)
+    made_again(copied)
+    assert verify(copied).damaged == []
+    assert committed(copied) == committed(whole)
+    assert {p: p.stat().st_ino for p in others} == others
+
+
+@pytest.mark.parametrize("stage", ["generate_rollouts", "update_policy", "report_round"])
+def test_a_damaged_file_is_gone_after_the_rerun_that_is_named(copied, stage):
+    path, manifest = next((path, own) for path, own in files_of(copied) if own.stage == stage)
+    flip(path, 77)
+    (damage,) = verify(copied).damaged
+    place = manifest.place
+    named = f"rounds rerun --from {stage} --round 1" + f" --iteration {place.iteration}" * bool(place.iteration)
+    assert damage.remedy.startswith(f"{named} makes it anew")
+    plan = make_plan(copied, copied.config)
+    forced = forced_by(plan, stage, round=1, iteration=place.iteration or None)
+    keys = [planned.key for planned in forced]
+    set_damaged_aside(copied, plan, keys)
+    copied.raise_generations(keys)
+    made_again(copied)
+    assert verify(copied).damaged == []
+
+
 def test_a_stage_that_reads_a_damaged_file_says_which_stage_to_rerun(finished, copied):
     config = load_config(str(TINY), ONE_ROUND)
     whole, _ = finished
@@ -241,9 +299,9 @@ def test_a_checkpoint_that_comes_out_otherwise_is_refused(tmp_path):
     overrides = ["rounds=1", "iterations=2", "warm_up=null", "checkpoint_every=2"]
     run = run_directly(tmp_path, "run", load_config(str(TINY), overrides))
     (path,) = run.root.rglob("iteration-001/update_policy/*/manifest.json")
-    manifest = json.loads(path.read_text())
-    manifest["files"]["policy/model.safetensors"]["sha256"] = "0" * 64
-    path.write_text(json.dumps(manifest))
+    manifest = Manifest.read(path.parent)
+    manifest.files["policy/model.safetensors"]["sha256"] = "0" * 64
+    manifest.write(path.parent)
     for output in run.root.rglob("iteration-002/*_rollouts"):
         shutil.rmtree(output)
     with pytest.raises(

@@ -284,7 +284,7 @@ def test_a_run_is_empty_until_a_stage_commits(home):
     (run.root / "scratch" / "abc" / "output" / "manifest.json").write_text("{}")
     (run.root / "stages" / "round-001").mkdir(parents=True)
     assert run.is_empty()
-    (run.root / "stages" / "round-001" / "manifest.json").write_text("{}")
+    (run.root / "stages" / "round-001" / "prepare_data" / ("0" * 32)).mkdir(parents=True)
     assert not run.is_empty()
     run.remove()
     assert not run.root.exists()

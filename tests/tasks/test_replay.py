@@ -1,7 +1,5 @@
 """Replay: what comes out the same says so, and what does not is named by quantity, row and token."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,7 +7,7 @@ from small_world import LENGTH, advantages, an_update, generate, make_world, row
 
 import ppo_core
 from tasks.replay import replay, tensor_differences
-from tasks.store import digest_file
+from tasks.store import Manifest, digest_file
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +74,9 @@ def test_an_update_that_was_made_otherwise_is_noticed_by_its_weights(world, expe
     name = sorted(weights)[0]
     weights[name].view(-1)[5] += 0.25
     save_file(weights, path, metadata={"format": "pt"})
-    manifest = json.loads((checkpoint.directory / "manifest.json").read_text())
-    manifest["files"]["policy/model.safetensors"]["sha256"] = digest_file(path)
-    (checkpoint.directory / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(checkpoint.directory)
+    manifest.files["policy/model.safetensors"]["sha256"] = digest_file(path)
+    manifest.write(checkpoint.directory)
     (found,) = replayed(bench, checkpoint).differences
     assert (found.quantity, found.row, found.position) == ("policy/model.safetensors", name, 5)
     assert found.largest == pytest.approx(0.25, abs=1e-6)

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 
 import datasets
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import RunError
+from tasks.errors import DamagedError, RunError
 from tasks.schemas import PER_TOKEN, TOKEN_IDS
 from tasks.store import (
     Manifest,
@@ -19,6 +20,7 @@ from tasks.store import (
     digest_files,
     read_dataset,
     read_json,
+    require_undamaged,
     write_dataset,
     write_json,
 )
@@ -117,6 +119,99 @@ def test_a_damaged_output_is_not_found_and_can_be_made_again(tmp_path, damage):
     assert len(list((tmp_path / "scratch").rglob("damaged-*"))) == 1
 
 
+def test_every_flipped_bit_of_a_manifest_is_found(tmp_path):
+    store, recipe = Store(tmp_path), a_recipe()
+    ref = commit(store, recipe, metrics={"score/mean": 1e-5})
+    path = ref.directory / "manifest.json"
+    content = path.read_bytes()
+    assert json.loads(content)["fingerprint"] == recipe.fingerprint
+    draw = random.Random(0)
+    for place in {*draw.sample(range(len(content)), 150), *range(len(content) - 20, len(content))}:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedError, match=r"manifest\.json cannot be read .*; rounds rerun makes the output anew"):
+            Manifest.read(ref.directory)
+        assert store.find(recipe) is None
+        assert list(store.manifests()) == store.variants(recipe.directory) == []
+        assert store.outputs() == [ref.directory]
+    path.write_bytes(content)
+    assert store.find(recipe) == ref
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\x00" * 100, b"\xff\xfe", b"null"])
+def test_a_manifest_of_something_else_is_a_damaged_one(tmp_path, content):
+    ref = commit(Store(tmp_path), a_recipe())
+    (ref.directory / "manifest.json").write_bytes(content)
+    with pytest.raises(DamagedError, match="it is not as it was written"):
+        Manifest.read(ref.directory)
+
+
+def test_an_output_without_a_manifest_is_damaged_for_who_reads_it(tmp_path):
+    ref = commit(Store(tmp_path), a_recipe())
+    (ref.directory / "manifest.json").unlink()
+    with pytest.raises(DamagedError, match=r"cannot be read \(No such file or directory\)"):
+        require_undamaged(ref)
+    # A model from elsewhere has none, and is as it is.
+    (tmp_path / "model").mkdir()
+    require_undamaged(Ref(str(tmp_path / "model"), "d"))
+
+
+def everything_below(directory):
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "place", ["scratch/{}", "scratch/notes", "scratch/{}/output", "scratch/{}/left", "stages/round-001"]
+)
+def test_what_a_link_leads_to_is_never_removed(tmp_path, place):
+    store, recipe = Store(tmp_path / "run"), a_recipe()
+    outside = tmp_path / "outside"
+    (outside / "output" / "deep").mkdir(parents=True)
+    (outside / "precious.txt").write_text("mine")
+    (outside / "output" / "deep" / "precious.txt").write_text("mine")
+    before = everything_below(outside)
+    link = store.root / place.format(recipe.fingerprint)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    store.sweep()
+    assert everything_below(outside) == before
+    if not place.startswith("stages"):
+        commit(store, recipe)
+        store.sweep()
+    assert everything_below(outside) == before
+
+
+@pytest.mark.parametrize("name", ["stages", "scratch"])
+def test_a_run_that_lies_elsewhere_in_parts_is_refused_before_anything_is_removed(tmp_path, name):
+    (tmp_path / "outside" / ("a" * 32) / "output").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(RunError, match=f"{name} is a link to .*; put the whole run there, or remove the link"):
+        Store(tmp_path / "run").sweep()
+    assert (tmp_path / "outside" / ("a" * 32) / "output").is_dir()
+
+
+def test_files_of_others_are_left_alone_and_disturb_nothing(tmp_path):
+    store, recipe = Store(tmp_path), a_recipe()
+    ref = commit(store, recipe)
+    half = store.scratch(a_recipe(seed=9))
+    (half / "half.bin").write_bytes(b"half")
+    strangers = [tmp_path, tmp_path / "stages", tmp_path / "stages" / "round-001", tmp_path / "scratch", ref.directory]
+    for directory in strangers:
+        (directory / ".DS_Store").write_bytes(b"Bud1")
+        (directory / "notes").mkdir()
+        (directory / "notes" / "manifest.json").write_text("{}")
+    (half.parent / ".DS_Store").write_bytes(b"Bud1")
+    store.sweep()
+    assert not half.exists()
+    assert store.find(recipe) == ref
+    assert [path for path, _ in store.manifests()] == [ref.directory] == store.outputs()
+    for directory in strangers:
+        assert (directory / ".DS_Store").exists()
+        assert (directory / "notes" / "manifest.json").exists()
+
+
 def test_a_manifest_says_where_everything_came_from(tmp_path):
     store = Store(tmp_path)
     upstream = commit(store, a_recipe(stage="generate_rollouts"))
@@ -134,12 +229,6 @@ def test_a_manifest_says_where_everything_came_from(tmp_path):
     assert manifest.input_paths["nothing"] is None
     assert {"host", "committed_at"} <= set(manifest.origin)
     assert manifest.place == Place(1, 2, 0)
-
-
-def test_an_unreadable_manifest_is_named(tmp_path):
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(RunError, match=r"manifest\.json cannot be read .*rerun the stage"):
-        Manifest.read(tmp_path)
 
 
 def a_table():
