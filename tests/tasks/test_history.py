@@ -1,5 +1,6 @@
 """Metrics of several outputs as one, against those of all their rows together."""
 
+import math
 import statistics
 
 import pytest
@@ -33,6 +34,33 @@ def test_equal_shards_have_the_standard_error_of_their_rows():
 
 def test_a_metric_that_one_output_lacks_is_the_others_own():
     assert merged([(10, {"x": 1.0}), (90, {"y": 2.0})]) == {"x": 1.0, "y": 2.0}
+
+
+@given(shards)
+def test_a_standard_deviation_over_shards_is_that_of_all_rows(parts):
+    found = merged(
+        (len(part), {"score/mean": statistics.fmean(part), "score/std": statistics.pstdev(part)}) for part in parts
+    )
+    assert found["score/std"] == pytest.approx(statistics.pstdev(x for part in parts for x in part), abs=1e-7)
+
+
+def test_two_shards_of_opposite_scores_spread_as_far_as_they_lie_apart():
+    parts = [(8, {"score/mean": sign, "score/std": 0.0}) for sign in (1.0, -1.0)]
+    assert merged(parts) == {"score/mean": 0.0, "score/std": 1.0}
+
+
+def test_the_largest_of_a_shard_is_the_largest_of_all():
+    name = "rollouts/engine_logprob_max_difference"
+    assert merged([(4, {name: 0.5}), (400, {name: 0.1})]) == {name: 0.5}
+    assert math.isnan(merged([(4, {name: 0.5}), (4, {name: math.nan})])[name])
+    assert math.isnan(merged([(4, {name: math.nan}), (4, {name: 0.5})])[name])
+
+
+def test_what_is_measured_a_token_is_weighted_by_tokens():
+    name, length = "rollouts/engine_logprob_difference", "rollouts/response_length"
+    # 40 tokens of 0.1 and 360 of 0.5.
+    found = merged([(4, {name: 0.1, length: 10.0}), (4, {name: 0.5, length: 90.0})])
+    assert found == {name: pytest.approx(0.46), length: 50.0}
 
 
 def test_warnings_add_up_over_shards_and_stages():
