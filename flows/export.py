@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -15,7 +15,8 @@ from flows.results import Found, find_outputs, result_columns, result_rows, summ
 from flows.round_page import warning_markdown
 from flows.workspace import Run
 from tasks.errors import ConfigError, RunError
-from tasks.store import Manifest, Ref, read_json, write_json
+from tasks.stage import StageContext, recover, remade
+from tasks.store import Manifest, Ref, read_json, require_undamaged, write_json
 
 STAGE_OF = {"policy": "update_policy", "critic": "update_policy", "reward_model": "train_reward_model"}
 PIPELINE_TAGS = {"policy": "text-generation", "critic": "text-classification", "reward_model": "text-classification"}
@@ -60,8 +61,9 @@ def export_model(run: Run, directory: Path, *, part: str, round: int | None) -> 
     exported = Exported(run=run, part=part, directory=directory, found=found)
     # Beside its final place first, so that a copy that breaks off is not taken for a model.
     partial = directory.with_name(f".{directory.name}.{os.getpid()}")
+    again = partial.with_name(f"{partial.name}.made-again")
     try:
-        write_model(run, found, part, partial)
+        write_model(run, found, whole_output(run, found, again), part, partial)
         if part == "policy":
             end_as_trained(run.config, partial)
         (partial / "README.md").write_text(model_card(exported, partial))
@@ -72,18 +74,53 @@ def export_model(run: Run, directory: Path, *, part: str, round: int | None) -> 
     except OSError as error:
         raise ConfigError(f"--to {directory} cannot be written ({error.strerror}); name another directory") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for path in (partial, again):
+            shutil.rmtree(path, ignore_errors=True)
     return exported
 
 
-def write_model(run: Run, found: Found, part: str, directory: Path) -> None:
-    """The model as a directory that ``from_pretrained`` reads by itself, also where the checkpoint has only its own part."""
-    source, manifest = found.ref.directory, Manifest.read(found.ref.directory)
+def whole_output(run: Run, found: Found, scratch: Path) -> Path:
+    """Where the output has all its files as they were committed: itself, or ``scratch`` where some were not kept."""
+    require_undamaged(found.ref)
+    manifest = Manifest.read(found.ref.directory)
+    if all((found.ref.directory / name).exists() for name in manifest.files):
+        return found.ref.directory
+    from tasks.models import ResidentModels, prefer_determinism
+
+    prefer_determinism()
+    models = ResidentModels()
+    config = run.config
+    context = StageContext(
+        output=scratch,
+        place=manifest.place,
+        run_seed=config.seed,
+        execution=config.execution,
+        health=config.health,
+        models=models,
+        report=lambda _: None,
+    )
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    with models.recovering(lambda other: recover(other, run.store, context)):
+        remade(found.ref, run.store, context, scratch)
+    return scratch
+
+
+def write_model(run: Run, found: Found, source: Path, part: str, directory: Path) -> None:
+    """The model in ``source`` as a directory that ``from_pretrained`` reads by itself, also where the checkpoint has only
+    its own part. What somebody laid beside its files stays behind.
+    """
+    manifest = Manifest.read(found.ref.directory)
     base = run.store.inputs_of(manifest).get("lora_base")
     shared_trunk = manifest.recipe["settings"].get("shared_trunk", False)
     if base is None and not (shared_trunk and part == "critic"):
-        shutil.copytree(source / part, directory)
+        for name in manifest.files:
+            if PurePath(name).is_relative_to(part):
+                target = directory / PurePath(name).relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, target)
         return
+    if isinstance(base, Ref):
+        require_undamaged(base)
     from tasks.learners import write_whole
     from tasks.models import POLICY, part_directory
     from tasks.text import copy_tokenizer

@@ -10,9 +10,9 @@ from flows.plan import Plan, Planned, make_plan
 from flows.text import number
 from flows.workspace import RUN_FILE, Run
 from tasks.diagnosis import RunWarning, diagnose
-from tasks.errors import UserError
+from tasks.errors import DamagedError, UserError
 from tasks.history import merged, rows_of
-from tasks.store import Manifest, Place, Ref, read_json
+from tasks.store import Manifest, Place, Ref, read_json, require_undamaged
 
 
 def reports_of(plan: Plan) -> list[Ref]:
@@ -185,7 +185,8 @@ def latest_variants(run: Run, stage: str = "*") -> list[Found]:
 
 def summary_of(report: Ref) -> dict[str, Any]:
     """A reported round's numbers."""
-    summary: dict[str, Any] = read_json(report.directory / "summary.json", default={})
+    require_undamaged(report, "summary.json")
+    summary: dict[str, Any] = read_json(report.directory / "summary.json")
     return summary
 
 
@@ -207,13 +208,18 @@ class Overview:
 def overview(run: Run) -> Overview:
     """What ``rounds list`` says of a run. No plan is made, so that a hundred runs are listed at once."""
     reports = sorted(latest_variants(run, "report_round"), key=lambda found: found.place)
-    summaries = [summary_of(found.ref) for found in reports]
+    try:
+        summaries, is_damaged = [summary_of(found.ref) for found in reports], False
+    except DamagedError:
+        summaries, is_damaged = [], True
     summary = summaries[-1] if summaries else {}
     try:
         rounds, created_at = run.config.rounds, run.created_at
     except UserError:
         rounds, created_at = None, (run.root / RUN_FILE).stat().st_mtime
-    if run.is_in_progress():
+    if is_damaged:
+        state = "damaged"
+    elif run.is_in_progress():
         state = "running"
     elif rounds is None:
         state = "unreadable"

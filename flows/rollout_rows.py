@@ -10,7 +10,7 @@ from flows.results import Found, find_outputs
 from flows.workspace import Run
 from tasks.errors import ConfigError, RunError
 from tasks.schemas import Table, components_of, concatenate
-from tasks.store import Manifest, Ref, read_dataset
+from tasks.store import Manifest, Ref, read_dataset, require_undamaged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,7 @@ def rollouts_of(run: Run, round: int | None, iteration: int | None, attempt: str
     chosen = sorted((found for found in there if found.stage == stage), key=lambda found: found.place)
     is_current = all(found.is_current for found in chosen)
     audits = [
-        read_dataset(found.ref.directory / "audit")
+        checked_dataset(found.ref, "audit")
         for found in outputs
         if found.stage == "audit_rollouts"
         and (found.place.round, found.place.iteration, found.is_current) == (*latest, is_current)
@@ -110,10 +110,10 @@ def rollouts_of_attempt(run: Run, attempt: str, round: int | None, iteration: in
     place = manifest.place
     if round not in (None, place.round) or iteration not in (None, place.iteration):
         raise ConfigError(f"--attempt {attempt}: is of round {place.round}, iteration {place.iteration}; ask for those")
-    table = read_dataset(ref.directory / "rollouts")
+    table = checked_dataset(ref, "rollouts")
     scored = manifest.recipe["inputs"]["scored"] if manifest.stage == "compute_advantages" else [manifest.digest]
     audits = [
-        read_dataset(directory / "audit")
+        checked_dataset(Ref(str(directory), own.digest), "audit")
         for directory, own in run.store.manifests()
         if own.stage == "audit_rollouts" and set(scored) <= set(own.recipe["inputs"]["scored"])
     ]
@@ -144,7 +144,13 @@ def nothing_there(run: Run, everything: list[Found], round: int | None, iteratio
 
 def joined(refs: list[Ref]) -> Table:
     """The rows of all shards."""
-    return concatenate([read_dataset(ref.directory / "rollouts") for ref in refs])
+    return concatenate([checked_dataset(ref, "rollouts") for ref in refs])
+
+
+def checked_dataset(ref: Ref, name: str) -> Table:
+    """A data set of a committed output, if it is what was committed."""
+    require_undamaged(ref, name)
+    return read_dataset(ref.directory / name)
 
 
 def selected(frame: "pd.DataFrame", *, where: str | None, sort: str | None, top: int | None) -> "pd.DataFrame":

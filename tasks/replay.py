@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.models import ResidentModels
 from tasks.stage import NO_LIMITS, ExecutionConfig, StageContext, recover, repeat
-from tasks.store import Manifest, Ref, Store, digests_below, read_dataset
+from tasks.store import Manifest, Ref, Store, digests_below, read_dataset, require_undamaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,7 @@ def replay(
     report: Callable[[Mapping[str, Any]], None],
 ) -> Replayed:
     """Run a committed stage again on the inputs that its manifest records, and compare; nothing committed is touched."""
+    require_undamaged(ref)
     manifest = Manifest.read(ref.directory)
     scratch = store.root / "scratch" / f"replay-{manifest.fingerprint}"
     context = StageContext(

@@ -280,18 +280,28 @@ def recover(ref: Ref, store: Store, context: StageContext) -> None:
         return
     scratch = store.root / "scratch" / f"recovered-{manifest.fingerprint}" / "output"
     try:
-        output = repeat(manifest, store, replace(context, keeps_recoverable=False, health=NO_LIMITS), scratch)
-        again = digests_below(scratch)
+        output = remade(ref, store, context, scratch)
     finally:
         shutil.rmtree(scratch.parent, ignore_errors=True)
+    for part, model in output.resident.items():
+        context.models.keep(ref, part, model)
+
+
+def remade(ref: Ref, store: Store, context: StageContext, scratch: Path) -> StageOutput:
+    """Run the stage of a committed output again, into ``scratch``, whose files are then those that were committed.
+
+    Raises ``DamagedError`` where they come out otherwise.
+    """
+    manifest = Manifest.read(ref.directory)
+    output = repeat(manifest, store, replace(context, keeps_recoverable=False, health=NO_LIMITS), scratch)
+    again = digests_below(scratch)
     for name, entry in manifest.files.items():
         if again.get(name) != entry["sha256"]:
             raise DamagedError(
                 f"{ref.directory / name} was not kept, and running its stage again gives other bytes (on another machine, "
                 f"device or version?); {rerun_command(manifest)} makes it anew"
             )
-    for part, model in output.resident.items():
-        context.models.keep(ref, part, model)
+    return output
 
 
 def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Path) -> StageOutput:

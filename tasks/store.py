@@ -396,11 +396,17 @@ def damaged_files(directory: Path, manifest: Manifest, *, read: bool) -> dict[st
     return damaged
 
 
-def require_undamaged(ref: Ref) -> None:
-    """Refuse to read a committed output that has changed since, naming file and stage; external models are as they are."""
+def require_undamaged(ref: Ref, *parts: str) -> None:
+    """Refuse to read a committed output that has changed since, naming file and stage; external models are as they are.
+
+    Where ``parts`` are named, only those files, and those below directories of these names, are looked at.
+    """
     if not is_committed(ref.directory):
         return
     manifest = Manifest.read(ref.directory)
+    if parts:
+        read = {name: entry for name, entry in manifest.files.items() if any(map(PurePath(name).is_relative_to, parts))}
+        manifest = dataclasses.replace(manifest, files=read)
     if damaged := damaged_files(ref.directory, manifest, read=True):
         name, what = next(iter(damaged.items()))
         raise DamagedError(f"{ref.directory / name} {what}; {rerun_command(manifest)} makes it anew")

@@ -1,6 +1,7 @@
 """A finished run without a model: the flows commit hand-made outputs in the places where stages would."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import yaml
@@ -10,7 +11,7 @@ from flows.plan import external_models, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.workspace import create_or_open
 from tasks.schemas import ROLLOUTS, advantages, audit, scored, table_of
-from tasks.store import Place, Ref, write_dataset
+from tasks.store import Manifest, Place, Ref, digest_files, digests_below, write_dataset
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "good": 2, "Ġdog": 3, "bad": 4}
 # What a model may write: markup of the tables' library, and the sequence that clears a terminal.
@@ -56,6 +57,14 @@ def finished_run(home, name, config, *, stop_before=None):
     for number in range(1, config.rounds + 1):
         state = rlhf_round(commit, config, number, state, external_models(config, home))
     return run
+
+
+def recommit(directory):
+    """Have the files of an output be what was committed."""
+    manifest = Manifest.read(directory)
+    digests = digests_below(directory)
+    files = {name: {"size": (directory / name).stat().st_size, "sha256": own} for name, own in digests.items()}
+    replace(manifest, files=files, digest=digest_files(digests)).write(directory)
 
 
 class Committer:

@@ -15,6 +15,7 @@ from direct_run import run_directly
 
 from flows.attempts import attempts_of
 from flows.config import load_config
+from flows.export import export_model
 from flows.launch import set_damaged_aside
 from flows.plan import forced_by, make_plan
 from flows.results import latest_variants
@@ -293,6 +294,15 @@ def test_checkpoints_that_are_not_kept_come_back_to_the_last_bit(tmp_path):
     shutil.rmtree(next(lean.root.rglob("iteration-004/update_policy")))
     run_directly(tmp_path, "lean", lean_config)
     assert digests(lean) == digests(whole)
+    # A model whose weights are not there any more is exported with those that were committed.
+    for path in lean.root.rglob("iteration-004/update_policy/**/*.safetensors"):
+        path.unlink()
+    weights = []
+    for run in (lean, whole):
+        exported = export_model(run, tmp_path / f"{run.name}-policy", part="policy", round=None)
+        weights.append((exported.directory / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lean-policy", "runs", "whole-policy"]
 
 
 def test_a_checkpoint_that_comes_out_otherwise_is_refused(tmp_path):

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers as hf
 import yaml
-from fake_runs import document, finished_run
+from fake_runs import document, finished_run, recommit
 
 from flows.config import checked
 from flows.export import export_model, loading_lines
-from tasks.errors import ConfigError, RunError
+from tasks.errors import ConfigError, DamagedError, RunError
 from tasks.models import load_scalar_model
 from tasks.prepare_data import FromScratchConfig, make_model
 from tasks.records import Text
@@ -51,6 +51,7 @@ def test_the_policy_s_generation_config_names_all_that_ended_its_responses_and_k
     (source / "generation_config.json").write_text(
         json.dumps({"eos_token_id": 0, "top_k": 7, "_from_model_config": True})
     )
+    recommit(source.parent)
     export_model(run, tmp_path / "after", part="policy", round=None)
     saved = json.loads((tmp_path / "after" / "generation_config.json").read_text())
     assert saved == {"eos_token_id": [0, 1], "top_k": 7}
@@ -177,11 +178,33 @@ def test_a_directory_with_something_in_it_is_refused_and_left_alone(run, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
 
 
+def test_what_lies_beside_a_models_files_stays_behind(tmp_path):
+    run = finished_run(tmp_path / "home", "fake", document(tmp_path))
+    source = export_model(run, tmp_path / "before", part="policy", round=None).found.ref.directory / "policy"
+    (source / "stranger.py").write_text("print('hello')")
+    (source / "deep").symlink_to("/etc")
+    export_model(run, tmp_path / "after", part="policy", round=None)
+    before, after = (sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("before", "after"))
+    assert before == after
+
+
+def test_a_model_that_has_changed_since_is_not_exported(tmp_path):
+    run = finished_run(tmp_path / "home", "fake", document(tmp_path))
+    source = export_model(run, tmp_path / "before", part="policy", round=None).found.ref.directory / "policy"
+    path = source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        DamagedError, match=r"model\.safetensors has another content .*rounds rerun --from update_policy"
+    ):
+        export_model(run, tmp_path / "after", part="policy", round=None)
+    assert not (tmp_path / "after").exists()
+
+
 def test_a_copy_that_breaks_off_leaves_nothing(run, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copytree", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         export_model(run, tmp_path / "out", part="policy", round=None)
     assert list(tmp_path.iterdir()) == []

@@ -361,6 +361,7 @@ def test_an_earlier_attempt_is_listed_with_what_sets_it_apart_and_can_be_looked_
     table = read_dataset(old / "rollouts")
     shutil.rmtree(old / "rollouts")
     write_dataset(old / "rollouts", table.set_column(0, "rollout_id", pa.array(["r1.i1.s0.old.0", "r1.i1.s0.old.1"])))
+    recommit(old)
     then = rollouts_of(run, None, None, attempts[0].id)
     assert (then.round, then.iteration, then.stage) == (1, 1, "compute_advantages")
     assert one_rollout(run, "r1.i1.s0.old.1", attempts[0].id).row["score"] == 3.0
