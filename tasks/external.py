@@ -9,11 +9,8 @@ from pathlib import Path
 
 from tasks import settings
 from tasks.errors import ModelError
+from tasks.model_files import PATTERNS, model_files
 from tasks.store import Ref, digest_file, digest_files, read_json, write_json
-
-# What a model is read from. Other weight formats are never loaded, so they neither count nor are fetched.
-MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "vocab.*", "*.tiktoken")
-
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Written into the name of what was merged: another way of merging must not find the results of the old one.
@@ -43,12 +40,8 @@ def model_ref(
 
 def directory_digest(directory: Path, name: str, *, field: str, home: Path) -> str:
     """The digest of what a model is read from."""
-    files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()})
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ModelError(
-            f"{field}: {name} has no *.safetensors file; save it with safetensors, other formats are not loaded"
-        )
-    return digest_files(remembered_digests(files, home / "digests.json"))
+    files = model_files(directory, name, field=field)
+    return digest_files(remembered_digests(files, directory, home / "digests.json"))
 
 
 def merged(adapter: Path, name: str, *, field: str, home: Path, trust_remote_code: bool) -> Path:
@@ -130,7 +123,7 @@ def snapshot(name: str, *, field: str, revision: str | None) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{field}: {name} is no directory; correct the path")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{field}: {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); "
@@ -138,14 +131,14 @@ def snapshot(name: str, *, field: str, revision: str | None) -> Path:
         ) from error
 
 
-def remembered_digests(files: list[Path], memory: Path) -> dict[str, str]:
-    """Digests of files by name. Large weights are hashed once for as long as their size and time of change stay."""
+def remembered_digests(files: list[Path], directory: Path, memory: Path) -> dict[str, str]:
+    """Digests of files by their names in the directory. Large weights are hashed once for as long as their size and time of change stay."""
     known = read_json(memory, default={})
     digests: dict[str, str] = {}
     for path in files:
         stat = path.stat()
         key = f"{os.path.realpath(path)}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
-        known[key] = digests[path.name] = known.get(key) or digest_file(path)
+        known[key] = digests[str(path.relative_to(directory))] = known.get(key) or digest_file(path)
     if read_json(memory, default={}) != known:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, known)

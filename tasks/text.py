@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.chat_template import OPTIONS_FILE, bind_options, render
 from tasks.endings import GENERATION_CONFIG, Ending, bind_declared, ending_of, terminators
 from tasks.errors import ConfigError, ModelError
+from tasks.model_files import PATTERNS, TEMPLATES, files_below, lies_inside
 from tasks.records import Messages
 from tasks.store import read_json
 
@@ -29,7 +30,7 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
-    "additional_chat_templates",
+    TEMPLATES,
     "vocab.*",
     "merges.txt",
     "*.model",
@@ -64,13 +65,16 @@ def load_tokenizer(
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files as they are: saving a loaded tokenizer may rewrite them."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.glob(pattern)}):
-        if file.is_dir():
-            shutil.copytree(file, target / file.name, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(file, target / file.name)
+    """Copy the tokenizer's files as they are: saving a loaded tokenizer may rewrite them.
+
+    Of those alone that a model is made of: another file of such a name is in no digest, or may be a link to anything.
+    """
+    own = set(files_below(source, PATTERNS))
+    for file in files_below(source, _TOKENIZER_FILES):
+        if file in own and lies_inside(file, source):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, *, name: str) -> None:

@@ -6,7 +6,7 @@ import shutil
 
 import pyarrow as pa
 import pytest
-from fake_runs import HOSTILE, document, finished_run
+from fake_runs import HOSTILE, document, finished_run, recommit
 from rich.console import Console
 
 from flows.attempts import attempts_of

@@ -12,6 +12,7 @@ from tasks.errors import ModelError, RunError
 from tasks.external import model_ref, needs_hub, remembered_digests
 from tasks.models import load_policy, load_scalar_model
 from tasks.store import digest_file
+from tasks.text import copy_tokenizer
 
 FILES = {
     "config.json": '{"model_type": "llama"}',
@@ -162,10 +163,10 @@ def test_a_link_to_another_file_is_another_file(tmp_path):
     second.write_text("two")
     link = tmp_path / "model.safetensors"
     link.symlink_to(first)
-    before = remembered_digests([link], tmp_path / "digests.json")
+    before = remembered_digests([link], tmp_path, tmp_path / "digests.json")
     link.unlink()
     link.symlink_to(second)
-    assert remembered_digests([link], tmp_path / "digests.json") != before
+    assert remembered_digests([link], tmp_path, tmp_path / "digests.json") != before
 
 
 def test_a_memory_that_is_damaged_is_told_and_not_trusted(directory, tmp_path):
@@ -403,3 +404,87 @@ def test_a_hub_is_needed_for_what_is_no_directory_or_an_adapter_over_such(tmp_pa
     for base, expected in (("org/name", True), (str(tmp_path / "base"), False), ("../base", False), (None, False)):
         config.write_text(json.dumps({"base_model_name_or_path": base}))
         assert needs_hub(str(tmp_path / "adapter")) == expected
+
+
+# A closed set of files.
+
+
+def test_templates_in_a_directory_of_their_own_count(directory, tmp_path):
+    seen = {digest(directory, tmp_path)}
+    (directory / "additional_chat_templates").mkdir()
+    for text in ("{{ a }}", "{{ b }}"):
+        (directory / "additional_chat_templates" / "rag.jinja").write_text(text)
+        seen.add(digest(directory, tmp_path))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    "named", ["pytorch_model.bin", "../elsewhere/model.safetensors", "/etc/passwd", "deep/model.safetensors", ""]
+)
+def test_an_index_may_name_no_file_of_another_format_or_place(directory, tmp_path, named):
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": named}}))
+    with pytest.raises(
+        ModelError, match=r"index\.json of .* names .*; weights are read from \*\.safetensors in the model's own"
+    ):
+        digest(directory, tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert digest(directory, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_cannot_be_read_is_told(directory, tmp_path, text):
+    (directory / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json of .*; save the model again"):
+        digest(directory, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer_x.json", "additional_chat_templates/a.jinja"]
+)
+def test_a_link_that_leads_out_of_the_model_is_refused(directory, tmp_path, name):
+    (tmp_path / "secret").write_text("{}")
+    path = directory / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match=rf"{name} of .* is a link to .*secret; put the file itself there"):
+        digest(directory, tmp_path)
+
+
+def test_a_snapshot_in_the_hubs_cache_is_links_to_its_own_blobs(tmp_path):
+    repo = tmp_path / "hub" / "models--someone--model"
+    directory = a_directory(repo / "snapshots" / ("a" * 40))
+    (repo / "blobs").mkdir()
+    for path in list(directory.iterdir()):
+        path.rename(repo / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    assert digest(directory, tmp_path) == digest(a_directory(tmp_path / "copy"), tmp_path)
+    (directory / "tokenizer.json").unlink()
+    (directory / "tokenizer.json").symlink_to("../../../other/blobs/tokenizer.json")
+    (repo.parent / "other" / "blobs").mkdir(parents=True)
+    (repo.parent / "other" / "blobs" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="is a link to"):
+        digest(directory, tmp_path)
+
+
+def test_with_a_tokenizer_goes_nothing_that_is_in_no_digest(directory, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (directory / "tokenizer_x").symlink_to(tmp_path / "secret")
+    (directory / "tokenizer_y.json").symlink_to(tmp_path / "secret")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "rag.jinja").write_text("{{ a }}")
+    (directory / "additional_chat_templates" / "x").symlink_to(tmp_path / "secret")
+    copy_tokenizer(directory, tmp_path / "copy")
+    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert copied == {
+        "additional_chat_templates/rag.jinja",
+        "chat_template.jinja",
+        "generation_config.json",
+        "merges.txt",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.bpe",
+        "words.tiktoken",
+    }
