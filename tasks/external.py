@@ -132,7 +132,9 @@ def snapshot(name: str, *, field: str, revision: str | None) -> Path:
 
 
 def remembered_digests(files: list[Path], directory: Path, memory: Path) -> dict[str, str]:
-    """Digests of files by their names in the directory. Large weights are hashed once for as long as their size and time of change stay."""
+    """Digests of files by their names in the directory. Large weights are hashed once for as long as their size and time of
+    change stay.
+    """
     known = read_json(memory, default={})
     digests: dict[str, str] = {}
     for path in files:
