@@ -1,7 +1,7 @@
 """One PPO update: passes over the rollouts, split into minibatches (steps), split into micro-batches (memory)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -120,7 +120,7 @@ def ppo_update(
     ``before_step`` is told of each minibatch of the policy before its optimizer steps, and may raise. ``on_tokens`` is
     told the response tokens of each micro-batch when a model has learned from it, ``on_trained`` the name of a model,
     ``policy`` or ``critic``, that will not change any more. A loss or gradient that is not finite raises
-    ``NonFiniteError`` before the step it would have spoiled.
+    ``NonFiniteError`` before the step it would have spoiled, and so does what the last step made of the weights.
     """
     _require_inputs(batch, config, policy, critic, optimizers, reference)
     learners: dict[str, _Learner] = {}
@@ -172,9 +172,19 @@ def ppo_update(
                 if _mean([stats["approx_kl"] for stats in latest]) > config.target_kl:
                     learner.epochs = epoch
         learner.optimizer.zero_grad()
+        require_finite(learner.parameters, f"the {name}'s weights after the update")
         if on_trained is not None:
             on_trained(name)
     return _summary(batch, learners)
+
+
+def require_finite(parameters: Iterable[Tensor], what: str) -> None:
+    """Refuse weights of which one is infinite or no number: ``what`` says whose they are.
+
+    A loss shows such a weight one step later, which the last step of a training does not have.
+    """
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise NonFiniteError(f"{what} are not all finite numbers; lower the learning rate")
 
 
 def _share_of(lengths: Tensor, group: "distributed.ProcessGroup | None") -> Tensor:
@@ -196,13 +206,17 @@ class _Learner:
     minibatches: list[dict[str, float]] = field(default_factory=list)
     open_stats: Stats = field(default_factory=dict)
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def add(self, stats: Stats) -> None:
         """Add a micro-batch's statistics to those of its minibatch."""
         self.open_stats = _added([self.open_stats, stats])
 
     def close_minibatch(self, where: str, group: "distributed.ProcessGroup | None") -> dict[str, float]:
         """The finished minibatch as numbers; its gradient is summed over processes and scaled down to its limit."""
-        parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
+        parameters = self.parameters
         if group is not None:
             self.open_stats = _sum_over_processes(parameters, self.open_stats, group)
         stats = {name: float(value) for name, value in self.open_stats.items()}

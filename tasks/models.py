@@ -143,7 +143,12 @@ def load_pretrained(
         ) from error
     absent = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if not weightless and not torch.isfinite(parameter).all():
+                raise ModelError(
+                    f"{directory} has weights that are no finite numbers, among them {name}; its training went wrong, so "
+                    "take an earlier checkpoint"
+                )
             # A file's weights lie in memory where its header's length puts them. Matrix products are slower there, and
             # may round otherwise than over the same weights where training left them.
             parameter.set_(parameter.clone())

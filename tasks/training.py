@@ -9,6 +9,7 @@ from torch import nn
 
 from ppo_core.errors import NonFiniteError
 from ppo_core.randomness import derive_seed
+from ppo_core.update import require_finite
 
 
 def adamw(groups: Iterable[dict[str, Any]], *, weight_decay: float = 0.0) -> torch.optim.AdamW:
@@ -48,7 +49,7 @@ def descend(
     """Minimise a loss over the batches of each epoch; the losses, one a step.
 
     ``batches`` gives the rows of each batch of an epoch; ``backward`` adds a batch's gradient and returns its loss.
-    Raises ``NonFiniteError`` before a bad step is taken.
+    Raises ``NonFiniteError`` before a bad step is taken, and where the last one spoiled the weights.
     """
     optimizer = adamw([{"params": list(parameters), "lr": learning_rate}])
     num_steps = sum(len(batches(epoch)) for epoch in range(epochs))
@@ -68,4 +69,7 @@ def descend(
             optimizer.step()
             losses.append(loss)
             on_step(len(losses), num_steps, loss)
+    require_finite(
+        parameters, f"the weights after the last of {num_steps} steps at a learning rate of {learning_rate:g}"
+    )
     return losses

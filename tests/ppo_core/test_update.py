@@ -130,6 +130,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(column, name):
     assert torch.equal(world.weights[changed], before[changed])
 
 
+@pytest.mark.parametrize(("name", "rates"), [("policy", {"policy_lr": 1e308}), ("critic", {"critic_lr": 1e308})])
+def test_weights_that_the_last_step_spoiled_are_refused(name, rates):
+    world = World(**rates)
+    batch = world.batch.with_columns(
+        advantages=1e3 * world.batch.token_columns["advantages"], returns=1e3 * world.batch.token_columns["returns"]
+    )
+    with pytest.raises(
+        NonFiniteError, match=f"the {name}'s weights after the update are not all finite numbers; lower"
+    ):
+        world.update(batch=batch, **ONE_STEP, max_grad_norm=math.inf, critic_max_grad_norm=math.inf)
+
+
 def test_the_epoch_and_minibatch_that_failed_are_named():
     world = World()
     row = int((world.batch.responses.lengths >= 1).nonzero()[2])

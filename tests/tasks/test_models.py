@@ -763,3 +763,19 @@ def test_a_scalar_model_needs_no_calibration():
     config = DECODERS["llama"](num_labels=1)
     model = ScalarModel(hf.LlamaForSequenceClassification(config))
     assert (model.mean, model.std) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_finite_numbers_are_refused_where_they_are_read(tmp_path, value):
+    causal(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[1]
+    weights[name].view(-1)[3] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=rf"has weights that are no finite numbers, among them {name}; its training went"
+    ):
+        load_policy(tmp_path / "model")
+    # Nothing of them is read where only their names are looked at.
+    load_policy(tmp_path / "model", weightless=True)

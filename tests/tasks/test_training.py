@@ -197,6 +197,14 @@ def test_a_step_that_is_not_finite_is_never_taken(bad, where):
     assert model.w.tolist() == untouched[2] != untouched[1] != untouched[0]
 
 
+def test_weights_that_the_last_step_spoiled_are_refused():
+    model = Quadratic((0.5, 0.5))
+    with pytest.raises(
+        NonFiniteError, match=r"weights after the last of 1 steps at a learning rate of 1e\+300 are not"
+    ):
+        train(model, batches=lambda epoch: [[0]], epochs=1, learning_rate=1e300)
+
+
 def test_weight_decay_is_off_unless_asked_for():
     (group,) = adamw([{"params": Quadratic().parameters(), "lr": 0.01}]).param_groups
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.01, (0.9, 0.95), 1e-8, 0.0)
