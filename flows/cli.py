@@ -343,6 +343,9 @@ def rerun(
         raise ConfigError("--round and --iteration say where --from begins; name the stage with --from too")
     plan = prepared(found, config)
     forced = forced_by(plan, from_, round=round, iteration=iteration) if from_ is not None else []
+    if forced and sorted(planned.key for planned in forced) == found.unfinished_rerun:
+        # What it has done already is not done again.
+        forced = []
     if dry_run:
         show_steps(found, plan, forced, as_json=as_json)
     else:

@@ -292,6 +292,7 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server
             raise
         finally:
             session.engine.close()
+    run.finish_rerun()
     return session.unreported
 
 

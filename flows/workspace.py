@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tasks.errors import RunError
 from tasks.store import Store, read_json, write_json
 
 RUN_FILE = "run.json"
+PLAN_FILE = "plan.json"
 FORMAT = 1
 
 
@@ -64,14 +65,33 @@ class Run:
     @property
     def generations(self) -> dict[str, int]:
         """How often each stage's place was forced to run anew; part of its fingerprint."""
-        return {key: int(value) for key, value in read_json(self.root / "plan.json", default={}).items()}
+        return {key: int(value) for key, value in self._plan()["generations"].items()}
 
-    def raise_generations(self, keys: Iterator[str] | list[str]) -> None:
+    @property
+    def unfinished_rerun(self) -> list[str]:
+        """The places that a rerun forced which did not come to its end: given again, it goes on."""
+        return [str(key) for key in self._plan()["unfinished"]]
+
+    def raise_generations(self, keys: Sequence[str]) -> None:
         """Force these places to run anew. On disk before anything executes: an interrupted rerun resumes."""
         generations = self.generations
         for key in keys:
             generations[key] = generations.get(key, 0) + 1
-        write_json(self.root / "plan.json", generations)
+        self._write_plan(generations, unfinished=keys)
+
+    def finish_rerun(self) -> None:
+        """All that was forced has run: the next rerun begins anew, also where it forces the same."""
+        if self.unfinished_rerun:
+            self._write_plan(self.generations, unfinished=[])
+
+    def _plan(self) -> dict[str, Any]:
+        plan = read_json(self.root / PLAN_FILE, default={"generations": {}, "unfinished": []})
+        if not (isinstance(plan, dict) and isinstance(plan.get("generations"), dict) and "unfinished" in plan):
+            raise RunError(f"{self.root / PLAN_FILE} does not hold the run's forced reruns; restore it from a backup")
+        return plan
+
+    def _write_plan(self, generations: Mapping[str, int], *, unfinished: Sequence[str]) -> None:
+        write_json(self.root / PLAN_FILE, {"generations": dict(generations), "unfinished": sorted(unfinished)})
 
     @contextmanager
     def locked(self) -> Iterator[None]:

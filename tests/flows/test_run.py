@@ -159,6 +159,23 @@ def test_a_forced_rerun_executes_the_stage_and_what_is_made_from_it(home, tiny, 
 
 
 @pytest.mark.slow
+def test_a_forced_rerun_that_was_killed_goes_on_where_it_was_when_it_is_given_again(home, changed):
+    rerun = ("rerun", changed, "--from", "evaluate_policy", "--round", "1")
+    before = home.stages(changed)
+    running = home.start(*rerun, start_new_session=True)
+    wait_for(lambda: len(home.stages(changed)) > len(before))
+    kill_group(running)
+    done = executed(home, changed, before)
+    assert "round-001/evaluate_policy" in done
+    home.rounds(*rerun)
+    expected = ["round-001/evaluate_policy", "round-001/report_round", "round-002/report_round"]
+    assert executed(home, changed, before) == expected
+    # It has come to its end, so that the same command forces them anew.
+    home.rounds(*rerun)
+    assert executed(home, changed, before) == sorted(expected * 2)
+
+
+@pytest.mark.slow
 def test_a_damaged_output_is_made_again_and_nothing_else(home, changed):
     before = home.digests(changed)
     root = home.path / "runs" / changed / "stages"

@@ -277,6 +277,16 @@ def test_generations_count_how_often_a_place_was_forced(home):
     assert Run(run.root).generations == {"round-001/warm_up": 2, "round-001/evaluate_policy": 1}
 
 
+def test_what_a_rerun_forced_is_known_until_it_came_to_its_end(home):
+    run = a_run(home)
+    assert run.unfinished_rerun == []
+    run.raise_generations(["round-001/warm_up", "round-001/evaluate_policy"])
+    assert Run(run.root).unfinished_rerun == ["round-001/evaluate_policy", "round-001/warm_up"]
+    run.finish_rerun()
+    assert Run(run.root).unfinished_rerun == []
+    assert Run(run.root).generations == {"round-001/warm_up": 1, "round-001/evaluate_policy": 1}
+
+
 def test_a_run_is_empty_until_a_stage_commits(home):
     run = a_run(home)
     assert run.is_empty()
