@@ -112,7 +112,9 @@ def prepared_data(
         chat_template_kwargs=config.model.chat_template_kwargs,
     )
     # From the second round on, the policy is what the first one started from, whether given or made there.
-    return run("prepare_data", place, settings, base=before.reference if before else externals.base)
+    if before is None:
+        return run("prepare_data", place, settings, base=externals.base)
+    return run("prepare_data", place, settings, base=before.reference, previous=before.data)
 
 
 def starting_policy(run: RunStage, config: RunConfig, place: Place, data: Output, externals: Externals) -> Output:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,8 +63,13 @@ class PrepareDataConfig(StageConfig):
 
 
 @stage(version="2", config=PrepareDataConfig)
-def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref | None) -> StageOutput:
-    """Read, check, split and tokenise all sources. ``base`` is the model to prepare for; None makes a new one."""
+def prepare_data(
+    context: StageContext, config: PrepareDataConfig, *, base: Ref | None, previous: Ref | None = None
+) -> StageOutput:
+    """Read, check, split and tokenise all sources. ``base`` is the model to prepare for; None makes a new one.
+
+    What the round before held out, whose data is ``previous``, stays held out.
+    """
     from tasks.bad_rows import Findings, in_words
     from tasks.chat_template import doubts_about_data
     from tasks.endings import doubts_about_endings
@@ -117,12 +122,15 @@ def prepare_data(context: StageContext, config: PrepareDataConfig, *, base: Ref 
     require_usable(data, findings)
     if not held_out:
         tables["prompts"], tables["held_out_prompts"] = set_aside(
-            tables["prompts"], num=data.num_held_out_prompts, context=context
+            tables["prompts"],
+            num=data.num_held_out_prompts,
+            context=context,
+            before=held_out_before(previous, "prompts"),
         )
     if preferences:
         num = max(1, round(data.held_out_preferences * tables["preferences"].num_rows))
         tables["preferences"], tables["held_out_preferences"] = set_aside(
-            tables["preferences"], num=num, context=context
+            tables["preferences"], num=num, context=context, before=held_out_before(previous, "preferences")
         )
     for name, table in tables.items():
         if table.num_rows == 0:
@@ -254,23 +262,45 @@ def messages_json(prompt: Any) -> str:
     return "" if isinstance(prompt, str) else json.dumps(prompt)
 
 
-def set_aside(table: "Table", *, num: int, context: StageContext) -> "tuple[Table, Table]":
-    """The table without, and with, about ``num`` held-out rows: those of the prompts that hash lowest.
+def held_out_before(previous: Ref | None, name: str) -> set[str]:
+    """What an earlier round held out: the contents of rows, and the prompts of which it trained on none."""
+    from tasks.store import read_dataset
+
+    if previous is None or not (previous.directory / f"held_out_{name}").is_dir():
+        return set()
+    held_out, trained = (read_dataset(previous.directory / part) for part in (f"held_out_{name}", name))
+    prompts = {*held_out.column("prompt").to_pylist()} - {*trained.column("prompt").to_pylist()}
+    return prompts | set(contents(held_out))
+
+
+def contents(table: "Table") -> list[str]:
+    """Each row as one text."""
+    return [json.dumps(row, sort_keys=True) for row in table.to_pylist()]
+
+
+def set_aside(
+    table: "Table", *, num: int, context: StageContext, before: Collection[str] = ()
+) -> "tuple[Table, Table]":
+    """The table without, and with, about ``num`` held-out rows: those held out ``before``, and of the others those of the
+    prompts that hash lowest.
 
     All rows of a prompt fall on one side; where few prompts make that impossible, rows are told apart by their whole
-    content. A hash of the content, so that a row stays on its side when more data arrives.
+    content.
     """
     from ppo_core.randomness import derive_seed
     from tasks.errors import DataError
 
     if num >= table.num_rows:
         raise DataError(f"{table.num_rows} rows are too few to hold {num} of them out; give more, or hold out fewer")
-    by_prompt = table.column("prompt").to_pylist()
-    by_content = [json.dumps(row, sort_keys=True) for row in table.to_pylist()]
+    by_prompt, by_content = table.column("prompt").to_pylist(), contents(table)
     for keys in (by_prompt, by_content):
-        hashes = [derive_seed(context.run_seed, "held_out", key) for key in keys]
-        threshold = sorted(hashes)[num - 1]
-        held_out = [value <= threshold for value in hashes]
+        is_known = [key in before or content in before for key, content in zip(keys, by_content, strict=True)]
+        ranks = [
+            (not known, derive_seed(context.run_seed, "held_out", key))
+            for known, key in zip(is_known, keys, strict=True)
+        ]
+        threshold = sorted(ranks)[num - 1]
+        held_out = [known or rank <= threshold for known, rank in zip(is_known, ranks, strict=True)]
         if sum(held_out) <= 2 * num and sum(held_out) < table.num_rows:
             break
     return table.filter([not inside for inside in held_out]), table.filter(held_out)

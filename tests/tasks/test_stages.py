@@ -77,6 +77,33 @@ def test_prompts_keep_their_ids_and_their_side_when_more_arrive(world, tmp_path)
     assert {row["prompt"] for row in rows(data, "prompts")} & hashes_lowest == set()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_was_held_out_stays_held_out_when_more_arrives(world, tmp_path, shared):
+    bench, base, _, _ = world
+    pairs = [
+        {"prompt": "say:" if shared and i < 90 else f"say {i // 2}:", "chosen": f" yes {i}", "rejected": f" no {i}"}
+        for i in range(160)
+    ]
+
+    def prepared(number, count, previous=None):
+        path = write_rows(tmp_path / f"{count}.jsonl", pairs[:count])
+        config = prepare_config(tmp_path, preferences=(Source(path=path),), num_prompts=20 + count // 8)
+        return bench.run("prepare_data", config, place=Place(number), base=base, previous=previous)
+
+    def contents(data, name):
+        column = "prompt" if "prompts" in name else "responses"
+        return {json.dumps(row[column]) for row in rows(data, name)}
+
+    data, ever_held_out = None, {"preferences": set(), "prompts": set()}
+    for number, count in enumerate((30, 80, 160), start=1):
+        data = prepared(number, count, data)
+        for kind, held_out in ever_held_out.items():
+            held_out |= contents(data, f"held_out_{kind}")
+            assert contents(data, f"held_out_{kind}") == held_out
+            assert not contents(data, kind) & held_out
+        assert count / 20 <= len(rows(data, "held_out_preferences")) <= count / 5
+
+
 def test_preferences_that_share_one_prompt_are_held_out_by_content(world, tmp_path):
     bench, base, _, _ = world
     pairs = [{"prompt": "say:", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
