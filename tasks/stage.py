@@ -81,6 +81,9 @@ NO_LIMITS = HealthConfig(
 """For what was committed once: the limits let it pass then, or were told to."""
 
 
+MICRO_BATCH = "micro_batch_tokens"
+
+
 class ExecutionConfig(StageConfig):
     """Where and how stages run. Only the two dtypes change results, so only they are part of a fingerprint."""
 
@@ -94,7 +97,8 @@ class ExecutionConfig(StageConfig):
     gradient_checkpointing: bool = False
     """Keep each layer's input alone for the backward pass, which computes the layer again: less memory, more time."""
     micro_batch_tokens: int = Field(16384, gt=0)
-    """Padded tokens in one forward and backward pass: lower it when memory runs out, results do not change."""
+    """Padded tokens in one forward and backward pass: lower it when memory runs out. Results change by rounding alone; a
+    checkpoint that was not kept is made again with the one that made it."""
     engine_server: str | None = None
     """Address of the server that ``rollouts.engine: vllm`` samples by, as http://host:8000; null runs vLLM in this process.
     It must see the run's directory. Its key, if it wants one, is ``ROUNDS_ENGINE_API_KEY``."""
@@ -265,6 +269,8 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
         seconds=time.monotonic() - started,
         recoverable=output.recoverable,
         keeps_recoverable=call.keeps_recoverable,
+        # The order of sums follows from it, and with it the last bits; halved when memory ran out, no setting tells of it.
+        origin={MICRO_BATCH: context.execution.micro_batch_tokens},
     )
     for part, model in output.resident.items():
         models.keep(ref, part, model)
@@ -318,7 +324,15 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
     for ref in input_refs(inputs):
         require_undamaged(ref)
     settings = {name: value for name, value in recipe["settings"].items() if name in declared.config_type.model_fields}
-    context = replace(context, output=scratch, place=manifest.place, run_seed=recipe["seed"])
+    execution = dict(context.execution)
+    execution[MICRO_BATCH] = manifest.origin.get(MICRO_BATCH, context.execution.micro_batch_tokens)
+    context = replace(
+        context,
+        output=scratch,
+        place=manifest.place,
+        run_seed=recipe["seed"],
+        execution=ExecutionConfig(**execution),
+    )
     return declared.fn(context, declared.config_type(**settings), **inputs)
 
 

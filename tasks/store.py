@@ -237,10 +237,12 @@ class Store:
         seconds: float,
         recoverable: str | None = None,
         keeps_recoverable: bool = True,
+        origin: Mapping[str, Any] | None = None,
     ) -> Ref:
         """Flush, describe and move ``scratch`` into place. After the rename it has happened; before, it has not.
 
-        ``recoverable`` is a pattern of files that need not be kept, since they can be made again.
+        ``recoverable`` is a pattern of files that need not be kept, since they can be made again; ``origin`` what that needs
+        to know beside the recipe.
         """
         digests = digests_below(scratch)
         manifest = Manifest(
@@ -253,7 +255,7 @@ class Store:
             seconds=round(seconds, 3),
             input_paths=self._input_paths(inputs),
             recoverable=tuple(name for name in digests if recoverable and PurePath(name).match(recoverable)),
-            origin={"host": socket.gethostname(), "committed_at": time.time()},
+            origin={"host": socket.gethostname(), "committed_at": time.time(), **(origin or {})},
         )
         manifest.write(scratch)
         if not keeps_recoverable:

@@ -305,6 +305,22 @@ def test_checkpoints_that_are_not_kept_come_back_to_the_last_bit(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lean-policy", "runs", "whole-policy"]
 
 
+def test_a_checkpoint_that_was_not_kept_comes_back_in_the_micro_batches_that_made_it(tmp_path):
+    overrides = ["rounds=1", "iterations=2", "warm_up=null", "checkpoint_every=2"]
+    small, large = (
+        load_config(str(TINY), [*overrides, f"execution.micro_batch_tokens={size}"]) for size in (80, 16384)
+    )
+    run = run_directly(tmp_path, "run", small)
+    before = digests(run)
+    assert before != digests(run_directly(tmp_path, "other", large))
+    shutil.rmtree(next(run.root.rglob("iteration-002/update_policy")))
+    for output in run.root.rglob("iteration-002/*_rollouts"):
+        shutil.rmtree(output)
+    run_directly(tmp_path, "run", large)
+    # It was needed for the second iteration, and had it come out otherwise, that would have been refused.
+    assert kept_checkpoints(run) == {"iteration-002"}
+
+
 def test_a_checkpoint_that_comes_out_otherwise_is_refused(tmp_path):
     overrides = ["rounds=1", "iterations=2", "warm_up=null", "checkpoint_every=2"]
     run = run_directly(tmp_path, "run", load_config(str(TINY), overrides))
