@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from flows.as_written import require_as_written
+from flows.bounds import require_bounded
 from ppo_core.config import PPOConfig
 from tasks.adapter_config import AdapterConfig
 from tasks.compute_advantages import AdvantagesConfig, Algorithm
@@ -165,6 +167,14 @@ class RunConfig(StageConfig):
     @property
     def has_critic(self) -> bool:
         return self.algorithm == "ppo"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_what_was_written(cls, document: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        config = read(document)
+        require_as_written(document, config)
+        require_bounded(config)
+        return config
 
     @model_validator(mode="before")
     @classmethod

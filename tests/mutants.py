@@ -1398,6 +1398,31 @@ TASKS: Table = [
         ],
     ),
     (
+        "flows/as_written.py",
+        "tests/flows/test_config.py",
+        [
+            ("if not isinstance(written, bool):", "if False:"),
+            ("    if isinstance(written, bool):\n        raise", "    if False:\n        raise"),
+            ("if isinstance(written, str) and INFINITE.get(written) != taken:", "if False:"),
+            ("if isinstance(written, str) and INFINITE.get(written) != taken:", "if isinstance(written, str):"),
+            ("if isinstance(taken, int) and isinstance(written, float):", "if False:"),
+            ("if isinstance(taken, int) and abs(taken) > LARGEST_INT:", "if False:"),
+            ("if math.isinf(taken) and not any(part in path for part in MAY_BE_INFINITE):", "if False:"),
+            ("    elif isinstance(written, list | tuple) and isinstance(taken, list | tuple):", "    elif False:"),
+        ],
+    ),
+    (
+        "flows/bounds.py",
+        "tests/flows/test_config.py",
+        [
+            ("config.rounds * config.iterations * rollouts.shards", "config.rounds * config.iterations"),
+            ("config.rounds * config.iterations * rollouts.shards", "config.iterations * rollouts.shards"),
+            ("        * rollouts.samples_per_prompt,", ","),
+            ("if config.reward_model is not None:", "if False:"),
+            ("if count > MAX_RESPONSES:", "if False:"),
+        ],
+    ),
+    (
         "flows/round.py",
         "tests/flows/test_wiring.py",
         [
