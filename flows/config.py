@@ -25,6 +25,7 @@ from tasks.external import needs_hub
 from tasks.generate_rollouts import RolloutsConfig
 from tasks.prepare_data import DataConfig, FromScratchConfig
 from tasks.report_round import ReportRoundConfig
+from tasks.reward_names import collision
 from tasks.rewards import Rewards
 from tasks.stage import ExecutionConfig, HealthConfig, StageConfig
 from tasks.train_reward_model import RewardModelConfig
@@ -305,6 +306,8 @@ class RunConfig(StageConfig):
                 raise ValueError(
                     f"rewards: the name {name!r} becomes part of a column's name; use letters, digits and _"
                 )
+        if (why := collision([*self.rewards, *self.evaluation.held_out_rewards])) is not None:
+            raise ValueError(f"rewards: {why}")
         if any(reward.is_trained_in_run for reward in self.evaluation.held_out_rewards.values()):
             raise ValueError(
                 "evaluation.held_out_rewards: the trained reward model is not held out; name another model"
