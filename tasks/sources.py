@@ -115,7 +115,7 @@ def source_digest(source: Source, *, seed: int) -> str:
     """32 hex digits that change with the content: same digest, same rows before ``columns`` and ``limit``.
 
     Of files, their bytes (not their names or times); of a hub data set, name, subset, split and revision; of a
-    function, import path, arguments, seed and the code of its module.
+    function, import path, arguments, seed and its code, as far as it lies in the user's own files.
     """
     if source.path is not None:
         files = [

@@ -1423,6 +1423,18 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/code_files.py",
+        "tests/tasks/test_code_files.py",
+        [
+            ("for needed in [*_parents(name), *_imports(", "for needed in [*_imports("),
+            ("package = name if is_package else", "package = name if False else"),
+            ("- node.level + 1]", "- node.level]"),
+            ("if not path.is_file() or set(LIBRARIES) & set(path.parts):", "if not path.is_file():"),
+            ("for place in (*python, *ours)", "for place in python"),
+            ("if called in IMPORTERS and", "if False and"),
+        ],
+    ),
+    (
         "tasks/reward_names.py",
         "tests/tasks/test_reward_names.py",
         [
