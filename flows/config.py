@@ -23,6 +23,7 @@ from tasks.errors import ConfigError
 from tasks.evaluate_policy import EvaluationConfig
 from tasks.external import needs_hub
 from tasks.generate_rollouts import RolloutsConfig
+from tasks.paths import is_there, require_regular, shown, user_path
 from tasks.prepare_data import DataConfig, FromScratchConfig
 from tasks.report_round import ReportRoundConfig
 from tasks.reward_names import collision
@@ -33,6 +34,8 @@ from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpConfig
 from tasks.yaml_text import YAMLError, read_yaml
 
+MAX_BYTES = 256 * 1024
+"""Of a configuration file: a hundred times the longest preset, and what is read in a few seconds."""
 FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"
 PRESETS = Path(__file__).parent / "presets"
 # What the user has written is YAML, so a message that names Python's types helps nobody.
@@ -359,14 +362,20 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_document(name: str) -> dict[str, Any]:
     """The plain document behind a preset's name or a file."""
-    path = Path(name).expanduser()
-    if (PRESETS / f"{name}.yaml").is_file():
+    path = user_path(name)
+    if is_there(PRESETS / f"{name}.yaml"):
         path = PRESETS / f"{name}.yaml"
-    elif not path.is_file():
+    elif not is_there(path) or path.is_dir():
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "template")
-        raise ConfigError(f"{name}: no such file, and no preset of that name; presets are {', '.join(known)}")
+        raise ConfigError(f"{shown(name)}: no such file, and no preset of that name; presets are {', '.join(known)}")
     try:
-        document = read_yaml(path.read_bytes())
+        with require_regular(path).open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ConfigError(
+                f"{name}: longer than {MAX_BYTES // 1024} KiB, which no configuration is; name another file"
+            )
+        document = read_yaml(text)
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not readable as YAML ({' '.join(str(error).split())}); mend that place") from error
     if not isinstance(document, dict):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows.config import PRESETS, RunConfig, checked, dump, load_config, read_document, with_overrides
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, UserError
 from tasks.sources import Source
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -799,3 +801,24 @@ def test_more_minibatches_than_an_iteration_has_rollouts_are_refused(prompts, sa
         *rollouts, f"ppo.num_minibatches={minibatches}"
     )
     load(*rollouts, f"ppo.num_minibatches={prompts * samples}")
+
+
+def test_a_configuration_that_has_no_end_or_is_too_long_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name, kind in (("pipe.yaml", "a pipe"), ("zero.yaml", "a device")):
+        with pytest.raises(UserError, match=f"is {kind}; give a regular file"):
+            load_config(str(tmp_path / name))
+    assert "longer than 256 KiB" in refusal(name=write(tmp_path, Path(TINY).read_text() + "# " + "x" * 300_000))
+
+
+def test_a_name_that_can_be_no_path_is_refused():
+    assert "there is no such user's home directory" in refusal(name="~nosuchuser/a.yaml")
+    assert "(3,000 characters): no such file" in refusal(name="x" * 3000)
+
+
+def test_a_few_lines_that_stand_for_millions_of_values_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+    began = time.monotonic()
+    assert "more than 200,000 values" in refusal(name=write(tmp_path, "\n".join(lines)))
+    assert time.monotonic() - began < 5
