@@ -1468,6 +1468,20 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/limited.py",
+        "tests/tasks/test_limited.py",
+        [
+            ("class _OverTimeError(BaseException):", "class _OverTimeError(Exception):"),
+            (
+                "                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)",
+                "                pass",
+            ),
+            ("    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))", "    pass"),
+            ("            resource.setrlimit(resource.RLIMIT_AS, before)", "            pass"),
+            ("    return lambda: time.clock_gettime(clock)", "    return time.monotonic"),
+        ],
+    ),
+    (
         "tasks/reward_names.py",
         "tests/tasks/test_reward_names.py",
         [
