@@ -78,10 +78,14 @@ def explain(error: Exception) -> tuple[int | None, str]:
     """The exit code of an error and a sentence about it; no code for a defect, whose traceback is wanted."""
     from ppo_core.errors import NonFiniteError
     from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
+    from tasks.paths import os_error_sentence
     from tasks.retry import StageError
 
     if isinstance(error, UserError):
         return MISTAKE, f"error: {error}"
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+        # A file or disk that is not as it has to be; what a stage meets of it comes as a StageError.
+        return MISTAKE, f"error: {os_error_sentence(error)}"
     if isinstance(error, TransientError | DamagedError | UnhealthyError | NonFiniteError):
         return FAILED, f"error: {error}"
     if isinstance(error, StageError):

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from flows.as_written import require_as_written
+from flows.bounds import require_bounded
 from ppo_core.config import PPOConfig
 from tasks.adapter_config import AdapterConfig
 from tasks.compute_advantages import AdvantagesConfig, Algorithm
@@ -21,8 +23,10 @@ from tasks.errors import ConfigError
 from tasks.evaluate_policy import EvaluationConfig
 from tasks.external import needs_hub
 from tasks.generate_rollouts import RolloutsConfig
+from tasks.paths import is_there, require_regular, shown, user_path
 from tasks.prepare_data import DataConfig, FromScratchConfig
 from tasks.report_round import ReportRoundConfig
+from tasks.reward_names import collision
 from tasks.rewards import Rewards
 from tasks.stage import ExecutionConfig, HealthConfig, StageConfig
 from tasks.train_reward_model import RewardModelConfig
@@ -30,6 +34,8 @@ from tasks.update_policy import OptimizersConfig
 from tasks.warm_up import WarmUpConfig
 from tasks.yaml_text import YAMLError, read_yaml
 
+MAX_BYTES = 256 * 1024
+"""Of a configuration file: a hundred times the longest preset, and what is read in a few seconds."""
 FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"
 PRESETS = Path(__file__).parent / "presets"
 # What the user has written is YAML, so a message that names Python's types helps nobody.
@@ -166,6 +172,14 @@ class RunConfig(StageConfig):
     def has_critic(self) -> bool:
         return self.algorithm == "ppo"
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_what_was_written(cls, document: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        config = read(document)
+        require_as_written(document, config)
+        require_bounded(config)
+        return config
+
     @model_validator(mode="before")
     @classmethod
     def _vanilla_pg_is_what_its_name_says(cls, document: Any) -> Any:
@@ -295,6 +309,8 @@ class RunConfig(StageConfig):
                 raise ValueError(
                     f"rewards: the name {name!r} becomes part of a column's name; use letters, digits and _"
                 )
+        if (why := collision([*self.rewards, *self.evaluation.held_out_rewards])) is not None:
+            raise ValueError(f"rewards: {why}")
         if any(reward.is_trained_in_run for reward in self.evaluation.held_out_rewards.values()):
             raise ValueError(
                 "evaluation.held_out_rewards: the trained reward model is not held out; name another model"
@@ -346,14 +362,20 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_document(name: str) -> dict[str, Any]:
     """The plain document behind a preset's name or a file."""
-    path = Path(name).expanduser()
-    if (PRESETS / f"{name}.yaml").is_file():
+    path = user_path(name)
+    if is_there(PRESETS / f"{name}.yaml"):
         path = PRESETS / f"{name}.yaml"
-    elif not path.is_file():
+    elif not is_there(path) or path.is_dir():
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "template")
-        raise ConfigError(f"{name}: no such file, and no preset of that name; presets are {', '.join(known)}")
+        raise ConfigError(f"{shown(name)}: no such file, and no preset of that name; presets are {', '.join(known)}")
     try:
-        document = read_yaml(path.read_bytes())
+        with require_regular(path).open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ConfigError(
+                f"{name}: longer than {MAX_BYTES // 1024} KiB, which no configuration is; name another file"
+            )
+        document = read_yaml(text)
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not readable as YAML ({' '.join(str(error).split())}); mend that place") from error
     if not isinstance(document, dict):

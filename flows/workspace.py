@@ -14,6 +14,7 @@ from typing import Any
 from flows.config import RunConfig, checked, dump
 from flows.locks import exclusive, is_locked
 from tasks.errors import RunError
+from tasks.paths import is_there, user_path
 from tasks.store import Store, read_json, write_json
 
 RUN_FILE = "run.json"
@@ -149,13 +150,14 @@ def find_run(home: Path, name: str | None) -> Run:
         if not runs:
             raise RunError(f"{home} has no runs yet; start one with: rounds run quickstart")
         return runs[0]
-    if Path(name).name == name and (home / "runs" / name / RUN_FILE).is_file():
+    path = user_path(name)
+    if path.name == name and is_there(home / "runs" / name / RUN_FILE):
         return Run(home / "runs" / name, home)
-    if (Path(name) / RUN_FILE).is_file():
-        root = Path(name).resolve()
+    if is_there(path / RUN_FILE):
+        root = path.resolve()
         # A run that was put somewhere else, as a backup is, belongs to the home that is in use.
         return Run(root, None if root.parent.name == "runs" else home)
-    if Path(name).is_dir():
+    if is_there(path):
         raise RunError(f"{name} is not a run's directory: it has no {RUN_FILE}; rounds list shows the runs")
     raise RunError(f"{name}: no run of that name in {home}; rounds list shows the runs")
 

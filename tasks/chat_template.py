@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from tasks.errors import ConfigError, DataError, ModelError, shorten
+from tasks.limited import LimitError, run_limited
 from tasks.records import Messages
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ CLOCK = "strftime_now"
 DATE = "2026-01-01"
 """What the clock shows where the options give no date."""
 SETTING = "model.chat_template_kwargs"
+MAX_SECONDS = 10.0
+"""Of computing for one conversation, which takes a millisecond."""
+MAX_MEMORY = 2**30
+"""Bytes that rendering one conversation may ask for."""
+MAX_LENGTH = 2**24
+"""Characters that a template may write for one conversation; more than the longest context has."""
 
 # What we pass, or what `apply_chat_template` takes for itself instead of passing it on.
 _RESERVED = (
@@ -132,21 +139,35 @@ def render(
     """The conversation as the template writes it.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or its template draws at random.
+        ModelError: the tokenizer has no chat template, or its template draws at random, or passes a limit.
         DataError: the template refuses this conversation; names ``place``.
     """
+    # The library imports it on the way, and a gigabyte of it is not the template's.
+    import torch  # noqa: F401
+
     template = _still(tokenizer, place)
     options = {name: value for name, value in options_of(tokenizer).items() if name != CLOCK}
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **options,
-            )
+        text = run_limited(
+            lambda: str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **options,
+                )
+            ),
+            seconds=MAX_SECONDS,
+            more_bytes=MAX_MEMORY,
         )
+        if len(text) > MAX_LENGTH:
+            raise LimitError(f"writes more than {MAX_LENGTH:,} characters")
+        return text
+    except LimitError as error:
+        raise ModelError(
+            f"{place}: the chat template of {tokenizer.name_or_path} {error} for the messages {shorten(messages)}; mend it"
+        ) from None
     except Exception as error:  # a template is a program of the model's author
         raise DataError(
             f"{place}: the chat template of {tokenizer.name_or_path} refuses the messages {shorten(messages)} ({error}); "
@@ -246,6 +267,11 @@ def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} is not readable as Jinja ({error}); mend it"
         ) from error
+    if next(tree.find_all(nodes.Pow), None) is not None:
+        # The one operation that can take for ever by itself.
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} computes powers (**), which have no bound; take that out"
+        )
     filters = {f"|{node.name}" for node in tree.find_all(nodes.Filter)}
     if drawn := sorted((filters | {node.name for node in tree.find_all(nodes.Name)}) & set(_RANDOM)):
         raise ModelError(

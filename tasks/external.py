@@ -10,6 +10,7 @@ from pathlib import Path
 from tasks import settings
 from tasks.errors import ModelError
 from tasks.model_files import PATTERNS, model_files
+from tasks.paths import user_path
 from tasks.store import Ref, digest_file, digest_files, read_json, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -22,7 +23,7 @@ def model_ref(
 ) -> Ref:
     """The model that a configuration names: a directory as it is, a hub's name as its snapshot on this machine, an adapter
     as the whole model that it makes of its base."""
-    directory = Path(name).expanduser()
+    directory = user_path(name, field=field)
     if not directory.is_dir():
         directory = snapshot(name, field=field, revision=revision)
     directory = directory.resolve()
@@ -77,7 +78,7 @@ def merged(adapter: Path, name: str, *, field: str, home: Path, trust_remote_cod
 
 def needs_hub(name: str) -> bool:
     """Whether a model, or the one that it is an adapter over, is no directory here."""
-    directory = Path(name).expanduser()
+    directory = user_path(name)
     if not directory.is_dir():
         return True
     config = directory / ADAPTER_CONFIG
@@ -102,9 +103,9 @@ def adapter_base(adapter: Path, name: str, *, field: str, home: Path, trust_remo
             f"{field}: {name} is an adapter, and its {ADAPTER_CONFIG} does not say over which model; name that in "
             "base_model_name_or_path, or name the whole model (of a run's own checkpoint, rounds export writes one)"
         )
-    if not Path(base).expanduser().is_dir() and (adapter / base).is_dir():
+    if not user_path(base, field=field).is_dir() and (adapter / base).is_dir():
         base = str(adapter / base)
-    if Path(base).expanduser().resolve() == adapter:
+    if user_path(base, field=field).resolve() == adapter:
         raise ModelError(f"{field}: {name} is an adapter over itself; name its model in base_model_name_or_path")
     try:
         return model_ref(base, field=field, home=home, revision=revision, trust_remote_code=trust_remote_code)

@@ -5,11 +5,13 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tasks.code_files import files_of
 from tasks.errors import ConfigError, shorten
 
 
@@ -46,12 +48,12 @@ def import_function(import_path: str, *, field: str) -> Callable[..., Any]:
 
 
 def code_digest(import_path: str) -> str:
-    """Hex sha256 of the code of the module in ``import_path``; comments, formatting and docstrings change nothing.
+    """Hex sha256 of the code of the module in ``import_path``, and of the modules of the user's own tree that it imports.
 
-    Only that module: what it imports is not followed. Another Python version may give another digest.
+    Comments, formatting and docstrings change nothing. Another Python version may give another digest.
 
     Raises:
-        ConfigError: there is no such module, or its source does not parse.
+        ConfigError: there is no such module, or its source, or that of a module it imports, does not parse.
     """
     module_name, _ = parse_import_path(import_path, field="import path")
     _make_current_directory_importable()
@@ -63,13 +65,19 @@ def code_digest(import_path: str) -> str:
         raise ConfigError(
             f"{import_path}: no file holds the module {module_name} (looked from {Path.cwd()}); correct it"
         )
-    content = Path(spec.origin).read_bytes()
-    if not spec.origin.endswith(".py"):
-        return hashlib.sha256(content).hexdigest()
     try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError) as error:
+        digests = {name: _file_digest(path) for name, path in files_of(module_name, Path(spec.origin)).items()}
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise _import_failed(import_path, "import path", error) from error
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    """Of a module's meaning, where it is Python; else of its bytes."""
+    content = path.read_bytes()
+    if path.suffix != ".py":
+        return hashlib.sha256(content).hexdigest()
+    tree = ast.parse(content)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_docstring(
             node

@@ -8,11 +8,16 @@ import base64
 import datetime
 import decimal
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["NotPlainError", "as_json", "content_key", "plain"]
+
+
+MAX_BITS = 8192
+"""Of a whole number: beyond some thousand digits Python writes none as text."""
 
 
 class NotPlainError(TypeError):
@@ -28,6 +33,8 @@ def plain(value: Any, where: str) -> Any:
         NotPlainError: there is something else in it.
     """
     kind = type(value)
+    if kind is int and value.bit_length() > MAX_BITS:
+        raise NotPlainError(f"{where} holds a number of more than {MAX_BITS} bits")
     if value is None or kind in (bool, int, float, str, bytes):
         return value
     if isinstance(value, Mapping):
@@ -37,12 +44,17 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, datetime.datetime):
         if value != value:  # pandas' missing time
             return None
-        return (value if value.tzinfo is None else value.astimezone(datetime.UTC)).isoformat()
+        try:
+            return (value if value.tzinfo is None else value.astimezone(datetime.UTC)).isoformat()
+        except OverflowError:  # in UTC it is before the first year, or after the last
+            return value.isoformat()
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, decimal.Decimal):
+        if not value.is_finite():
+            return math.nan if value.is_nan() else float(value)
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, uuid.UUID):
         return str(value)

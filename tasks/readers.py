@@ -9,7 +9,6 @@ import gzip
 import io
 import itertools
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.errors import DataError, shorten
+from tasks.paths import is_there, require_regular
 from tasks.plain_values import NotPlainError, plain
 
 __all__ = ["Numbered", "Problem", "Values", "as_values", "format_of", "load_hub", "read_path", "saved_files"]
@@ -36,6 +36,8 @@ class Problem:
 Numbered = Iterator[tuple[int, Values | Problem]]
 
 COMPRESSIONS = (".gz", ".zst")
+MAX_ROW = 256 * 2**20
+"""Bytes, or characters, of one row: a few kilobytes of a compressed file may stand for more than any memory holds."""
 
 
 def format_of(path: Path) -> tuple[str, str]:
@@ -64,13 +66,15 @@ def read_path(path: Path, split: str | None) -> Numbered:
             f"{path} ends in {ending + compression!r}; give one of {', '.join(_READERS)}, plain or compressed as "
             f"{' or '.join(COMPRESSIONS)}, or a saved `datasets` directory"
         )
-    yield from reader(path)
+    yield from reader(require_regular(path))
 
 
 def as_values(values: Any) -> Values | Problem:
     """A row of plain values, or what it holds that has no plain form."""
     try:
         return {str(name): plain(value, str(name)) for name, value in values.items()}
+    except RecursionError:
+        return Problem("a column nests too deep", "leave it out, or give it as text", "a column nests too deep")
     except NotPlainError as error:
         return Problem(str(error), "leave the column out, or give it as text or numbers", str(error))
 
@@ -98,16 +102,36 @@ def _read_json_lines(path: Path) -> Numbered:
     try:
         with _open(path) as file:
             # Bytes are split at b"\n" only: text files may hold U+2028 and the like inside a string.
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_lines(file, path), start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                     if format_of(path)[0] == ".json" and line.lstrip()[:1] == b"[":
-                        yield from _read_json_array(path, line + file.read())
+                        rest = file.read(MAX_ROW + 1)
+                        if len(rest) > MAX_ROW:
+                            raise _too_long(path, "the list in it")
+                        yield from _read_json_array(path, line + rest)
                         return
                 if line.strip():
                     yield number, _json_object(line)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, number, error) from None
+
+
+def _lines(file: IO[Any], path: Path) -> Iterator[Any]:
+    """The lines of a file, none of which may be without end."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_ROW + 1)
+        if len(line) > MAX_ROW:
+            raise _too_long(path, f"line {number}")
+        if not line:
+            return
+        yield line
+
+
+def _too_long(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path}: {what} is longer than {MAX_ROW // 2**20} MiB; write one row to a line, or split the file"
+    )
 
 
 def _json_object(line: bytes) -> Values | Problem:
@@ -152,12 +176,12 @@ def _an_object(values: Any) -> Values | Problem:
 
 def _read_csv(path: Path) -> Numbered:
     """Fields between commas, or tabs in a .tsv, with the same quotes around those that hold a separator or a break."""
-    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, refuses a long text
+    csv.field_size_limit(MAX_ROW)  # the default, 128 KiB, refuses a long text
     number = 0
     delimiter = "\t" if format_of(path)[0] == ".tsv" else ","
     try:
         with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
+            reader = csv.reader(_lines(file, path), strict=True, delimiter=delimiter)
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise DataError(f"{path}: a column name appears twice in the header {header}; rename one")
@@ -187,7 +211,7 @@ def _read_parquet(path: Path) -> Numbered:
     import pyarrow
     import pyarrow.parquet
 
-    number = itertools.count(1)
+    number = 0
     try:
         # Parquet is read from its end, which a compressed stream has to be unpacked for.
         with (
@@ -196,9 +220,13 @@ def _read_parquet(path: Path) -> Numbered:
         ):
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
-                    yield next(number), as_values(values)
-    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from None
+                    number += 1
+                    yield number, as_values(values)
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
+        # Of the last two are dates that no calendar has, and texts that are not UTF-8.
+        raise DataError(
+            f"{path} is not a readable Parquet file after row {number} ({_first_line(error)}); write it again"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Path], Numbered]] = {
@@ -213,10 +241,12 @@ _READERS: dict[str, Callable[[Path], Numbered]] = {
 
 def _split_directory(path: Path, split: str | None) -> Path:
     """Where the one data set lies in what ``save_to_disk`` wrote: the directory itself, or that of a split."""
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    if is_there(path / "dataset_dict.json"):
+        splits = _read_part(path, "dataset_dict.json", lambda content: content["splits"])
+        if not splits or not all(isinstance(name, str) and Path(name).name == name for name in splits):
+            raise _unreadable(path, "dataset_dict.json does not name directories in it as its splits")
         return path / _one_split(splits, split, str(path))
-    if not (path / "state.json").is_file():
+    if not is_there(path / "state.json"):
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
         raise DataError(
             f"{path} is a directory but not one that `datasets` saved (it holds {inside}); "
@@ -225,6 +255,20 @@ def _split_directory(path: Path, split: str | None) -> Path:
     if split is not None:
         raise DataError(f"{path} is one saved data set without splits; remove split: {split}")
     return path
+
+
+def _read_part(directory: Path, name: str, wanted: Callable[[Any], list[Any]]) -> list[Any]:
+    """A list out of one of the JSON files beside a saved data set."""
+    try:
+        return [*wanted(json.loads(require_regular(directory / name).read_text(encoding="utf-8")))]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise _unreadable(directory, f"{name}: {_first_line(error)}") from error
+
+
+def _unreadable(directory: Path, why: str) -> DataError:
+    return DataError(f"{directory} is not a readable saved data set ({why}); save it again")
 
 
 def _one_split(splits: list[str], split: str | None, name: str) -> str:
@@ -239,12 +283,13 @@ def _one_split(splits: list[str], split: str | None, name: str) -> str:
 def _load_saved(path: Path, split: str | None) -> Iterator[Values | Problem]:
     from datasets import load_from_disk
 
+    saved_files(path, split)
     where = _split_directory(path, split)
     try:
         data = load_from_disk(str(where))
+        yield from _stored_values(data)
     except Exception as error:  # whatever a damaged directory makes of it: Arrow, JSON, OS or type errors
-        raise DataError(f"{where} is not a readable saved data set ({_first_line(error)}); save it again") from error
-    return _stored_values(data)
+        raise _unreadable(where, _first_line(error)) from error
 
 
 def _stored_values(data: Any) -> Iterator[Values | Problem]:
@@ -255,10 +300,13 @@ def _stored_values(data: Any) -> Iterator[Values | Problem]:
 
 
 def saved_files(path: Path, split: str | None) -> list[Path]:
+    """The files of a saved data set, each of which is a regular one in its directory."""
     where = _split_directory(path, split)
     # Not by pattern: `datasets` leaves its cache-*.arrow files in the same directory.
-    state = json.loads((where / "state.json").read_text(encoding="utf-8"))
-    return [where / file["filename"] for file in state["_data_files"]]
+    names = _read_part(where, "state.json", lambda state: [file["filename"] for file in state["_data_files"]])
+    if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise _unreadable(where, f"state.json names {shorten(outside[0])}, which is no file in it")
+    return [require_regular(where / name) for name in names]
 
 
 def load_hub(name: str, subset: str | None, split: str | None, revision: str | None) -> Iterable[Values | Problem]:

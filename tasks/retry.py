@@ -10,21 +10,13 @@ from typing import Literal
 
 from ppo_core.errors import NonFiniteError
 from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
+from tasks.paths import NEXT_MOVE
 
 Kind = Literal["user", "refused", "transient", "memory", "cancelled", "defect"]
 
-# Trying again does not mend these.
 SERVICE_ERRORS = {"TimeoutException", "TransportError", "APIConnectionError", "APITimeoutError", "RateLimitError"}
-NEXT_MOVE = {
-    errno.ENOSPC: "make room on that disk (rounds clean removes what no configuration uses any more)",
-    errno.EDQUOT: "make room, or have the quota raised",
-    errno.EFBIG: "allow larger files there",
-    errno.EROFS: "make the file system writable",
-    errno.EACCES: "make it readable and writable for this user",
-    errno.EPERM: "make it readable and writable for this user",
-    errno.ENOENT: "put it back, or rerun the stage that wrote it",
-}
-PERMANENT_ERRNO = {*NEXT_MOVE, errno.ENOTDIR, errno.EISDIR}
+# Trying again does not mend these.
+PERMANENT_ERRNO = {*NEXT_MOVE} - {errno.EMFILE, errno.EEXIST}
 
 
 class StageError(Exception):

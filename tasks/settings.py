@@ -105,7 +105,10 @@ def hidden_proxies() -> dict[str, str]:
 
 def home_directory(option: str | Path | None) -> Path:
     """Where runs and the embedded state live: ``--home``, else ``ROUNDS_HOME``, else ``.rounds`` here."""
-    return Path(option or os.environ.get("ROUNDS_HOME") or ".rounds").expanduser().resolve()
+    from tasks.paths import user_path
+
+    given = option or os.environ.get("ROUNDS_HOME") or ".rounds"
+    return user_path(given, field="--home" if option else "ROUNDS_HOME").resolve()
 
 
 def prefect_api_url() -> str | None:

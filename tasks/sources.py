@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tasks.bad_rows import BadRow, Row
 from tasks.errors import DataError, shorten
 from tasks.imports import code_digest, import_function, parse_import_path
+from tasks.paths import is_there, require_regular, shown, user_path
 from tasks.readers import Problem, Values, as_values, format_of, load_hub, read_path, saved_files
 
 
@@ -115,13 +116,13 @@ def source_digest(source: Source, *, seed: int) -> str:
     """32 hex digits that change with the content: same digest, same rows before ``columns`` and ``limit``.
 
     Of files, their bytes (not their names or times); of a hub data set, name, subset, split and revision; of a
-    function, import path, arguments, seed and the code of its module.
+    function, import path, arguments, seed and its code, as far as it lies in the user's own files.
     """
     if source.path is not None:
         files = [
             file
             for path in matching_paths(source.path)
-            for file in (saved_files(path, source.split) if path.is_dir() else [path])
+            for file in (saved_files(path, source.split) if path.is_dir() else [require_regular(path)])
         ]
         identity: list[Any] = ["files", [("".join(format_of(file)), _file_digest(file)) for file in files]]
     elif source.dataset is not None:
@@ -171,22 +172,22 @@ def _rows_of_function(function: str, arguments: dict[str, Any], seed: int) -> It
 
 def is_pattern(path: str) -> bool:
     """Whether a path stands for all files that match it."""
-    return any(mark in path for mark in "*?[") and not Path(path).expanduser().exists()
+    return any(mark in path for mark in "*?[") and not is_there(user_path(path))
 
 
 def matching_paths(path: str, *, missing_ok: bool = False) -> list[Path]:
     """The file or directory of that name, or what a pattern matches, in order."""
-    here = Path(path).expanduser()
-    if here.exists():
+    here = user_path(path)
+    if is_there(here):
         return [here]
     if is_pattern(path):
         found = sorted(Path(match) for match in glob.glob(str(here), recursive=True))
         if found or missing_ok:
             return found
-        raise DataError(f"no file matches {path} (looked from {Path.cwd()}); correct the pattern")
+        raise DataError(f"no file matches {shown(path)} (looked from {Path.cwd()}); correct the pattern")
     near = difflib.get_close_matches(here.name, [p.name for p in here.parent.glob("*")], n=3)
     where = f"{here.parent} has {', '.join(near)}" if near else f"looked from {Path.cwd()}"
-    raise DataError(f"{path} does not exist ({where}); correct path")
+    raise DataError(f"{shown(path)} does not exist ({where}); correct path")
 
 
 def _renamed(values: Values, source: Source, place: str) -> Values:

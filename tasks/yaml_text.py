@@ -4,7 +4,6 @@ PyYAML speaks 1.1, where ``on`` is true, ``010`` is 8, ``1:30`` is 90, ``1e-5`` 
 stands twice counts once. Here they are a text, 10, a text, a number, a text, and an error.
 """
 
-import json
 import math
 import re
 from typing import Any, ClassVar
@@ -15,6 +14,12 @@ from yaml.constructor import ConstructorError, SafeConstructor
 __all__ = ["YAMLError", "read_yaml", "write_yaml"]
 
 YAMLError = yaml.YAMLError
+
+MAX_VALUES = 200_000
+"""Values that a document may hold, those counted again that an alias stands for: a few lines can stand for millions."""
+MAX_DEPTH = 100
+MAX_DIGITS = 400
+"""Of a whole number, a few more than the largest number with a point has."""
 
 _NULL, _BOOL, _INT, _FLOAT, _STR, _MERGE = (
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "merge")
@@ -59,6 +64,35 @@ class _Loader(yaml.SafeLoader):
             seen[key.value] = key.start_mark
         return node
 
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ConstructorError(
+                None, None, f"lists and mappings nest deeper than {MAX_DEPTH}", self.peek_event().start_mark
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put the keys of ``<<`` in its place; of several mappings the first that has a key counts, and its own before."""
+        own = [(key, value) for key, value in node.value if key.tag != _MERGE]
+        merged: dict[str, Any] = {}
+        for part in (value for key, value in node.value if key.tag == _MERGE):
+            for mapping in part.value if isinstance(part, yaml.SequenceNode) else [part]:
+                if not isinstance(mapping, yaml.MappingNode):
+                    raise ConstructorError(None, None, "<< takes a mapping, or a list of them", mapping.start_mark)
+                self.flatten_mapping(mapping)
+                self.num_merged += len(mapping.value)
+                _require_few(self.num_merged)
+                for key, value in mapping.value:
+                    merged.setdefault(key.value, (key, value))
+        written = {key.value for key, _ in own}
+        node.value = [*(pair for name, pair in merged.items() if name not in written), *own]
+
+    depth = 0
+    num_merged = 0
+
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
@@ -74,6 +108,9 @@ for _class in (_Loader, _Dumper):
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node).replace("_", "")
+    if len(text) > MAX_DIGITS:
+        problem = f"a number of {len(text):,} digits is too large; quote a text"
+        raise ConstructorError(None, None, problem, node.start_mark)
     # int(text, 0) would refuse 010, which people write to align columns.
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
@@ -115,17 +152,37 @@ def read_yaml(text: str | bytes) -> Any:
     Bytes are UTF-8, or UTF-16 with its mark, whatever the locale.
 
     Raises:
-        YAMLError: not YAML, a key twice in a mapping, a tag that is none of JSON's types, or a list that holds itself.
+        YAMLError: not YAML, a key twice in a mapping, a tag that is none of JSON's types, a list that holds itself, or more
+            than anybody writes.
     """
     try:
         value = yaml.load(text, Loader=_Loader)
     except (ValueError, KeyError) as error:  # !!int and !!bool before a text that is none
         raise YAMLError(f"a text is not what its tag says ({error})") from None
-    try:
-        json.dumps(value)
-    except (ValueError, RecursionError):
+    except RecursionError:
         raise YAMLError("a list or mapping holds itself") from None
+    _require_few(_size(value, {}))
     return value
+
+
+def _size(value: Any, known: dict[int, int | None]) -> int:
+    """How many values a document holds; what several aliases stand for is looked at once and counted each time."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = None
+        known[id(value)] = 1 + sum(
+            _size(part, known) for part in (value.values() if isinstance(value, dict) else value)
+        )
+    size = known[id(value)]
+    if size is None:
+        raise YAMLError("a list or mapping holds itself")
+    return size
+
+
+def _require_few(size: int) -> None:
+    if size > MAX_VALUES:
+        raise YAMLError(f"aliases included, there are more than {MAX_VALUES:,} values in it; write less")
 
 
 def write_yaml(value: Any) -> str:

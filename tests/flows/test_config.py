@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows.config import PRESETS, RunConfig, checked, dump, load_config, read_document, with_overrides
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, UserError
 from tasks.sources import Source
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -574,7 +576,7 @@ def test_an_override_that_changes_nothing_that_is_there_is_refused(override, mes
 
 def test_numbers_as_people_write_them_are_numbers():
     # YAML 1.1 takes 1e-5 for a text, since it has no point, and 010 for 8.
-    config = load("optimizers.learning_rate=1e-5", "advantages.kl_coef=.05", "ppo.epochs=3", "seed=010", "rounds=1e0")
+    config = load("optimizers.learning_rate=1e-5", "advantages.kl_coef=.05", "ppo.epochs=3", "seed=010", "rounds=1")
     assert (config.optimizers.learning_rate, config.advantages.kl_coef, config.ppo.epochs) == (1e-5, 0.05, 3)
     assert (config.seed, config.rounds) == (10, 1)
 
@@ -596,6 +598,99 @@ def test_a_file_and_an_override_read_a_value_alike(tmp_path):
     assert refusal("model={policy: a}", "model.revision=12e4567").startswith(
         "--set model.revision=12e4567: the value is not"
     )
+
+
+NUMBERS = (
+    *("optimizers.learning_rate", "advantages.lam", "ppo.cliprange", "rewards.quality.weight", "health.max_kl"),
+    *("rollouts.sampling.temperature", "data.held_out_preferences", "execution.stage_timeout_s"),
+)
+COUNTS = (
+    *("rounds", "ppo.epochs", "rollouts.sampling.max_new_tokens", "data.prompts.0.limit", "warm_up.epochs"),
+    *("model.from_scratch.num_layers", "execution.retries", "rollouts.sampling.top_k", "checkpoint_every"),
+)
+SWITCHES = (
+    "model.trust_remote_code",
+    "execution.gradient_checkpointing",
+    "advantages.whiten",
+    "reward_model.use_margins",
+)
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *COUNTS])
+@pytest.mark.parametrize(
+    "value", ["true", "false", "yes", "'0.5'", "'1'", "1:30", "[1]", "{a: 1}", "0x", "1,5", ".nan"]
+)
+def test_a_number_is_a_number(name, value):
+    message = refusal(f"{name}={value}")
+    # A class of the mathematics names its field alone, behind its section.
+    assert name in (message[: len(name)], message.replace(": ", ".", 1)[: len(name)])
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", ["2.0", "1e1", "2.5", ".inf", "1" + "0" * 30])
+def test_a_count_is_a_whole_number(name, value):
+    assert refusal(f"{name}={value}").startswith(name)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("value", ["yes", "no", "on", "1", "0", "1.0", "'true'", "t"])
+def test_a_switch_is_true_or_false(name, value):
+    assert refusal(f"{name}={value}").startswith(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("optimizers.learning_rate", "advantages.score_clip", "execution.stage_timeout_s", "ppo.target_kl"),
+        *("rewards.quality.weight", "rollouts.sampling.temperature", "ppo.dual_clip", "ppo.cliprange_value"),
+        *("advantages.kl_target", "advantages.length_cut.penalty", "optimizers.weight_decay"),
+    ],
+)
+def test_a_number_is_finite_where_infinity_is_not_said_to_mean_anything(name):
+    assert "inf" in refusal(f"{name}=.inf")
+
+
+@pytest.mark.parametrize(
+    "name", ["health.max_kl", "ppo.max_grad_norm", "ppo.critic_max_grad_norm", "warm_up.max_grad_norm"]
+)
+def test_infinity_is_no_limit_where_the_settings_say_so(name):
+    load(f"{name}=.inf")
+    assert "a number is needed" in refusal(f"{name}='1'")
+
+
+def test_a_whole_number_is_a_number_too():
+    assert load("advantages.lam=1").advantages.lam == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["rounds=1000000"], "rounds=1000000: with iterations=2 and rollouts.shards=2 the run has 4,000,000 shards"),
+        (["iterations=100000"], "rounds=2: with iterations=100000"),
+        (["rounds=250", "iterations=100", "rollouts.shards=3"], "75,000 shards"),
+        (["rollouts.prompts_per_iteration=1000000", "rollouts.samples_per_prompt=2"], "=2000000: more than 1,000,000"),
+        (["evaluation.samples_per_prompt=1000001"], "evaluation.samples_per_prompt=1000001"),
+        (["reward_model.calibration_samples=1000001"], "reward_model.calibration_samples=1000001"),
+        (["report.num_samples=1000001"], "report.num_samples=1000001"),
+    ],
+)
+def test_a_run_that_could_not_be_planned_or_held_is_refused(overrides, told):
+    assert told in refusal(*overrides)
+
+
+@pytest.mark.parametrize("section", ["rewards", "evaluation.held_out_rewards"])
+@pytest.mark.parametrize("name", ["length", "kl", "mean", "std", "score"])
+def test_a_reward_with_the_name_of_one_of_our_metrics_is_refused(section, name):
+    assert f"the name {name!r} would make a metric" in refusal(f"{section}.{name}={{function: 'a:b'}}")
+
+
+def test_a_reward_and_a_held_out_reward_whose_metrics_would_have_one_name_are_refused():
+    message = refusal("evaluation.held_out_rewards.quality_gain={function: 'a:b'}")
+    assert "'quality_gain' would make a metric audit/quality_gain, which the reward 'quality' makes too" in message
+
+
+def test_a_run_of_many_thousand_iterations_is_none_of_them():
+    assert load("rounds=5", "iterations=5000").iterations == 5000
 
 
 # Written down and read again
@@ -706,3 +801,24 @@ def test_more_minibatches_than_an_iteration_has_rollouts_are_refused(prompts, sa
         *rollouts, f"ppo.num_minibatches={minibatches}"
     )
     load(*rollouts, f"ppo.num_minibatches={prompts * samples}")
+
+
+def test_a_configuration_that_has_no_end_or_is_too_long_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name, kind in (("pipe.yaml", "a pipe"), ("zero.yaml", "a device")):
+        with pytest.raises(UserError, match=f"is {kind}; give a regular file"):
+            load_config(str(tmp_path / name))
+    assert "longer than 256 KiB" in refusal(name=write(tmp_path, Path(TINY).read_text() + "# " + "x" * 300_000))
+
+
+def test_a_name_that_can_be_no_path_is_refused():
+    assert "there is no such user's home directory" in refusal(name="~nosuchuser/a.yaml")
+    assert "(3,000 characters): no such file" in refusal(name="x" * 3000)
+
+
+def test_a_few_lines_that_stand_for_millions_of_values_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+    began = time.monotonic()
+    assert "more than 200,000 values" in refusal(name=write(tmp_path, "\n".join(lines)))
+    assert time.monotonic() - began < 5

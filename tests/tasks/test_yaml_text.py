@@ -1,6 +1,7 @@
 """YAML means what people mean by it, and what is written is read as the same."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -102,12 +103,55 @@ def test_a_key_may_replace_one_of_a_part_that_is_shared():
         ("a: &a [*a]", "holds itself"),
         ('a: "\\ud83d"', "half of a character"),
         ("a: 1\n---\na: 2", "expected a single document"),
+        ("a: &a {b: *a}", "holds itself"),
+        ("a: &a\n  <<: *a\n  b: 1", "holds itself"),
+        ("a: {<<: 1}", "<< takes a mapping"),
+        ("a: {<<: [{b: 1}, x]}", "<< takes a mapping"),
+        (f"a: {'9' * 5000}", "a number of 5,000 digits is too large"),
+        (f"a: 0x{'f' * 5000}", "a number of 5,002 digits is too large"),
+        ("[" * 3000, "nest deeper than 100"),
+        ("{a: " * 3000, "nest deeper than 100"),
+        ("\n".join(" " * depth + "- " for depth in range(200)), "nest deeper than 100"),
     ],
 )
 def test_what_has_no_plain_meaning_is_refused(text, says):
     with pytest.raises(YAMLError) as caught:
         read_yaml(text)
     assert says in str(caught.value)
+
+
+# Eight levels of nine aliases each: some hundred bytes that stand for 43 million values.
+BOMBS = {
+    "lists": "\n".join(["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]),
+    "mappings": "\n".join(
+        ["a0: &a0 {k: x}"] + [f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}" for i in range(1, 9)]
+    ),
+    "merged lists": "a0: &a0 {"
+    + ", ".join(f"k{i}: {i}" for i in range(1000))
+    + "}\n"
+    + "a1: {<<: ["
+    + ", ".join(["*a0"] * 5000)
+    + "]}",
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_short_text_that_stands_for_millions_of_values_is_refused_at_once(text):
+    began = time.monotonic()
+    with pytest.raises(YAMLError, match="more than 200,000 values"):
+        read_yaml(text)
+    assert time.monotonic() - began < 5
+
+
+def test_aliases_within_reason_are_what_they_stand_for():
+    assert read_yaml("a: &a [1, 2]\nb: [*a, *a]\nc: *a") == {"a": [1, 2], "b": [[1, 2], [1, 2]], "c": [1, 2]}
+    assert len(read_yaml("a: [" + "1, " * 20_000 + "1]")["a"]) == 20_001
+
+
+def test_of_several_merged_mappings_the_first_that_has_a_key_counts():
+    text = "x: &x {a: 1}\ny: &y {a: 2, b: 2}\nz: {<<: [*x, *y], c: 3}\nw: {<<: [*y, *x], b: 4}"
+    document = read_yaml(text)
+    assert (document["z"], document["w"]) == ({"a": 1, "b": 2, "c": 3}, {"a": 2, "b": 4})
 
 
 def test_bytes_are_utf_8_or_marked_utf_16_whatever_the_locale():
