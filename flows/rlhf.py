@@ -213,7 +213,9 @@ class Session:
         with self._check_lock:
             if self._data not in self._checked:
                 self.engine.check_models(
-                    model_checks(self.config, self.externals, self._data), is_cancelled=self.is_cancelled
+                    model_checks(self.config, self.externals, self._data),
+                    timeout_s=self.config.execution.stage_timeout_s,
+                    is_cancelled=self.is_cancelled,
                 )
                 self._checked.add(self._data)
 

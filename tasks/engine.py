@@ -50,10 +50,10 @@ class Engine:
         request = {"call": encode_call(call)}
         return Ref(**self._ask(request, call.label, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled))
 
-    def check_models(self, checks: ModelChecks, *, is_cancelled: Callable[[], bool]) -> None:
+    def check_models(self, checks: ModelChecks, *, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> None:
         """Look at a run's models in the child; raise ``StageError`` that tells their mistakes, and names no stage."""
         request = {"checks": checks.model_dump(mode="json")}
-        self._ask(request, "", report=lambda _: None, timeout_s=None, is_cancelled=is_cancelled)
+        self._ask(request, "", report=lambda _: None, timeout_s=timeout_s, is_cancelled=is_cancelled)
 
     def _ask(
         self,
@@ -87,6 +87,7 @@ class Engine:
                     if timeout_s is not None and time.monotonic() - heard > timeout_s:
                         self._kill()
                         message = f"no progress for {timeout_s:g} s; the engine was killed"
+                        message += " (execution.stage_timeout_s allows more)"
                         raise StageError("transient", message, stage=label)
                     continue
                 if line == END:

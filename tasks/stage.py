@@ -102,8 +102,9 @@ class ExecutionConfig(StageConfig):
     engine_server: str | None = None
     """Address of the server that ``rollouts.engine: vllm`` samples by, as http://host:8000; null runs vLLM in this process.
     It must see the run's directory. Its key, if it wants one, is ``ROUNDS_ENGINE_API_KEY``."""
-    stage_timeout_s: float | None = Field(None, gt=0)
-    """A stage that reports no progress for so long is taken for hung, killed and retried."""
+    stage_timeout_s: float | None = Field(7200.0, gt=0)
+    """A stage that reports no progress for so long is taken for hung, killed and retried; one that does may take any time.
+    A reward function reports nothing before it returns. null: no limit."""
     retries: int = Field(3, ge=0, le=10)
     """Further attempts after a transient error."""
 

@@ -114,7 +114,7 @@ class Watching:
         self.seen = []
         self.mistake = mistake
 
-    def check_models(self, checks, *, is_cancelled):
+    def check_models(self, checks, *, timeout_s, is_cancelled):
         self.seen.append(
             ("looked", None if checks.data is None else checks.data.rpartition("stages/")[2].split("/")[1])
         )

@@ -124,6 +124,10 @@ def test_a_hung_child_is_killed_after_the_time_out(engine, tmp_path):
     assert engine._process.poll() is not None
 
 
+def test_a_run_that_says_nothing_has_a_limit():
+    assert ExecutionConfig().stage_timeout_s == 7200
+
+
 def test_cancelling_kills_the_child_and_refuses_further_calls(engine, tmp_path):
     run(engine, a_call(tmp_path))
     os.kill(engine._process.pid, signal.SIGSTOP)
