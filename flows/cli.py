@@ -260,13 +260,13 @@ def status(
     as_json: Json = False,
 ) -> None:
     """A run's rounds and stages: state, rows, time and headline metrics."""
-    from flows.plan import make_plan
+    from flows.plan import plan_of
     from flows.results import reports_of, result_columns, run_state, run_warnings, stage_statuses, summary_of
     from flows.workspace import find_run
 
     found = find_run(ctx.obj, run)
     config = found.config
-    plan = make_plan(found, config)
+    plan = plan_of(found)
     if attempts:
         show_attempts(found, plan, as_json=as_json)
         return

@@ -16,6 +16,7 @@ from tasks.errors import ConfigError
 from tasks.external import model_ref
 from tasks.imports import code_digest
 from tasks.model_checks import ModelChecks
+from tasks.recall import noting, recalling
 from tasks.rewards import RewardConfig
 from tasks.stage import StageCall, StageConfig
 from tasks.store import Manifest, Place, Recipe, Ref, Store
@@ -248,6 +249,20 @@ def make_plan(run: Run, config: RunConfig) -> Plan:
     for number in range(1, config.rounds + 1):
         rounds.append(rlhf_round(planner, config, number, rounds[-1] if rounds else None, externals))
     return Plan(stages=planner.stages, rounds=rounds)
+
+
+def plan_of(run: Run) -> Plan:
+    """The plan of a run as it was begun, for whoever only looks: it needs neither data nor code nor models, nor to be asked
+    from the directory in which the run began."""
+    with recalling(run.seen):
+        return make_plan(run, run.config)
+
+
+def what_is_seen(run: Run, config: RunConfig) -> dict[str, Any]:
+    """What a run's plan finds outside of it, to be remembered for ``plan_of``."""
+    with noting() as seen:
+        make_plan(run, config)
+    return seen
 
 
 def forced_by(plan: Plan, stage: str, *, round: int | None, iteration: int | None) -> list[Planned]:

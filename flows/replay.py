@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flows.plan import make_plan
+from flows.plan import plan_of
 from flows.workspace import Run
 from tasks.errors import RunError
 from tasks.replay import Replayed, replay
@@ -25,7 +25,7 @@ def replay_iteration(
     """Make the stages of one iteration again, by default of the latest that has an update."""
     from tasks.models import ResidentModels, prefer_determinism
 
-    stages = [planned for planned in make_plan(run, run.config).stages if planned.ref is not None]
+    stages = [planned for planned in plan_of(run).stages if planned.ref is not None]
     updates = [
         planned.place
         for planned in stages

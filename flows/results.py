@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import RunConfig
-from flows.plan import Plan, Planned, make_plan
+from flows.plan import Plan, Planned, plan_of
 from flows.text import number
 from flows.workspace import RUN_FILE, Run
 from tasks.diagnosis import RunWarning, diagnose
@@ -156,7 +156,7 @@ def find_outputs(run: Run) -> list[Found]:
     edited, or a data file moved away.
     """
     try:
-        plan = make_plan(run, run.config).stages
+        plan = plan_of(run).stages
     except UserError:
         plan = []
     found = {(f.stage, f.place): f for f in latest_variants(run)}

@@ -21,7 +21,7 @@ from flows.absent_server import once_it_answers, retried, with_a_server
 from flows.config import RunConfig
 from flows.interrupts import interrupts_cancel
 from flows.observer import Observer
-from flows.plan import external_models, model_checks, stage_call, with_code_digests
+from flows.plan import external_models, model_checks, stage_call, what_is_seen, with_code_digests
 from flows.publish import log_rounds, publish_round
 from flows.round import rlhf_round
 from flows.servers import is_healthy
@@ -252,6 +252,7 @@ def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:
 def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server: bool = False) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
     server is awaited. Returns what could not be reported; raises ``StageError``."""
+    run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
     session = Session(run, config, observer, externals)

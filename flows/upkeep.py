@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.plan import make_plan
+from flows.plan import plan_of
 from flows.workspace import Run
 from tasks.errors import DamagedError
 from tasks.store import MANIFEST, OR_CLEAN, REMEDY_OF_MANIFEST, Manifest, damaged_files, rerun_command
@@ -62,7 +62,7 @@ def clean(run: Run, *, dry_run: bool) -> Cleaned:
     Where the configuration has committed nothing yet, what is there stays: it may be all that there is to look at.
     """
     run.store.require_own()
-    plan = make_plan(run, run.config).stages
+    plan = plan_of(run).stages
     replaced = {run.root / "stages" / planned.key: planned.ref.directory for planned in plan if planned.ref is not None}
     is_complete = len(replaced) == len(plan)
     unwanted = []

@@ -19,6 +19,7 @@ from tasks.store import Store, read_json, write_json
 
 RUN_FILE = "run.json"
 PLAN_FILE = "plan.json"
+SEEN_FILE = "seen.json"
 FORMAT = 1
 
 
@@ -84,6 +85,15 @@ class Run:
         """All that was forced has run: the next rerun begins anew, also where it forces the same."""
         if self.unfinished_rerun:
             self._write_plan(self.generations, unfinished=[])
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What its plan found outside of it when it was last begun."""
+        seen = read_json(self.root / SEEN_FILE, default={})
+        return seen if isinstance(seen, dict) else {}
+
+    def remember(self, seen: Mapping[str, Any]) -> None:
+        write_json(self.root / SEEN_FILE, dict(seen))
 
     def _plan(self) -> dict[str, Any]:
         plan = read_json(self.root / PLAN_FILE, default={"generations": {}, "unfinished": []})

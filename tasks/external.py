@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from tasks import settings
 from tasks.errors import ModelError
 from tasks.model_files import PATTERNS, model_files
 from tasks.paths import user_path
+from tasks.recall import found_or_known
 from tasks.store import Ref, digest_file, digest_files, read_json, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -23,6 +25,14 @@ def model_ref(
 ) -> Ref:
     """The model that a configuration names: a directory as it is, a hub's name as its snapshot on this machine, an adapter
     as the whole model that it makes of its base."""
+
+    def find() -> dict[str, str]:
+        return asdict(_model_ref(name, field=field, home=home, revision=revision, trust_remote_code=trust_remote_code))
+
+    return Ref(**found_or_known("model", [name, revision], find))
+
+
+def _model_ref(name: str, *, field: str, home: Path, revision: str | None, trust_remote_code: bool) -> Ref:
     directory = user_path(name, field=field)
     if not directory.is_dir():
         directory = snapshot(name, field=field, revision=revision)

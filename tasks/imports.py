@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks.code_files import files_of
 from tasks.errors import ConfigError, shorten
+from tasks.recall import found_or_known
 
 
 def import_function(import_path: str, *, field: str) -> Callable[..., Any]:
@@ -55,6 +56,11 @@ def code_digest(import_path: str) -> str:
     Raises:
         ConfigError: there is no such module, or its source, or that of a module it imports, does not parse.
     """
+    digest: str = found_or_known("code", import_path, lambda: _code_digest(import_path))
+    return digest
+
+
+def _code_digest(import_path: str) -> str:
     module_name, _ = parse_import_path(import_path, field="import path")
     _make_current_directory_importable()
     try:

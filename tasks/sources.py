@@ -20,6 +20,7 @@ from tasks.errors import DataError, shorten
 from tasks.imports import code_digest, import_function, parse_import_path
 from tasks.paths import is_there, require_regular, shown, user_path
 from tasks.readers import Problem, Values, as_values, format_of, load_hub, read_path, saved_files
+from tasks.recall import found_or_known
 
 
 class Source(BaseModel):
@@ -118,6 +119,12 @@ def source_digest(source: Source, *, seed: int) -> str:
     Of files, their bytes (not their names or times); of a hub data set, name, subset, split and revision; of a
     function, import path, arguments, seed and its code, as far as it lies in the user's own files.
     """
+    what = [source.model_dump(mode="json"), seed]
+    digest: str = found_or_known("data", what, lambda: _source_digest(source, seed))
+    return digest
+
+
+def _source_digest(source: Source, seed: int) -> str:
     if source.path is not None:
         files = [
             file

@@ -297,3 +297,45 @@ def test_what_was_committed_before_is_one_task_in_prefect_and_nothing_executes(h
     wait_for(lambda: len(tasks()) == 4, seconds=30)
     assert sum(counts()) == len(home.stages(tiny)), tasks()
     assert [name for name in tasks() if not name.startswith("reused: ")] == ["publish_round-r1", "publish_round-r2"]
+
+
+def test_a_finished_run_is_looked_at_without_its_data_its_modules_and_from_anywhere(home, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "my_reward.py").write_text("def longer(prompts, responses, rows):\n    return [len(r) for r in responses]\n")
+    (own / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"where is the lamp {i}?"}) + "\n" for i in range(9))
+    )
+    config = {
+        **yaml.safe_load(TINY.read_text()),
+        "algorithm": "reinforce",
+        "rounds": 1,
+        "iterations": 1,
+        "warm_up": None,
+        "reward_model": None,
+        "rewards": {"longer": {"function": "my_reward:longer"}},
+        "evaluation": {"held_out_rewards": {}},
+    }
+    config["data"] = {"texts": config["data"]["texts"], "prompts": ["prompts.jsonl"], "num_held_out_prompts": 2}
+    config["rollouts"]["shards"] = 1
+    (own / "own.yaml").write_text(yaml.safe_dump(config))
+    home.rounds("run", "own.yaml", cwd=own)
+    looks = (("status",), ("rollouts",), ("verify",), ("clean", "--dry-run"), ("status", "--attempts"), ("list",))
+    before = [home.rounds(*look[:1], *(["own"] * (look[0] != "list")), *look[1:], cwd=own).stdout for look in looks]
+    assert "pending" not in before[0]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    # Another file of that name is not the run's.
+    (elsewhere / "prompts.jsonl").write_text(json.dumps({"prompt": "something else"}) + "\n")
+
+    def again(directory):
+        return [
+            home.rounds(*look[:1], *(["own"] * (look[0] != "list")), *look[1:], cwd=directory).stdout for look in looks
+        ]
+
+    assert again(elsewhere) == before
+    for name in ("my_reward.py", "prompts.jsonl", "own.yaml"):
+        (own / name).unlink()
+    assert again(own) == before
+    # To go on with it is another matter.
+    assert "there is no module 'my_reward'" in home.rounds("rerun", "own", cwd=own, code=2).stderr
