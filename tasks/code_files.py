@@ -9,11 +9,13 @@ import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 LIBRARIES = ("site-packages", "dist-packages")
 IMPORTERS = ("import_module", "__import__")
+PARSE_TRIES = 20
 OURS = Path(__file__).resolve().parents[1]
 OUR_PACKAGES = ("ppo_core", "tasks", "flows")
 
@@ -37,6 +39,15 @@ def files_of(module_name: str, origin: Path) -> dict[str, Path]:
     return found
 
 
+def syntax_tree(source: bytes) -> ast.Module:
+    """Raises ``SyntaxError``, ``ValueError`` or ``RecursionError`` where it is no Python."""
+    for _ in range(PARSE_TRIES - 1):
+        # Before Python 3.11.8 the depth is counted over all threads that parse at the same time (CPython issue 106905).
+        with suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
+
+
 def _parents(name: str) -> list[str]:
     """The packages whose ``__init__`` runs before a module does."""
     parts = name.split(".")
@@ -48,7 +59,7 @@ def _imports(path: Path, name: str, *, is_package: bool) -> Iterator[str]:
     if path.suffix != ".py":
         return
     package = name if is_package else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(syntax_tree(path.read_bytes())):
         for module in _imported(node, package):
             yield from (*_parents(module), module)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.code_files import files_of
+from tasks.code_files import files_of, syntax_tree
 from tasks.errors import ConfigError, shorten
 from tasks.recall import found_or_known
 
@@ -83,7 +83,7 @@ def _file_digest(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix != ".py":
         return hashlib.sha256(content).hexdigest()
-    tree = ast.parse(content)
+    tree = syntax_tree(content)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_docstring(
             node

@@ -96,23 +96,39 @@ def _limited_time(seconds: float) -> Iterator[None]:
         _WATCHDOG.forget(thread)
 
 
-@contextmanager
-def _limited_memory(more_bytes: int) -> Iterator[None]:
-    """The process may grow by so much; where the system does not say how large it is, there is no limit."""
-    try:
-        import resource
+class _MemoryLimit:
+    """The process may grow by so much. A process has one limit: calls of several threads at once share the widest."""
 
-        pages = int(STATM.read_text().split()[0])
-        before = resource.getrlimit(resource.RLIMIT_AS)
-    except (ImportError, OSError):
-        yield
-        return
-    limit = pages * resource.getpagesize() + more_bytes
-    for own in before:
-        limit = limit if own == resource.RLIM_INFINITY else min(limit, own)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    try:
-        yield
-    finally:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, before)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._before = self._now = (0, 0)
+
+    @contextmanager
+    def __call__(self, more_bytes: int) -> Iterator[None]:
+        try:
+            import resource
+
+            size = int(STATM.read_text().split()[0]) * resource.getpagesize()
+        except (ImportError, OSError):  # where the system does not say how large the process is, there is no limit
+            yield
+            return
+        with self._lock:
+            self._calls += 1
+            if self._calls == 1:
+                self._before = resource.getrlimit(resource.RLIMIT_AS)
+                self._now = (0, self._before[1])
+            wanted = [size + more_bytes, *(own for own in self._before if own != resource.RLIM_INFINITY)]
+            self._now = (max(self._now[0], min(wanted)), self._before[1])
+            resource.setrlimit(resource.RLIMIT_AS, self._now)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    with suppress(ValueError, OSError):
+                        resource.setrlimit(resource.RLIMIT_AS, self._before)
+
+
+_limited_memory = _MemoryLimit()

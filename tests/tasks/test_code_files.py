@@ -3,14 +3,16 @@
 Each case edits one file of a small tree and says whether the digest must change.
 """
 
+import gc
 import itertools
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from tasks.code_files import files_of
+from tasks.code_files import files_of, syntax_tree
 from tasks.errors import ConfigError
 from tasks.imports import code_digest
 
@@ -158,3 +160,34 @@ def test_an_import_of_what_is_not_there_changes_nothing_until_it_is(tree):
     tree.write("PKG_helper.py", "x = 1\n")
     sys.path_importer_cache.clear()
     assert tree.digest() != before
+
+
+def test_files_are_read_by_several_threads_at_once():
+    source = b"def one():\n    return [1, 2, {3: (4, 5)}]\n" * 400
+    failures = []
+
+    def parse():
+        try:
+            for _ in range(20):
+                syntax_tree(source)
+        except SystemError as error:
+            failures.append(error)
+
+    def collected(*_):  # Python code in the middle of a parse, where the threads may change
+        sum(range(50))
+
+    before = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+    gc.callbacks.append(collected)
+    threads = [threading.Thread(target=parse) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.callbacks.remove(collected)
+        gc.set_threshold(*before[1])
+        sys.setswitchinterval(before[0])
+    assert failures == []

@@ -59,6 +59,29 @@ def test_nothing_is_left_behind():
     assert len("a" * 2**29) == 2**29
 
 
+def test_nothing_is_left_behind_by_several_threads_at_once():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    first_is_in, second_is_in = threading.Event(), threading.Event()
+
+    def first():
+        first_is_in.set()
+        return second_is_in.wait(10)
+
+    def second():
+        second_is_in.set()
+        thread.join()
+        with pytest.raises(MemoryError):
+            "a" * 2**33
+        return resource.getrlimit(resource.RLIMIT_AS)
+
+    thread = threading.Thread(target=limited, args=[first])
+    thread.start()
+    assert first_is_in.wait(10)
+    assert limited(second) != before
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+
 def test_errors_of_the_program_are_its_own():
     with pytest.raises(ZeroDivisionError):
         limited(lambda: 1 / 0)
