@@ -584,13 +584,13 @@ def test_a_reward_model_whose_score_is_not_finite_is_named(world, tmp_path):
     bench, base, data, _ = world
     broken = load_scalar_model(train_reward_model(bench, base, data).directory / "reward_model")
     with torch.no_grad():
-        broken.model.score.weight.fill_(float("nan"))
+        broken.model.score.weight.fill_(3e38)  # finite, as weights must be; a sum of them is not
     broken.save(tmp_path / "broken")
     for file in base.directory.glob("tokenizer*"):
         (tmp_path / "broken" / file.name).write_bytes(file.read_bytes())
     (rollouts,) = generate(bench, base, data)
     rewards = {"broken": RewardConfig(model="somewhere")}
-    with pytest.raises(RewardError, match=r"rewards\.broken: .* returned nan for rollout r1\.i1\.s0\."):
+    with pytest.raises(RewardError, match=r"rewards\.broken: .* returned (nan|-?inf) for rollout r1\.i1\.s0\."):
         score(bench, base, rollouts, rewards, external=[external(tmp_path / "broken")])
 
 
