@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.store import Manifest, read_json
+from tasks.store import Manifest, Ref, read_json, require_undamaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,13 @@ def committed_rounds(root: Path, report: Path) -> list[CommittedRound]:
 
 
 def committed_round(root: Path, report: Path) -> CommittedRound:
-    """Read the manifests behind a report."""
+    """Read the manifests behind a report.
+
+    Raises:
+        DamagedError: the report has changed since it was committed, so that its numbers are nobody's.
+    """
     manifest = Manifest.read(report)
+    require_undamaged(Ref(str(report), manifest.digest))
     made_from = manifest.input_paths
     groups: dict[int, list[Manifest]] = {}
     for name in ("rollouts", "scored", "experience", "checkpoints", "audits"):

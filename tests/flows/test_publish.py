@@ -290,6 +290,21 @@ def test_a_round_that_could_not_be_logged_is_logged_with_the_next_one(fake, repo
     assert len(found) == 3
 
 
+def test_a_report_that_has_changed_since_is_reported_nowhere(fake, reports):
+    metrics = reports[0].directory / "metrics.json"
+    whole = metrics.read_bytes()
+    assert b"1.1" in whole
+    config = fake.config.model_copy(update={"tracking": TrackingConfig(experiment="changed")})
+    metrics.write_bytes(whole.replace(b"1.1", b"9.1"))
+    try:
+        problems = publish_round(fake.run, config, reports[0])
+    finally:
+        metrics.write_bytes(whole)
+    assert [problem.partition(":")[0] for problem in problems] == ["MLflow", "Prefect"]
+    assert all("metrics.json has another content than was committed" in problem for problem in problems)
+    assert client(fake).get_experiment_by_name("changed") is None
+
+
 def test_a_changed_setting_is_a_new_child(fake, reports):
     publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
     data = fake.data()
