@@ -243,7 +243,7 @@ def _agrees(way: Way, model: Any, close: float) -> bool:
     with torch.no_grad():
         try:
             way(model, prompts, _REPEATS, prescribed)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:
             # Whatever a library's code says of a use that its authors did not think of.

@@ -128,10 +128,9 @@ def rows(ref, name="rollouts"):
     return read_dataset(ref.directory / name).to_pylist()
 
 
-def generate(bench, base, data, lora_base=None, **changes):
+def generate(bench, base, data, lora_base=None, iteration=1, **changes):
     config = GenerateRolloutsConfig(**{"prompts_per_iteration": 6, "sampling": SAMPLING, **changes})
-    place = Place(1, 1, 0) if config.shards == 1 else None
-    places = [place] if place else [Place(1, 1, shard) for shard in range(config.shards)]
+    places = [Place(1, iteration, shard) for shard in range(config.shards)]
     inputs = {"policy": base, "data": data, "lora_base": lora_base}
     return [bench.run("generate_rollouts", config, place=place, **inputs) for place in places]
 

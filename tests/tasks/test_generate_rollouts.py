@@ -37,6 +37,16 @@ def test_an_iteration_of_more_prompts_than_there_are_has_as_many_rows_as_asked_f
             assert row["rollout_id"] == f"r1.i1.s0.{prompt_id}.{row['sample_index']}"
 
 
+@pytest.mark.parametrize(("per_iteration", "shards"), [(5, 5), (7, 3), (NUM_PROMPTS, NUM_PROMPTS)])
+def test_no_shard_is_empty_where_a_pass_over_the_prompts_ends(world, per_iteration, shards):
+    bench, base, data, _ = world
+    for iteration in range(1, 5):
+        refs = generate(bench, base, data, prompts_per_iteration=per_iteration, shards=shards, iteration=iteration)
+        counts = [len(rows(ref)) for ref in refs]
+        assert sum(counts) == per_iteration
+        assert max(counts) - min(counts) <= 1
+
+
 def test_a_prompt_that_comes_again_draws_another_response(world):
     bench, base, data, _ = world
     (ref,) = generate(bench, base, data, prompts_per_iteration=3 * NUM_PROMPTS)
