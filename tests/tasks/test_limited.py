@@ -81,7 +81,6 @@ def test_nothing_is_left_behind_by_several_threads_at_once():
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
-
 def test_errors_of_the_program_are_its_own():
     with pytest.raises(ZeroDivisionError):
         limited(lambda: 1 / 0)
