@@ -253,7 +253,7 @@ def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str
     """The names that a template looks up from outside of itself.
 
     Raises:
-        ModelError: it cannot be read, or it draws at random.
+        ModelError: it cannot be read, it draws at random, or reading it passes a limit: Jinja computes constants then.
     """
     import jinja2
     from jinja2 import meta, nodes
@@ -278,7 +278,10 @@ def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str
             f"the chat template of {tokenizer.name_or_path} draws at random ({drawn[0]}), so no two runs would have the "
             "same prompts; take that out"
         )
-    return meta.find_undeclared_variables(tree)
+    try:
+        return run_limited(lambda: meta.find_undeclared_variables(tree), seconds=MAX_SECONDS, more_bytes=MAX_MEMORY)
+    except LimitError as error:
+        raise ModelError(f"the chat template of {tokenizer.name_or_path} {error}; mend it") from None
 
 
 Found = TypeVar("Found")

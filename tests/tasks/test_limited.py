@@ -131,8 +131,10 @@ def test_a_template_that_loops_is_told(template, monkeypatch):
 
 @pytest.mark.parametrize("template", LARGE.values(), ids=LARGE)
 def test_a_template_that_writes_more_than_memory_holds_is_told(template):
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ModelError, match=r"the chat template of .* needs more than 1,024 MiB of memory"):
         rendered(chat_tokenizer(template + CHATML))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak_kib + 1.5 * 2**20
 
 
 def test_a_template_that_writes_more_than_any_context_holds_is_told():
