@@ -118,6 +118,7 @@ def test_the_authentication_string_is_in_no_log_and_no_list_of_processes(served)
         assert secret.encode() not in shown.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_new_authentication_string_replaces_one_that_others_could_read(tmp_path):
     home = Home(tmp_path / "home")
     home.rounds("up")
@@ -276,6 +277,7 @@ def test_a_moved_home_keeps_its_server_and_its_database(tmp_path):
     home.rounds("down")
 
 
+@pytest.mark.slow
 def test_commands_that_are_killed_during_a_first_start_leave_one_server_that_down_finds(tmp_path):
     home = Home(tmp_path / "home")
     for delay in (0.3, 0.6, 1.0, 1.5, 2.5):

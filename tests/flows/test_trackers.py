@@ -121,6 +121,7 @@ def prefect_server(home):
     return json.loads((home.path / "prefect" / "server.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_homes_own_prefect_server_is_started_again_when_it_dies(home, tiny):
     running = home.start("run", TINY, "--name", "deserted", start_new_session=True)
     wait_for(lambda: any("iteration-001/score" in name for name in home.stages("deserted")))
@@ -215,6 +216,7 @@ def test_training_does_not_wait_for_a_server_that_takes_long_to_start_and_it_is_
     own.rounds("down")
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_costs_a_sentence_and_no_stage(home, tiny, tmp_path):
     own = type(home)(tmp_path / "home")
     (own.path / "prefect").mkdir(parents=True)
