@@ -66,7 +66,10 @@ def home_first(args: Sequence[str]) -> list[str]:
         if argument == "--":
             rest += [argument, *remaining]
         elif argument == "--home":
-            front += [argument, *([value] if (value := next(remaining, None)) is not None else [])]
+            if (value := next(remaining, None)) is None:
+                # Alone, so that no command is taken for the directory.
+                return [*front, argument]
+            front += [argument, value]
         elif argument.startswith("--home="):
             front.append(argument)
         else:
@@ -158,20 +161,24 @@ def options(
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("rounds.yaml"),
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write.")] = "rounds.yaml",
 ) -> None:
     """Write a commented configuration to start from."""
     from flows.config import PRESETS
+    from flows.text import printable
     from tasks.errors import ConfigError
+    from tasks.paths import shown, user_path
 
+    path = user_path(file, field="FILE")
     try:
-        with file.open("x") as stream:
+        with path.open("x") as stream:
             stream.write((PRESETS / "template.yaml").read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise ConfigError(f"{file} exists already; name another file, or remove it") from error
+        raise ConfigError(f"{shown(path)} exists already; name another file, or remove it") from error
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error.strerror}); name another file") from error
-    print(f"wrote {file}; name your data and model in it, then: {shlex.join(['rounds', 'run', str(file)])}")
+        raise ConfigError(f"{shown(path)} cannot be written ({error.strerror}); name another file") from error
+    command = shlex.join(["rounds", "run", str(path)])
+    print(printable(f"wrote {path}; name your data and model in it, then: {command}"))
 
 
 @app.command()
@@ -444,7 +451,7 @@ def show_(
 @app.command()
 def export(
     ctx: typer.Context,
-    to: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty directory.")],
+    to: Annotated[str, typer.Option(metavar="DIR", help="A new or empty directory.")],
     run: RunName = None,
     what: Annotated[What, typer.Option(help="Which model.")] = What.policy,
     round: Annotated[
@@ -454,13 +461,15 @@ def export(
 ) -> None:
     """Write the policy, critic or reward model as a Hugging Face directory with a model card."""
     from flows.export import export_model
+    from flows.text import printable
     from flows.workspace import find_run
+    from tasks.paths import user_path
 
-    found = export_model(find_run(ctx.obj, run), to, part=what.value, round=round)
+    found = export_model(find_run(ctx.obj, run), user_path(to, field="--to"), part=what.value, round=round)
     if as_json:
         print_json(found.as_dict())
     else:
-        print(f"wrote {found.sentence}")
+        print(printable(f"wrote {found.sentence}"))
 
 
 @app.command()

@@ -23,7 +23,7 @@ from tasks.errors import ConfigError
 from tasks.evaluate_policy import EvaluationConfig
 from tasks.external import needs_hub
 from tasks.generate_rollouts import RolloutsConfig
-from tasks.paths import is_there, require_regular, shown, user_path
+from tasks.paths import is_there, naming, require_regular, shown, user_path
 from tasks.prepare_data import DataConfig, FromScratchConfig
 from tasks.report_round import ReportRoundConfig
 from tasks.reward_names import collision
@@ -362,14 +362,14 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_document(name: str) -> dict[str, Any]:
     """The plain document behind a preset's name or a file."""
-    path = user_path(name)
+    path = user_path(name, field="CONFIG")
     if is_there(PRESETS / f"{name}.yaml"):
         path = PRESETS / f"{name}.yaml"
     elif not is_there(path) or path.is_dir():
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "template")
         raise ConfigError(f"{shown(name)}: no such file, and no preset of that name; presets are {', '.join(known)}")
     try:
-        with require_regular(path).open("rb") as file:
+        with naming(path), require_regular(path).open("rb") as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ConfigError(

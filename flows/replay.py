@@ -3,9 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from flows.plan import plan_of
 from flows.workspace import Run
-from tasks.errors import RunError
+from tasks.errors import ConfigError, RunError
+from tasks.paths import shown
 from tasks.replay import Replayed, replay
 from tasks.stage import ExecutionConfig
 from tasks.store import Place, Ref
@@ -25,6 +28,7 @@ def replay_iteration(
     """Make the stages of one iteration again, by default of the latest that has an update."""
     from tasks.models import ResidentModels, prefer_determinism
 
+    execution = run.config.execution if device is None else on_device(run.config.execution, device)
     stages = [planned for planned in plan_of(run).stages if planned.ref is not None]
     updates = [
         planned.place
@@ -49,10 +53,17 @@ def replay_iteration(
     ]
     prefer_determinism()
     models = ResidentModels()
-    execution = run.config.execution
-    if device is not None:
-        execution = ExecutionConfig(**{**dict(execution), "device": device})
     return [
         replay(ref, run.store, execution, models, lambda event, s=stage, p=where: report(f"{s}-{p.label}", event))  # type: ignore[misc]
         for stage, where, ref in chosen
     ]
+
+
+def on_device(execution: ExecutionConfig, device: str) -> ExecutionConfig:
+    """The same execution on a device that the command names."""
+    try:
+        return ExecutionConfig(**{**dict(execution), "device": device})
+    except ValidationError as error:
+        raise ConfigError(
+            f"--device {shown(device)}: no such kind of device; give auto, cpu, cuda, cuda:1 or mps"
+        ) from error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # From the most complete data set of an iteration to the least.
 DATASETS = ("compute_advantages", "score_rollouts", "generate_rollouts")
-ROLLOUT_ID = re.compile(r"r(\d+)\.i(\d+)(?:\.s\d+)?\..+")
+ROLLOUT_ID = re.compile(r"r(\d{1,9})\.i(\d{1,9})(?:\.s\d+)?\..+")
 
 TOKEN_COLUMNS = {
     "logprobs": "logprob",

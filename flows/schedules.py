@@ -24,6 +24,7 @@ from tasks.store import read_json, write_json
 
 FORMAT = 1
 ZONES = "zoneinfo/"
+NUM_CRON_FIELDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,9 @@ def require_cron(cron: str) -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     try:
+        # Prefect would take a sixth field for seconds, where others have them in the first.
+        if len(cron.split()) != NUM_CRON_FIELDS and not cron.startswith("@"):
+            raise ValueError("not five fields")
         CronSchedule(cron=cron)
         comes = next_date(cron, "UTC") is not None
     except ValueError as error:
@@ -128,8 +132,8 @@ def list_schedules(home: Path) -> list[Schedule]:
     return [read_schedule(path) for path in sorted(directory_of(home).glob("*.json"))]
 
 
-def find_schedule(home: Path, name: str) -> Schedule:
-    require_name(name)
+def find_schedule(home: Path, name: str, *, option: str = "--name") -> Schedule:
+    require_name(name, option=option)
     path = directory_of(home) / f"{name}.json"
     if not path.is_file():
         known = ", ".join(schedule.name for schedule in list_schedules(home)) or "none"
@@ -139,7 +143,7 @@ def find_schedule(home: Path, name: str) -> Schedule:
 
 def remove_schedule(home: Path, name: str) -> None:
     """Forget a schedule; its run stays."""
-    find_schedule(home, name)
+    find_schedule(home, name, option="--remove")
     os.unlink(directory_of(home) / f"{name}.json")
 
 

@@ -77,8 +77,7 @@ def next_steps(run: Run) -> list[str]:
     from flows.servers import is_healthy, running_server
     from tasks.tracking import where_to_look
 
-    is_default = run.home == settings.home_directory(None)
-    rounds = "rounds" if is_default else f"rounds --home {shlex.quote(str(run.home))}"
+    rounds = "rounds" if settings.is_default_home(run.home) else f"rounds --home {shlex.quote(str(run.home))}"
     named = settings.prefect_api_url()
     prefect = named if named is not None and is_healthy(named) else running_server(run.home)
     rows = [

@@ -14,13 +14,15 @@ from typing import Any
 from flows.config import RunConfig, checked, dump
 from flows.locks import exclusive, is_locked
 from tasks.errors import RunError
-from tasks.paths import is_there, user_path
+from tasks.paths import is_there, shown, user_path
 from tasks.store import Store, read_json, write_json
 
 RUN_FILE = "run.json"
 PLAN_FILE = "plan.json"
 SEEN_FILE = "seen.json"
 FORMAT = 1
+MAX_NAME = 200
+"""Characters; file systems take 255, of which names of temporary files made from it need some."""
 
 
 class Run:
@@ -134,10 +136,12 @@ class Run:
         shutil.rmtree(self.root)
 
 
-def require_name(name: str) -> None:
+def require_name(name: str, *, option: str = "--name") -> None:
     """Refuse a name that would not be one directory."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise RunError(f"--name {name}: use letters, digits, '.', '_' and '-', and begin with a letter or digit")
+        raise RunError(f"{option} {name}: use letters, digits, '.', '_' and '-', and begin with a letter or digit")
+    if len(name) > MAX_NAME:
+        raise RunError(f"{option} {shown(name)}: longer than {MAX_NAME} characters; give a shorter name")
 
 
 def named_run(home: Path, name: str) -> Run:
@@ -160,7 +164,7 @@ def find_run(home: Path, name: str | None) -> Run:
         if not runs:
             raise RunError(f"{home} has no runs yet; start one with: rounds run quickstart")
         return runs[0]
-    path = user_path(name)
+    path = user_path(name, field="RUN")
     if path.name == name and is_there(home / "runs" / name / RUN_FILE):
         return Run(home / "runs" / name, home)
     if is_there(path / RUN_FILE):

@@ -6,6 +6,8 @@ Whether something is there is asked in one way, so that a path that cannot be is
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.errors import ConfigError, DataError, shorten
@@ -55,6 +57,8 @@ def user_path(text: str | Path, *, field: str = "") -> Path:
         ConfigError: it can be no path here; begins with ``field`` where that is given.
     """
     begin = f"{field}: " if field else ""
+    if not str(text).strip():
+        raise ConfigError(f"{begin}{str(text)!r} is no path; write one")
     try:
         os.fsencode(text)
         path = Path(text).expanduser()
@@ -65,6 +69,33 @@ def user_path(text: str | Path, *, field: str = "") -> Path:
     if "\0" in str(path):
         raise ConfigError(f"{begin}{shorten(text)}: no path holds a NUL character; correct it")
     return path
+
+
+def user_directory(text: str | Path, *, field: str) -> Path:
+    """The directory that somebody wrote, wherever links lead; it may not be there yet.
+
+    Raises:
+        ConfigError: something else is there, or where a directory above it would be.
+    """
+    path = Path(os.path.realpath(user_path(text, field=field)))
+    for place in (path, *path.parents):
+        mode = _mode(place)
+        if mode is not None:
+            if not stat.S_ISDIR(mode):
+                kind = KINDS.get(stat.S_IFMT(mode), "a file")
+                raise ConfigError(f"{field}: {shown(text)}: {shown(place)} is {kind}; name a directory")
+            break
+    return path
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Have what the operating system refuses name this file: an error of reading, unlike one of opening, names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def is_there(path: Path) -> bool:

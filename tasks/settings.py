@@ -105,10 +105,17 @@ def hidden_proxies() -> dict[str, str]:
 
 def home_directory(option: str | Path | None) -> Path:
     """Where runs and the embedded state live: ``--home``, else ``ROUNDS_HOME``, else ``.rounds`` here."""
-    from tasks.paths import user_path
+    from tasks.paths import user_directory
 
-    given = option or os.environ.get("ROUNDS_HOME") or ".rounds"
-    return user_path(given, field="--home" if option else "ROUNDS_HOME").resolve()
+    if option is not None:
+        return user_directory(option, field="--home")
+    return user_directory(os.environ.get("ROUNDS_HOME") or ".rounds", field="ROUNDS_HOME")
+
+
+def is_default_home(home: Path) -> bool:
+    """Whether a command finds this home without ``--home``."""
+    given = os.environ.get("ROUNDS_HOME") or ".rounds"
+    return home == Path(os.path.realpath(os.path.expanduser(given)))
 
 
 def prefect_api_url() -> str | None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tasks.bad_rows import BadRow, Row
 from tasks.errors import DataError, shorten
 from tasks.imports import code_digest, import_function, parse_import_path
-from tasks.paths import is_there, require_regular, shown, user_path
+from tasks.paths import is_there, naming, require_regular, shown, user_path
 from tasks.readers import Problem, Values, as_values, format_of, load_hub, read_path, saved_files
 from tasks.recall import found_or_known
 
@@ -215,5 +215,5 @@ def _renamed(values: Values, source: Source, place: str) -> Values:
 
 
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
