@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.errors import ConfigError, DataError, shorten
+from tasks.errors import ConfigError, DataError
 
 NEXT_MOVE = {
     errno.ENOSPC: "make room on that disk (rounds clean removes what no configuration uses any more)",
@@ -65,9 +65,9 @@ def user_path(text: str | Path, *, field: str = "") -> Path:
     except RuntimeError:
         raise ConfigError(f"{begin}{shown(text)}: there is no such user's home directory; write it out") from None
     except UnicodeEncodeError:
-        raise ConfigError(f"{begin}{shorten(text)}: holds half of a character; correct it") from None
+        raise ConfigError(f"{begin}{shown(repr(str(text)))}: holds half of a character; correct it") from None
     if "\0" in str(path):
-        raise ConfigError(f"{begin}{shorten(text)}: no path holds a NUL character; correct it")
+        raise ConfigError(f"{begin}{shown(repr(str(text)))}: no path holds a NUL character; correct it")
     return path
 
 

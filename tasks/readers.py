@@ -181,7 +181,7 @@ def _read_csv(path: Path) -> Numbered:
     delimiter = "\t" if format_of(path)[0] == ".tsv" else ","
     try:
         with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(_lines(file, path), strict=True, delimiter=delimiter)
+            reader = csv.reader(map(_without_nul, _lines(file, path)), strict=True, delimiter=delimiter)
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise DataError(f"{path}: a column name appears twice in the header {header}; rename one")
@@ -207,6 +207,13 @@ def _read_csv(path: Path) -> Numbered:
         raise _damaged(path, number, error) from None
 
 
+def _without_nul(line: str) -> str:
+    """The line, in which no text has the character that fills every other byte of a file in UTF-16."""
+    if "\0" in line:
+        raise csv.Error("a NUL character in it")
+    return line
+
+
 def _read_parquet(path: Path) -> Numbered:
     import pyarrow
     import pyarrow.parquet
@@ -218,12 +225,17 @@ def _read_parquet(path: Path) -> Numbered:
             _open(path) as raw,
             pyarrow.parquet.ParquetFile(io.BytesIO(raw.read()) if format_of(path)[1] else path) as file,
         ):
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}: a column name appears twice among {', '.join(names)}; rename one")
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
                     yield number, as_values(values)
-    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-        # Of the last two are dates that no calendar has, and texts that are not UTF-8.
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, ValueError, OverflowError, LookupError) as error:
+        # Of the last three are dates that no calendar has, texts that are not UTF-8, and unknown time zones.
         raise DataError(
             f"{path} is not a readable Parquet file after row {number} ({_first_line(error)}); write it again"
         ) from None
