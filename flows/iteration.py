@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from flows.config import RunConfig
 from flows.state import Externals, Output, RunStage, TrainState
-from tasks.audit_rollouts import AuditRolloutsConfig
-from tasks.compute_advantages import ComputeAdvantagesConfig
-from tasks.generate_rollouts import GenerateRolloutsConfig
-from tasks.score_rollouts import ScoreRolloutsConfig
+from tasks.config import (
+    AuditRolloutsConfig,
+    ComputeAdvantagesConfig,
+    GenerateRolloutsConfig,
+    ScoreRolloutsConfig,
+    UpdatePolicyConfig,
+)
 from tasks.store import Place
-from tasks.update_policy import UpdatePolicyConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,17 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flows import servers
 from flows.config import RunConfig
-from flows.display import display_for
 from flows.plan import Plan, make_plan
-from flows.workspace import RUN_FILE, Run
-from tasks import settings
+from flows.runs import RUN_FILE, Run
+from flows.server import embedded as servers
+from flows.terminal.display import display_for
+from tasks import environment
+from tasks.config import RewardConfig, require_available
+from tasks.contract import StageError
 from tasks.errors import TransientError, UserError
-from tasks.retry import StageError
-from tasks.reward_functions import reward_function
-from tasks.rewards import RewardConfig
-from tasks.samplers import require_available
+from tasks.scoring.functions import reward_function
 from tasks.store import Manifest, Ref, damaged_files
 
 
@@ -78,7 +77,7 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run all rounds with live progress; raises ``StageError``."""
-    asked_for = settings.prefect_api_url()
+    asked_for = environment.prefect_api_url()
     try:
         url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
     except TransientError:

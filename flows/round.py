@@ -6,15 +6,18 @@ from typing import Any
 from flows.config import FROM_POLICY, RunConfig, default_of, dump
 from flows.iteration import Iteration, adapted_base, advantages_config, ppo_iteration, score_config
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
-from tasks.compute_advantages import AdvantagesConfig
-from tasks.critic_pretraining import CriticPretrainingStageConfig
-from tasks.evaluate_policy import EvaluatePolicyConfig
-from tasks.prepare_data import PrepareDataConfig
-from tasks.sources import Source, source_digest
-from tasks.stage import load_stage
+from tasks.config import (
+    AdvantagesConfig,
+    CriticPretrainingStageConfig,
+    EvaluatePolicyConfig,
+    PrepareDataConfig,
+    Source,
+    TrainRewardModelConfig,
+    WarmUpStageConfig,
+)
+from tasks.contract import load_stage
+from tasks.data import source_digest
 from tasks.store import Place
-from tasks.train_reward_model import TrainRewardModelConfig
-from tasks.warm_up import WarmUpStageConfig
 
 # The policy that samples is the reference, so that there is no KL; and a critic that knows nothing yet is no part of its
 # own target, which is what was received in the end. What else is set of these changes nothing.

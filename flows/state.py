@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tasks.stage import StageConfig
+from tasks.config import StageConfig
 from tasks.store import Place
 
 Output = Any

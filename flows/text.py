@@ -10,15 +10,16 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.store import Place
+if TYPE_CHECKING:
+    from tasks.store import Place
+import string
 
 # Control, format (among them the marks that reverse text), surrogate and private characters, and the two odd line ends.
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 ESCAPED = "rounds.escaped"
 SHOWN_AS = {"\n": "⏎", "\t": "⇥"}
-
 # The numbers that tell most of each stage: metric, what it is called in a line, and its digits.
 HEADLINES: Mapping[str, tuple[tuple[str, str, int], ...]] = {
     "prepare_data": (
@@ -102,7 +103,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def stage_label(stage: str, place: Place) -> str:
+def stage_label(stage: str, place: "Place") -> str:
     """``round 1 · iteration 3 · generate rollouts``."""
     parts = [f"round {place.round}"] if place.round else []
     parts += [f"iteration {place.iteration}"] if place.iteration else []
@@ -121,3 +122,12 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """JSON that reads as it is, but for characters that would act on a terminal: those are escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     return "".join(c if c == "\n" or unicodedata.category(c) not in UNPRINTABLE else json.dumps(c)[1:-1] for c in text)
+
+
+def escaped_character(char: str) -> str:
+    if char == "\n":
+        return " ↵ "
+    # Control and format characters could hide text or turn its direction.
+    if char != "\t" and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return "�"
+    return f"\\{char}" if char in string.punctuation else char

@@ -5,21 +5,24 @@ Nothing that trains reads its output, so that another held-out reward costs no t
 
 import math
 
-from tasks.policy_comparison import correlation, distinct_metric, distinct_share, gain, lead, moments
-from tasks.rewards import Rewards
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
-from tasks.standard_errors import correlation_stderr, mean_metric, mean_stderr, with_stderr
+from tasks.config import AuditRolloutsConfig
+from tasks.contract import StageContext, StageOutput, stage
+from tasks.metrics import (
+    correlation,
+    correlation_stderr,
+    distinct_metric,
+    distinct_share,
+    gain,
+    lead,
+    mean_metric,
+    mean_stderr,
+    moments,
+    with_stderr,
+)
 from tasks.store import Ref
 
 MOMENTS_FILE = "moments.json"
 REPETITION_LENGTHS = (1, 2, 3)
-
-
-class AuditRolloutsConfig(StageConfig):
-    """What the stage reads."""
-
-    held_out_rewards: Rewards
-    trust_remote_code: bool = False
 
 
 @stage(version="3", config=AuditRolloutsConfig)
@@ -36,9 +39,8 @@ def audit_rollouts(
 
     ``baseline`` is the audit of the round's first iteration, None in that one itself.
     """
-    from tasks.schemas import HELD_OUT, audit, concatenate, table_of
     from tasks.scoring import score_rows
-    from tasks.store import read_dataset, read_json, write_dataset, write_json
+    from tasks.store import HELD_OUT, audit, concatenate, read_dataset, read_json, table_of, write_dataset, write_json
 
     table = concatenate([read_dataset(ref.directory / "rollouts") for ref in scored])
     held_out = score_rows(

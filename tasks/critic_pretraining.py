@@ -3,54 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from ppo_core.config import SamplingConfig
-from tasks.adapter_config import AdapterConfig
-from tasks.stage import StageConfig, StageContext, StageOutput, load_stage, stage
+from tasks.config import CriticPretrainingStageConfig
+from tasks.contract import StageContext, StageOutput, load_stage, stage
 from tasks.store import Ref
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.schemas import Table
+    from tasks.store import Table
 
 HELD_OUT_EVERY = 8
 """One prompt of so many measures the critic and never trains it."""
-
-
-class CriticPretrainingConfig(StageConfig):
-    """Supervised training of the critic on responses of the reference (VC-PPO, arXiv:2503.01491)."""
-
-    samples: int = Field(256, gt=1)
-    """Responses to train and measure on, where the run trains no reward model; else they are those of
-    ``reward_model.calibration_samples``."""
-    epochs: int = Field(4, gt=0)
-    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Null takes ``optimizers.critic_learning_rate``."""
-    batch_size: int = Field(16, gt=0)
-    """Responses in one optimizer step."""
-    warmup_share: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
-    max_grad_norm: float = Field(1.0, gt=0)
-
-
-class CriticPretrainingStageConfig(CriticPretrainingConfig):
-    """What the stage reads."""
-
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    scoring: Mapping[str, Any]
-    """Settings of ``score_rollouts``."""
-    advantages: Mapping[str, Any]
-    """Settings of ``compute_advantages``, whose returns are the targets: with ``critic_lam: 1`` what was received."""
-    versions: Mapping[str, str]
-    """Of these two stages: another way to make the targets makes another critic."""
-    sampling: SamplingConfig
-    stop_strings: tuple[str, ...] = ()
-    lora: AdapterConfig | None = None
-    shared_trunk: bool = False
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
 
 
 @stage(version="1", config=CriticPretrainingStageConfig)
@@ -74,12 +37,10 @@ def critic_pretraining(
 
     from ppo_core import InPrecision, PPOConfig, TrunkCritic, explained_variance, forward_groups
     from ppo_core.objectives import Counts, critic_objective
-    from tasks.learners import Learners
-    from tasks.models import CRITIC, POLICY, part_directory, pick_dtype
-    from tasks.responses import batch_values, rollout_batch
+    from tasks.models import CRITIC, POLICY, Learners, descend, part_directory, pick_dtype, shuffled
+    from tasks.sampling import batch_values, rollout_batch
     from tasks.store import read_dataset
     from tasks.text import copy_tokenizer
-    from tasks.training import descend, shuffled
 
     learners = Learners(
         context=context,
@@ -157,7 +118,7 @@ def sampled_by_reference(
     data: Ref,
 ) -> Ref:
     """Responses of the reference: those that a reward model of this run was calibrated on, else new ones."""
-    from tasks.calibration import CALIBRATION, calibration_rollouts
+    from tasks.sampling import CALIBRATION, calibration_rollouts
     from tasks.store import write_dataset
 
     if reward_model is not None:

@@ -3,38 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from ppo_core.config import SamplingConfig
-from tasks.rewards import RewardConfig, Rewards
-from tasks.samplers import SamplingEngine
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.config import EvaluatePolicyConfig, RewardConfig
+from tasks.contract import StageContext, StageOutput, stage
 from tasks.store import Ref
 
 if TYPE_CHECKING:
-    from tasks.schemas import Table
-
-
-class EvaluationConfig(StageConfig):
-    """How policy and reference are compared after each round."""
-
-    samples_per_prompt: int = Field(1, gt=0)
-    held_out_rewards: Rewards = Field({})
-    """Rewards that training never sees: what is really wanted, where it can be measured. Stored beside the score."""
-
-
-class EvaluatePolicyConfig(StageConfig):
-    """What the stage reads. Evaluation samples as training does."""
-
-    samples_per_prompt: int
-    rewards: Rewards
-    held_out_rewards: Rewards
-    engine: SamplingEngine = "builtin"
-    sampling: SamplingConfig
-    stop_strings: tuple[str, ...] = ()
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template."""
+    from tasks.store import Table
 
 
 @stage(version="3", config=EvaluatePolicyConfig)
@@ -51,12 +25,11 @@ def evaluate_policy(
 ) -> StageOutput:
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
     from ppo_core import Ragged
-    from tasks.learners import Learners
-    from tasks.responses import Sampler, rollout_batch
-    from tasks.samplers.agreement import engine_differences
-    from tasks.schemas import concatenate, evaluation, with_columns
+    from tasks.models import Learners
+    from tasks.sampling import Sampler, rollout_batch
+    from tasks.sampling.engines import engine_differences
     from tasks.scoring import score_rows, weighted_sum
-    from tasks.store import read_dataset, write_dataset
+    from tasks.store import concatenate, evaluation, read_dataset, with_columns, write_dataset
 
     prompts = read_dataset(data.directory / "held_out_prompts")
     components = {**config.rewards, **config.held_out_rewards}
@@ -142,8 +115,18 @@ def doubts(
 ) -> dict[str, float]:
     """What speaks against believing the gain: lengths, empty and repetitive responses, rewards that do not rise with the
     score, and a reward model that does not follow them on the reference's own responses."""
-    from tasks.policy_comparison import correlation, distinct_metric, empty_metric, gain, lead, moments
-    from tasks.standard_errors import correlation_stderr, mean_metric, mean_stderr, with_stderr
+    from tasks.metrics import (
+        correlation,
+        correlation_stderr,
+        distinct_metric,
+        empty_metric,
+        gain,
+        lead,
+        mean_metric,
+        mean_stderr,
+        moments,
+        with_stderr,
+    )
 
     def column(table: "Table", name: str) -> list[float]:
         return list(table.column(name).to_pylist())

@@ -1,36 +1,10 @@
 """Stage: responses of the current policy to this iteration's prompts, one shard of them."""
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
-from pydantic import Field
-
-from ppo_core.config import SamplingConfig
-from tasks.samplers import SamplingEngine
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.config import GenerateRolloutsConfig, RolloutsConfig
+from tasks.contract import StageContext, StageOutput, stage
 from tasks.store import Ref
-
-
-class RolloutsConfig(StageConfig):
-    """How an iteration's rollouts are made."""
-
-    prompts_per_iteration: int = Field(64, gt=0)
-    samples_per_prompt: int = Field(1, gt=0)
-    shards: int = Field(1, gt=0)
-    """Parts that are generated, scored and retried on their own; the rows are the same however many there are."""
-    engine: SamplingEngine = "builtin"
-    """What samples: the trainer itself, or vLLM, in process or as the server of ``execution.engine_server``. The update
-    corrects for how another engine's log-probabilities differ from the trainer's."""
-    sampling: SamplingConfig
-    stop_strings: tuple[str, ...] = ()
-    """A response also ends where one of these appears."""
-
-
-class GenerateRolloutsConfig(RolloutsConfig):
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template."""
 
 
 @stage(version="3", config=GenerateRolloutsConfig)
@@ -38,11 +12,10 @@ def generate_rollouts(
     context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
 ) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
-    from tasks.learners import Learners
-    from tasks.policy_comparison import empty_metric
-    from tasks.responses import Sampler, rollout_batch
-    from tasks.samplers.agreement import engine_differences
-    from tasks.standard_errors import mean_metric
+    from tasks.metrics import empty_metric, mean_metric
+    from tasks.models import Learners
+    from tasks.sampling import Sampler, rollout_batch
+    from tasks.sampling.engines import engine_differences
     from tasks.store import read_dataset, write_dataset
 
     every_prompt = read_dataset(data.directory / "prompts")

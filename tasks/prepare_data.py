@@ -2,64 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from tasks.sources import Source, read_rows
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.config import DataConfig, FromScratchConfig, PrepareDataConfig, Source
+from tasks.contract import StageContext, StageOutput, stage
+from tasks.data import read_rows
 from tasks.store import Ref
 
 if TYPE_CHECKING:
-    from tasks.bad_rows import Findings
-    from tasks.records import Preference, Prompt, Text
-    from tasks.schemas import Table
-
-
-class DataConfig(StageConfig):
-    """Where data comes from. Each entry is a path, or a mapping with ``path``, ``dataset`` or ``function``."""
-
-    prompts: tuple[Source, ...] = Field(min_length=1)
-    held_out_prompts: tuple[Source, ...] = ()
-    """Prompts for evaluation; by default ``num_held_out_prompts`` are set aside from ``prompts``."""
-    num_held_out_prompts: int = Field(64, gt=0)
-    preferences: tuple[Source, ...] = ()
-    held_out_preferences: float = Field(0.1, gt=0, lt=1)
-    """Share of the preferences that the reward model never trains on; all of one prompt fall on one side."""
-    texts: tuple[Source, ...] = ()
-    """Texts, or prompts with responses, for the supervised warm-up."""
-    on_bad_row: Literal["error", "drop"] = "error"
-    """What to do with rows that cannot be used: unreadable, without a text that is needed, to be read in two ways, or too
-    long for the model's context. ``error`` tells all of them at once; ``drop`` leaves them out and counts them."""
-
-
-class FromScratchConfig(StageConfig):
-    """A new Llama-style model with random weights, and a byte-level BPE tokenizer trained on ``data.texts``."""
-
-    vocab_size: int = Field(512, ge=260)
-    hidden_size: int = Field(128, gt=0)
-    intermediate_size: int = Field(384, gt=0)
-    num_layers: int = Field(4, gt=0)
-    num_heads: int = Field(4, gt=0)
-    context_length: int = Field(128, gt=1)
-
-
-class PrepareDataConfig(StageConfig):
-    """What the stage reads: the sources that count in this round, and digests of what lies behind them."""
-
-    data: DataConfig
-    from_scratch: FromScratchConfig | None = None
-    response_tokens: int
-    """Longest response that will be sampled: a prompt must leave room for it."""
-    source_digests: tuple[str, ...] = ()
-    adapted_layers: tuple[str, ...] = ()
-    """What the policy's layers that get adapters are called, which the model must have; empty: no names to check."""
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template."""
+    from tasks.data import Findings, Preference, Prompt, Text
+    from tasks.store import Table
 
 
 @stage(version="2", config=PrepareDataConfig)
@@ -70,14 +25,11 @@ def prepare_data(
 
     What the round before held out, whose data is ``previous``, stays held out.
     """
-    from tasks.bad_rows import Findings, in_words
-    from tasks.chat_template import doubts_about_data
-    from tasks.endings import doubts_about_endings
+    from tasks.data import Findings, in_words, to_preferences, to_prompts, to_texts
     from tasks.errors import DataError
     from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers, why_limited
-    from tasks.records import to_preferences, to_prompts, to_texts
     from tasks.store import write_dataset
-    from tasks.text import check_tokenizer, load_tokenizer
+    from tasks.text import check_tokenizer, doubts_about_data, doubts_about_endings, load_tokenizer
 
     data = config.data
     findings = Findings()
@@ -178,7 +130,7 @@ class Encoder:
     @contextmanager
     def _row(self) -> Iterator[None]:
         """One record, which is a bad row where the block refuses it."""
-        from tasks.bad_rows import BadRow
+        from tasks.data import BadRow
         from tasks.errors import DataError
 
         try:
@@ -189,7 +141,7 @@ class Encoder:
             self.findings.add(BadRow(str(error), reason="refused by the chat template"))
 
     def _require_fit(self, num_tokens: int, place: str, what: str, *, advice: str = "") -> None:
-        from tasks.bad_rows import BadRow
+        from tasks.data import BadRow
 
         if self.limit is not None and num_tokens > self.limit:
             raise BadRow(
@@ -199,9 +151,8 @@ class Encoder:
             )
 
     def prompts(self, prompts: "list[Prompt]", response_tokens: int) -> "Table":
-        from tasks.plain_values import as_json, content_key
-        from tasks.schemas import PROMPTS, table_of
-        from tasks.store import canonical_json, digest_text
+        from tasks.data import as_json, content_key
+        from tasks.store import PROMPTS, canonical_json, digest_text, table_of
         from tasks.text import encode_prompt, render_prompt
 
         seen: Counter[str] = Counter()
@@ -224,8 +175,7 @@ class Encoder:
         return table_of(rows, PROMPTS)
 
     def preferences(self, preferences: "list[Preference]") -> "Table":
-        from tasks.schemas import PREFERENCES, table_of
-        from tasks.store import canonical_json, digest_text
+        from tasks.store import PREFERENCES, canonical_json, digest_text, table_of
         from tasks.text import encode_dialogue, render_prompt
 
         rows = []
@@ -243,7 +193,7 @@ class Encoder:
         return table_of(rows, PREFERENCES)
 
     def texts(self, texts: "list[Text]") -> "Table":
-        from tasks.schemas import TEXTS, table_of
+        from tasks.store import TEXTS, table_of
         from tasks.text import encode_dialogue, encode_text
 
         rows = []

@@ -4,18 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from tasks.history import merged
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.config import ReportRoundConfig
+from tasks.contract import StageContext, StageOutput, stage
+from tasks.metrics import merged
 from tasks.store import Ref
-
-
-class ReportRoundConfig(StageConfig):
-    """How much of a round its report shows."""
-
-    num_samples: int = Field(24, gt=0)
-    """Rollouts of the last iteration in the table of samples: the best, the worst, and evenly between."""
 
 
 @stage(version="3", config=ReportRoundConfig, uses_models=False)
@@ -34,9 +26,9 @@ def report_round(
     pretraining: Ref | None = None,
 ) -> StageOutput:
     """Write summary.json, metrics.json (all iterations so far), samples.json and plots/*.png."""
-    from tasks.diagnosis import diagnose, warnings_at
-    from tasks.plots import draw_plots
+    from tasks.metrics import diagnose, warnings_at
     from tasks.store import Manifest, write_json
+    from tasks.tracking.charts import draw_plots
 
     history: list[dict[str, Any]] = (
         json.loads((previous.directory / "metrics.json").read_text()) if previous is not None else []

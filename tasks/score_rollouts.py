@@ -2,20 +2,9 @@
 
 from typing import Any
 
-from tasks.rewards import Rewards
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.config import ScoreRolloutsConfig
+from tasks.contract import StageContext, StageOutput, stage
 from tasks.store import Ref
-
-
-class ScoreRolloutsConfig(StageConfig):
-    """The components of the score, and the temperature at which the rollouts were sampled."""
-
-    rewards: Rewards
-    temperature: float
-    shared_trunk: bool = False
-    exact_kl: bool = False
-    """Add the exact KL at each position, for a penalty that is made of it."""
-    trust_remote_code: bool = False
 
 
 @stage(version="4", config=ScoreRolloutsConfig)
@@ -35,12 +24,18 @@ def score_rollouts(
     import torch
 
     from ppo_core import Ragged
-    from tasks.learners import Learners
-    from tasks.models import pick_dtype, pick_head_dtype
-    from tasks.responses import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
-    from tasks.schemas import ROLLOUTS, SAMPLING_LOGPROBS, require_columns, scored, with_columns
+    from tasks.models import Learners, pick_dtype, pick_head_dtype
+    from tasks.sampling import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
     from tasks.scoring import score_rows, weighted_sum
-    from tasks.store import read_dataset, write_dataset
+    from tasks.store import (
+        ROLLOUTS,
+        SAMPLING_LOGPROBS,
+        read_dataset,
+        require_columns,
+        scored,
+        with_columns,
+        write_dataset,
+    )
 
     table = read_dataset(rollouts.directory / "rollouts")
     require_columns(table, ROLLOUTS, where=rollouts.path)

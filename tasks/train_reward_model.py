@@ -1,50 +1,18 @@
 """Stage: a reward model from preferences, calibrated on the reference policy's responses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from ppo_core.config import SamplingConfig
+from tasks.config import TrainRewardModelConfig
+from tasks.contract import StageContext, StageOutput, stage
 from tasks.errors import DataError
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
 from tasks.store import Ref
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.health import Gates
-
-
-class RewardModelConfig(StageConfig):
-    """A reward model trained in the run."""
-
-    base: str | None = None
-    """Name or directory of the model it starts from; by default the policy that PPO starts from."""
-    epochs: int = Field(1, gt=0)
-    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
-    batch_size: int = Field(32, gt=0)
-    """Pairs in one optimizer step, about so many: a ranking counts all that it orders, K(K - 1)/2 of K responses without
-    ties, and stays whole."""
-    warmup_share: float = Field(0.05, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    use_margins: bool = False
-    """Demand the margin that the data names between the scores of a pair; a ranking has none."""
-    centering: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Weight of the mean of (chosen + rejected score)², which keeps scores near 0."""
-    calibration_samples: int = Field(256, gt=1)
-    """Responses of the reference policy on which the scores get mean 0 and standard deviation 1."""
-
-
-class TrainRewardModelConfig(RewardModelConfig):
-    """What the stage reads: the user's settings, and how the policy samples, for calibration."""
-
-    sampling: SamplingConfig
-    stop_strings: tuple[str, ...] = ()
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template, which is the reward model's where it has no ``base`` of its own."""
+    from tasks.contract import Gates
 
 
 @stage(version="4", config=TrainRewardModelConfig)
@@ -61,22 +29,22 @@ def train_reward_model(
     import torch
 
     from ppo_core import ranking_loss
-    from tasks.calibration import CALIBRATION, calibration_rollouts
-    from tasks.chat_template import OPTIONS_FILE, options_of
-    from tasks.health import Gates
-    from tasks.learners import Learners
+    from tasks.contract import Gates
     from tasks.models import (
         POLICY,
         REWARD_MODEL,
+        Learners,
+        descend,
         load_scalar_model,
         part_directory,
         pick_device,
         pick_dtype,
+        shuffled,
     )
-    from tasks.scoring import encode_dialogues, last_token_scores, model_scores
+    from tasks.sampling import CALIBRATION, calibration_rollouts
+    from tasks.scoring import last_token_scores, model_scores
     from tasks.store import read_dataset, write_dataset, write_json
-    from tasks.text import copy_tokenizer, load_tokenizer
-    from tasks.training import descend, shuffled
+    from tasks.text import OPTIONS_FILE, copy_tokenizer, encode_dialogues, load_tokenizer, options_of
 
     source = part_directory(base, REWARD_MODEL, POLICY)
     device = pick_device(context.execution)
@@ -230,7 +198,7 @@ def held_out_quality(rows: list[dict[str, Any]], tokenizer: Any, token_budget: i
     import torch
 
     from ppo_core import expected_calibration_error
-    from tasks.scoring import encode_dialogues
+    from tasks.text import encode_dialogues
 
     groups = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
     margins: list[float] = []

@@ -3,12 +3,8 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from ppo_core.config import PPOConfig
-from tasks.adapter_config import AdapterConfig
-from tasks.health import Gates
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.config import UpdatePolicyConfig
+from tasks.contract import Gates, StageContext, StageOutput, stage
 from tasks.store import Ref
 
 if TYPE_CHECKING:
@@ -17,48 +13,6 @@ if TYPE_CHECKING:
     from ppo_core.update import MinibatchStats
 
 MAX_DEVIATION, MAX_DEVIATION_IN_BFLOAT16 = 0.01, 0.5
-
-
-class OptimizersConfig(StageConfig):
-    """Two optimizers with learning rates of their own, on one schedule over the iterations of a round."""
-
-    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
-    """The policy's."""
-    critic_learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
-    critic_warmup: int = Field(0, ge=0)
-    """Iterations at the run's beginning in which the critic trains alone and the policy stays as it is."""
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    warmup_iterations: int = Field(0, ge=0)
-    """Iterations over which the learning rates rise to their full value in each round."""
-    decay: str = Field("constant", pattern="^(constant|linear|cosine)$")
-    """How they fall after that, to a tenth at the round's last iteration."""
-
-    def factor(self, iteration: int, iterations: int) -> float:
-        """What both learning rates are multiplied by in an iteration (from 1) of a round of so many."""
-        import math
-
-        if iteration <= self.warmup_iterations:
-            return iteration / (self.warmup_iterations + 1)
-        progress = (iteration - 1 - self.warmup_iterations) / max(1, iterations - 1 - self.warmup_iterations)
-        if self.decay == "linear":
-            return 1 - 0.9 * progress
-        if self.decay == "cosine":
-            return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
-        return 1.0
-
-
-class UpdatePolicyConfig(StageConfig):
-    """What the stage reads; the learning rates are those of this iteration."""
-
-    ppo: PPOConfig
-    lora: AdapterConfig | None = None
-    shared_trunk: bool = False
-    temperature: float
-    learning_rate: float
-    critic_learning_rate: float
-    weight_decay: float
-    train_policy: bool = True
-    trust_remote_code: bool = False
 
 
 @stage(version="4", config=UpdatePolicyConfig)
@@ -79,15 +33,10 @@ def update_policy(
     import shutil
 
     from ppo_core import InPrecision, ppo_update
-    from tasks.background import BackgroundWriter
-    from tasks.checkpoint import NextCheckpoint
-    from tasks.learners import Learners
-    from tasks.loop_state import STATE_FILE
-    from tasks.models import pick_dtype, pick_head_dtype
-    from tasks.responses import rollout_batch
-    from tasks.schemas import SAMPLING_LOGPROBS
-    from tasks.standard_errors import explained_variance_stderr
-    from tasks.store import read_dataset
+    from tasks.metrics import explained_variance_stderr
+    from tasks.models import STATE_FILE, Learners, NextCheckpoint, pick_dtype, pick_head_dtype
+    from tasks.sampling import rollout_batch
+    from tasks.store import SAMPLING_LOGPROBS, BackgroundWriter, read_dataset
 
     table = read_dataset(experience.directory / "rollouts")
     columns = columns_for(config, has_critic=critic is not None)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from tasks.stage import StageConfig, StageContext, StageOutput, stage
+from tasks.config import WarmUpStageConfig
+from tasks.contract import StageContext, StageOutput, stage
 from tasks.store import Ref
 
 if TYPE_CHECKING:
@@ -14,35 +13,24 @@ if TYPE_CHECKING:
     from ppo_core import Ragged, RolloutBatch
 
 
-class WarmUpConfig(StageConfig):
-    """Supervised warm-up on ``data.texts``."""
-
-    epochs: int = Field(1, gt=0)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    batch_tokens: int = Field(4096, gt=0)
-    """Padded tokens in one optimizer step."""
-    warmup_share: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
-    max_grad_norm: float = Field(1.0, gt=0)
-
-
-class WarmUpStageConfig(WarmUpConfig):
-    """What the stage reads."""
-
-    trust_remote_code: bool = False
-
-
 @stage(version="3", config=WarmUpStageConfig)
 def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data: Ref) -> StageOutput:
     """Minimise the next-token loss; of a row with a prompt, only its response counts."""
     import torch
 
     from ppo_core import AS_FEW_AS_POSSIBLE, InPrecision, forward_groups, micro_batches, token_logprobs
-    from tasks.models import POLICY, load_policy, part_directory, pick_device, pick_dtype, pick_head_dtype
-    from tasks.schemas import ragged_column
-    from tasks.store import read_dataset
+    from tasks.models import (
+        POLICY,
+        descend,
+        load_policy,
+        part_directory,
+        pick_device,
+        pick_dtype,
+        pick_head_dtype,
+        shuffled,
+    )
+    from tasks.store import ragged_column, read_dataset
     from tasks.text import copy_tokenizer
-    from tasks.training import descend, shuffled
 
     source = part_directory(base, POLICY)
     device = pick_device(context.execution)

@@ -2,8 +2,8 @@
 
 import os
 
-from tasks import settings
+from tasks import environment
 
-settings.quieten(hub=False)
+environment.quieten(hub=False)
 # Small tensors gain nothing from threads, and several processes that all take every core lose much.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

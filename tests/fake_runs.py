@@ -6,12 +6,14 @@ from dataclasses import replace
 import pyarrow as pa
 import yaml
 
-from flows.config import checked
-from flows.plan import external_models, stage_call, with_code_digests
+from flows.config.reading import checked
+from flows.plan.calls import external_models, stage_call, with_code_digests
 from flows.round import rlhf_round
-from flows.workspace import create_or_open
-from tasks.schemas import ROLLOUTS, advantages, audit, scored, table_of
-from tasks.store import Manifest, Place, Ref, digest_files, digests_below, write_dataset
+from flows.runs.workspace import create_or_open
+from tasks.store.data_sets import write_dataset
+from tasks.store.digests import digest_files
+from tasks.store.manifest import Manifest, Place, Ref, digests_below
+from tasks.store.schemas import ROLLOUTS, advantages, audit, scored, table_of
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "good": 2, "Ġdog": 3, "bad": 4}
 # What a model may write: markup of the tables' library, and the sequence that clears a terminal.

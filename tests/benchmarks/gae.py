@@ -33,7 +33,7 @@ def main():
     import torch
 
     from ppo_core import gae, masked_whiten
-    from tasks.schemas import ragged_column
+    from tasks.store.schemas import ragged_column
 
     rows = []
     for num_rows, length in SHAPES:

@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents
 import harness  # noqa: E402
 from ppo_iteration import CASES, EPOCHS, MINIBATCHES, make_case  # noqa: E402
 
-from tasks.settings import MEMORY  # noqa: E402
+from tasks.environment import MEMORY  # noqa: E402
 
 
 def configuration(directory, case, iterations, every=1):
@@ -51,7 +51,7 @@ def flow(directory, case, iterations, every=1):
     checkpoint is kept in any case."""
     import yaml
 
-    from tasks.store import Manifest
+    from tasks.store.manifest import Manifest
 
     with tempfile.TemporaryDirectory() as home:
         path = Path(home) / "config.yaml"
@@ -92,22 +92,27 @@ def files(directory, size):
 
 
 def loop(directory, case, iterations):
-    from tasks import settings
+    from tasks import environment
 
-    settings.quieten(hub=False)
+    environment.quieten(hub=False)
     import torch
     from direct_run import run_directly
 
-    from flows.config import checked
+    from flows.config.reading import checked
     from flows.iteration import advantages_config, generate_config, update_config
     from ppo_core import InPrecision, Optimizers, gae, kl_estimate, masked_whiten, ppo_update, token_rewards
+    from tasks.config.execution import ExecutionConfig
+    from tasks.config.health import HealthConfig
+    from tasks.contract.resident import ResidentModels
+    from tasks.contract.stage import StageContext
     from tasks.generate_rollouts import prompts_of_iteration
-    from tasks.learners import Learners
-    from tasks.models import ResidentModels, load_policy, load_scalar_model
-    from tasks.responses import Sampler, batch_logprobs, batch_values, rollout_batch
-    from tasks.stage import ExecutionConfig, HealthConfig, StageContext
-    from tasks.store import Place, Ref, read_dataset
-    from tasks.training import adamw
+    from tasks.models.access import Learners
+    from tasks.models.loading import load_policy
+    from tasks.models.scalar import load_scalar_model
+    from tasks.models.training import adamw
+    from tasks.sampling.sampler import Sampler, batch_logprobs, batch_values, rollout_batch
+    from tasks.store.data_sets import read_dataset
+    from tasks.store.manifest import Place, Ref
 
     config = checked(configuration(directory, case, iterations), where="benchmark")
     home = Path(tempfile.mkdtemp(dir=directory))

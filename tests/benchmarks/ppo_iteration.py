@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents
 
 import harness  # noqa: E402
 
-from tasks.settings import MEMORY  # noqa: E402
+from tasks.environment import MEMORY  # noqa: E402
 
 EOS, PAD = 1, 0
 EPOCHS, MINIBATCHES = 4, 4
@@ -139,20 +139,21 @@ class Clock:
 def ours(directory, case, numerics, iterations):
     """Our stages through the stage store, in one process."""
     sys.path[:0] = [str(harness.ROOT), str(harness.ROOT / "tests" / "flows")]
-    from tasks import settings
+    from tasks import environment
 
-    settings.quieten(hub=False)
+    environment.quieten(hub=False)
     import torch
     from direct_run import run_directly
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from flows.config import checked
+    from flows.config.reading import checked
     from ppo_core import sampling
 
     # All that stages import when they first need it, so that it does not count as theirs.
-    from tasks import checkpoint, learners, responses, scoring, training  # noqa: F401
-    from tasks.samplers import builtin
-    from tasks.store import Manifest, read_dataset
+    from tasks.sampling.engines import builtin
+    from tasks.scoring import mixture as scoring  # noqa: F401
+    from tasks.store.data_sets import read_dataset
+    from tasks.store.manifest import Manifest
 
     torch.set_float32_matmul_precision(NUMERICS[numerics]["matmul"])
     rows, length = CASES[case][5:]

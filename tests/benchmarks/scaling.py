@@ -45,8 +45,8 @@ def measure(rows, length, vocabulary, repeat):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
     from ppo_core import Optimizers, PPOConfig, Ragged, RolloutBatch, ppo_update
-    from tasks.models import ScalarModel
-    from tasks.training import adamw
+    from tasks.models.scalar import ScalarModel
+    from tasks.models.training import adamw
 
     config = LlamaConfig(
         vocab_size=vocabulary,

@@ -44,8 +44,8 @@ def measure(case, numerics):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
     from ppo_core import InPrecision, Optimizers, PPOConfig, Ragged, RolloutBatch, ppo_update
-    from tasks.models import ScalarModel
-    from tasks.training import adamw
+    from tasks.models.scalar import ScalarModel
+    from tasks.models.training import adamw
 
     hidden, inner, layers, heads, vocabulary, rows, longest = CASES[case]
     torch.manual_seed(0)

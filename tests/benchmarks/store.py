@@ -19,15 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "tests" / "flows")]
 
-from tasks import settings  # noqa: E402
+from tasks import environment  # noqa: E402
 
-settings.quieten(hub=False)
+environment.quieten(hub=False)
 
 import harness  # noqa: E402
 from direct_run import run_directly  # noqa: E402
 
-from flows.config import load_config  # noqa: E402
-from tasks import stage, store  # noqa: E402
+from flows.config.reading import load_config  # noqa: E402
+from tasks.contract import execution as stage  # noqa: E402
+from tasks.store import store  # noqa: E402
 
 TIMED = (
     (store.Store, "find"),

@@ -76,8 +76,9 @@ def models(tmp_path_factory):
     from small_world import TEXTS
     from transformers import LlamaForCausalLM
 
-    from tasks.prepare_data import FromScratchConfig, make_model
-    from tasks.records import Text
+    from tasks.config.data import FromScratchConfig
+    from tasks.data.records import Text
+    from tasks.prepare_data import make_model
 
     root = tmp_path_factory.mktemp("models")
     texts = [Text(prompt=None, response=text, place="") for text in TEXTS]

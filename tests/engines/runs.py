@@ -7,10 +7,10 @@ import torch
 from direct_run import run_directly
 from transformers import AutoModelForCausalLM
 
-from flows.config import load_config
+from flows.config.reading import load_config
 from ppo_core import Ragged, SamplingConfig
-from tasks.samplers.policy_files import PolicyFiles, tied_weights
-from tasks.store import Manifest
+from tasks.sampling.engines.policy_files import PolicyFiles, tied_weights
+from tasks.store.manifest import Manifest
 
 RLOO = Path(__file__).with_name("rloo.yaml")
 DIFFERENCES: list[str] = []

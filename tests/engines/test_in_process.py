@@ -4,10 +4,10 @@ import pytest
 import torch
 from runs import differences, draw, files, furthest, moved, three_iterations, tokens
 
-from tasks import responses
+from tasks.contract.resident import ResidentModels
 from tasks.errors import UnhealthyError
-from tasks.models import ResidentModels
-from tasks.samplers.vllm_in_process import vllm_in_process
+from tasks.sampling import sampler as responses
+from tasks.sampling.engines.vllm_in_process import vllm_in_process
 
 pytestmark = pytest.mark.usefixtures("in_process")
 ROUNDING = 1e-4

@@ -7,11 +7,11 @@ import pytest
 from runs import PROMPTS, differences, draw, evaluated, files, furthest, moved, three_iterations, tokens
 from transformers import AutoTokenizer
 
-from tasks import responses
 from tasks.errors import ServerError, TransientError, UnhealthyError
-from tasks.samplers import vllm_server as of_server
-from tasks.samplers.vllm_server import Server, vllm_server
-from tasks.text import stop_checker
+from tasks.sampling import sampler as responses
+from tasks.sampling.engines import vllm_server as of_server
+from tasks.sampling.engines.vllm_server import Server, vllm_server
+from tasks.text.tokens import stop_checker
 
 ROUNDING = 1e-4
 

@@ -17,13 +17,13 @@ from threading import Lock
 
 import torch
 
-from flows.config import load_config
-from flows.plan import external_models, stage_call, with_code_digests
+from flows.config.reading import load_config
+from flows.plan.calls import external_models, stage_call, with_code_digests
 from flows.round import rlhf_round
-from flows.workspace import create_or_open
-from tasks import background, store
-from tasks.models import ResidentModels
-from tasks.stage import execute
+from flows.runs.workspace import create_or_open
+from tasks.contract.execution import execute
+from tasks.contract.resident import ResidentModels
+from tasks.store import background, store
 
 
 def run_directly(home, name, config, after_stage=lambda call: None):

@@ -8,15 +8,16 @@ import torch
 from conftest import TINY
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from flows.config import load_config
-from flows.plan import external_models, stage_call
+from flows.config.reading import load_config
+from flows.plan.calls import external_models, stage_call
 from flows.round import rlhf_round
-from flows.workspace import create_or_open
+from flows.runs.workspace import create_or_open
+from tasks.config.data import FromScratchConfig
+from tasks.contract.execution import execute
+from tasks.contract.resident import ResidentModels
+from tasks.data.records import Text
 from tasks.errors import UserError
-from tasks.models import ResidentModels
-from tasks.prepare_data import FromScratchConfig, make_model
-from tasks.records import Text
-from tasks.stage import execute
+from tasks.prepare_data import make_model
 
 WORDS = "where is the red lamp? it is on the table. thank you for asking."
 

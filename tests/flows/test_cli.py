@@ -16,11 +16,15 @@ import yaml
 from fake_runs import ILLNESS, document, finished_run, write_config
 from typer.testing import CliRunner
 
-from flows import cli, launch
-from flows.config import PRESETS, RunConfig, fields_of, load_config
-from flows.results import latest_variants
+from flows import launch
+from flows.cli import main as cli
+from flows.cli.app import home_first
+from flows.config.mistakes import fields_of
+from flows.config.reading import PRESETS, load_config
+from flows.config.run_config import RunConfig
+from flows.outcomes.outputs import latest_variants
 from flows.text import escape_what_streams_lack
-from tasks.retry import StageError
+from tasks.contract.failures import StageError
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
 
@@ -64,8 +68,8 @@ def test_help_names_every_command_and_is_quick():
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("flows.cli", {"rich", "torch", "prefect", "mlflow", "pandas", "pyarrow", "yaml", "pydantic"}),
-        ("flows.views", {"torch", "prefect", "mlflow", "pandas", "transformers"}),
+        ("flows.cli.main", {"rich", "torch", "prefect", "mlflow", "pandas", "pyarrow", "yaml", "pydantic"}),
+        ("flows.terminal.views", {"torch", "prefect", "mlflow", "pandas", "transformers"}),
         ("flows.launch", {"torch", "prefect", "mlflow", "pandas", "transformers"}),
     ],
 )
@@ -81,7 +85,7 @@ def test_version(rounds):
 
 def test_home_may_be_named_behind_the_command(home):
     assert CliRunner().invoke(cli.app, ["list", "--home", str(home)]).stdout.count("fake") == 1
-    assert cli.home_first(["run", "x", "--home=h", "--", "--home"]) == ["--home=h", "run", "x", "--", "--home"]
+    assert home_first(["run", "x", "--home=h", "--", "--home"]) == ["--home=h", "run", "x", "--", "--home"]
 
 
 def test_init_writes_a_file_and_never_over_one(rounds, tmp_path):
@@ -182,7 +186,7 @@ def test_a_directory_that_is_no_run_is_refused(rounds, tmp_path):
 
 def test_a_run_in_progress_is_left_alone_and_named(rounds, home):
     code = (
-        "import sys, pathlib; from flows.workspace import Run\n"
+        "import sys, pathlib; from flows.runs.workspace import Run\n"
         "with Run(pathlib.Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
     )
     root = home / "runs" / "fake"

@@ -11,9 +11,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.config import PRESETS, RunConfig, checked, dump, load_config, read_document, with_overrides
+from flows.config.reading import PRESETS, checked, dump, load_config, read_document, with_overrides
+from flows.config.run_config import RunConfig
+from tasks.config.data import Source
 from tasks.errors import ConfigError, UserError
-from tasks.sources import Source
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 

@@ -7,10 +7,10 @@ import pytest
 from fake_runs import ILLNESS, document, finished_run
 from rich.console import Console
 
-from flows.display import BarDisplay, LineDisplay, display_for
-from flows.plan import make_plan
-from tasks.stage import StageCall
-from tasks.store import Manifest
+from flows.plan.plan import make_plan
+from flows.terminal.display import BarDisplay, LineDisplay, display_for
+from tasks.contract.call import StageCall
+from tasks.store.manifest import Manifest
 
 
 class Terminal(io.StringIO):

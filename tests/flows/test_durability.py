@@ -13,17 +13,17 @@ import pytest
 from conftest import ROOT
 from direct_run import run_directly
 
-from flows.attempts import attempts_of
-from flows.config import load_config
-from flows.export import export_model
+from flows.config.reading import load_config
 from flows.launch import set_damaged_aside
-from flows.plan import forced_by, make_plan
-from flows.results import latest_variants
-from flows.upkeep import clean, verify
-from flows.workspace import Run
+from flows.outcomes.export import export_model
+from flows.outcomes.outputs import latest_variants
+from flows.outcomes.upkeep import clean, verify
+from flows.plan.attempts import attempts_of
+from flows.plan.plan import forced_by, make_plan
+from flows.runs.workspace import Run
+from tasks.environment import OFFLINE, QUIET
 from tasks.errors import DamagedError
-from tasks.settings import OFFLINE, QUIET
-from tasks.store import SEAL, Manifest
+from tasks.store.manifest import SEAL, Manifest
 
 TINY = Path(__file__).parent / "tiny.yaml"
 ONE_ROUND = ["rounds=1"]

@@ -9,12 +9,13 @@ from direct_run import run_directly
 from test_readme import OF_OTHER_ENGINES, is_explained
 from vllm_stand_in import serving
 
-from flows.config import load_config
+from flows.config.reading import load_config
 from flows.launch import prepared, start
-from flows.plan import make_plan
-from flows.workspace import named_run
+from flows.plan.plan import make_plan
+from flows.runs.workspace import named_run
 from tasks.errors import ConfigError
-from tasks.store import Manifest, read_dataset
+from tasks.store.data_sets import read_dataset
+from tasks.store.manifest import Manifest
 
 SMALL = ["rounds=1", "rollouts.engine=vllm"]
 

@@ -9,12 +9,14 @@ import transformers as hf
 import yaml
 from fake_runs import document, finished_run, recommit
 
-from flows.config import checked
-from flows.export import export_model, loading_lines
+from flows.config.reading import checked
+from flows.outcomes.card import loading_lines
+from flows.outcomes.export import export_model
+from tasks.config.data import FromScratchConfig
+from tasks.data.records import Text
 from tasks.errors import ConfigError, DamagedError, RunError
-from tasks.models import load_scalar_model
-from tasks.prepare_data import FromScratchConfig, make_model
-from tasks.records import Text
+from tasks.models.scalar import load_scalar_model
+from tasks.prepare_data import make_model
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from conftest import TINY
 from direct_run import run_directly
 from shared_data import SHARED, needs_shared_data
 
-from flows.config import checked, with_overrides
-from flows.results import latest_variants, summary_of
+from flows.config.reading import checked, with_overrides
+from flows.outcomes.outputs import latest_variants
+from flows.outcomes.results import summary_of
 
 pytestmark = pytest.mark.slow
 

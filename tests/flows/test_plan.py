@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import load_config
-from flows.plan import Planner, external_models, forced_by, make_plan, stage_call, with_code_digests
+from flows.config.reading import load_config
+from flows.plan.calls import external_models, stage_call, with_code_digests
+from flows.plan.plan import Planner, forced_by, make_plan
 from flows.round import rlhf_round
-from flows.workspace import Run, create_or_open
-from tasks.compute_advantages import AdvantagesConfig
+from flows.runs.workspace import Run, create_or_open
+from tasks.config.advantages import AdvantagesConfig
 from tasks.errors import ConfigError, ModelError
-from tasks.store import Place, Ref
+from tasks.store.manifest import Place, Ref
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 # tiny.yaml has two rounds of two iterations; new preferences come in the second.
@@ -134,7 +135,7 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(directory)
         monkeypatch.syspath_prepend(directory)
-        monkeypatch.setattr("tasks.store.flush", lambda path: None)
+        monkeypatch.setattr("tasks.store.files.flush", lambda path: None)
         yield
 
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import overrides
 from shared_data import SHARED, needs_shared_data
 
-from tasks.store import read_dataset
+from tasks.store.data_sets import read_dataset
 
 SHORT_STORIES = {
     "model.policy": SHARED / "models/stories260K",

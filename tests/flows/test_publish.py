@@ -11,17 +11,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows import publish as publishing
-from flows.committed import committed_round, committed_rounds
-from flows.config import RunConfig, TrackingConfig, checked
-from flows.publish import publish, publish_round, run_uid
-from flows.round_page import artifact_key, escaped, round_markdown
-from flows.workspace import Run, create_or_open
-from tasks import tracking
-from tasks.models import ResidentModels
-from tasks.stage import StageCall, execute
-from tasks.store import Inputs, Place, Recipe, Ref, input_digests, write_dataset, write_json
-from tasks.tracking import Published
+from flows.config.reading import checked
+from flows.config.run_config import RunConfig, TrackingConfig
+from flows.orchestration import publish as publishing
+from flows.orchestration.publish import publish, publish_round, run_uid
+from flows.orchestration.round_page import artifact_key, escaped, round_markdown
+from flows.runs.committed import committed_round, committed_rounds
+from flows.runs.workspace import Run, create_or_open
+from tasks.contract.call import StageCall
+from tasks.contract.execution import execute
+from tasks.contract.resident import ResidentModels
+from tasks.store.data_sets import write_dataset
+from tasks.store.files import write_json
+from tasks.store.manifest import Inputs, Place, Recipe, Ref, input_digests
+from tasks.tracking import outbox as tracking
+from tasks.tracking.outbox import Published
 
 INJECTION = "</td><script>alert(1)</script> [x](javascript:alert(1)) ![i](http://evil/p.png)\n# head | `code` \u202e"
 

@@ -8,10 +8,10 @@ from itertools import combinations
 
 import pytest
 
-from flows.config import load_config
+from flows.config.reading import load_config
 from flows.presets import quickstart
 from flows.presets.quickstart import preference_order, quality, right_answer, true_quality
-from tasks.sources import read_rows
+from tasks.data.sources import read_rows
 
 COLOURS, THINGS = zip(*quickstart.OBJECTS, strict=True)
 GOLDEN_MAP = {"colour": "golden", "thing": "map"}
@@ -198,9 +198,9 @@ def test_a_ranking_is_of_the_answers_to_its_own_prompt():
 @pytest.mark.parametrize("preset", ["quickstart", "grpo", "rloo"])
 @pytest.mark.parametrize("seed", [0, 4])
 def test_every_row_of_the_world_fits_the_model_and_every_word_is_one_token(preset, seed, tmp_path):
+    from tasks.data.records import to_texts
     from tasks.prepare_data import make_model
-    from tasks.records import to_texts
-    from tasks.text import encode_dialogue, load_tokenizer
+    from tasks.text.tokens import encode_dialogue, load_tokenizer
 
     config = load_config(preset)
     texts = to_texts([row for source in config.data.texts for row in read_rows(source, seed=seed)])

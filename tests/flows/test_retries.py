@@ -12,10 +12,10 @@ from conftest import TINY, wait_for
 # Imported by every process of the run: the engine finds its stages failing as a machine makes them fail.
 TROUBLE = """
 import os, pathlib
-import tasks.stage
+import tasks.contract.execution
 
 DIRECTORY = pathlib.Path(os.environ["TROUBLE"])
-execute = tasks.stage.execute
+execute = tasks.contract.execution.execute
 
 
 def once(name):
@@ -38,7 +38,7 @@ def troubled(call, models, report):
     return execute(call, models, report)
 
 
-tasks.stage.execute = troubled
+tasks.contract.execution.execute = troubled
 """
 SERVICE = """
 import json, urllib.request

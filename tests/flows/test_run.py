@@ -14,7 +14,7 @@ import yaml
 from conftest import TINY, kill_group, wait_for
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from tasks.store import digest_file
+from tasks.store.digests import digest_file
 
 ITERATION = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy")
 
@@ -81,7 +81,7 @@ def engine_of(process):
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == process.pid and b"tasks.engine" in (entry / "cmdline").read_bytes():
+            if parent == process.pid and b"tasks.worker.supervisor" in (entry / "cmdline").read_bytes():
                 return int(entry.name)
     return None
 

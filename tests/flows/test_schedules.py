@@ -19,14 +19,15 @@ from conftest import TINY, wait_for
 from fake_runs import document, finished_run
 from typer.testing import CliRunner
 
-from flows import cli
-from flows.arrivals import next_step
-from flows.config import RunConfig, checked, dump
-from flows.limits import CODE, ELSEWHERE, FILES, HARMLESS, MODELS, require_within
-from flows.plan import make_plan
+from flows.cli import main as cli
+from flows.config.reading import checked, dump
+from flows.config.run_config import RunConfig
+from flows.plan.plan import make_plan
 from flows.presets import quickstart
-from flows.schedules import Schedule, is_served, list_schedules, local_timezone, served_alone
-from flows.workspace import Run
+from flows.runs.workspace import Run
+from flows.schedules.arrivals import next_step
+from flows.schedules.limits import CODE, ELSEWHERE, FILES, HARMLESS, MODELS, require_within
+from flows.schedules.schedules import Schedule, is_served, list_schedules, local_timezone, served_alone
 from tasks.errors import RunError
 
 NEVER = "0 0 1 1 *"
@@ -202,7 +203,7 @@ def test_settings_that_were_changed_by_hand_since_are_not_undone(world):
 def test_code_that_changed_does_not_make_finished_rounds_anew(world, monkeypatch):
     world.execute(world.next())
     world.arrive("b")
-    monkeypatch.setattr("flows.plan.code_digest", lambda import_path: "other code")
+    monkeypatch.setattr("flows.plan.calls.code_digest", lambda import_path: "other code")
     with pytest.raises(RunError, match=r"audit_rollouts of round 1 .* anew .*code.*; if that is wanted: rounds rerun"):
         world.next()
 
@@ -549,7 +550,7 @@ class Server:
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if b"tasks.engine" in (entry / "cmdline").read_bytes():
+                if b"tasks.worker.supervisor" in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
         return [process for process in found if parents.get(parents.get(process)) == self.process.pid]
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from flows.server_guard import Guard
+from flows.server.guard import Guard
 
 URL = "http://127.0.0.1:4321/api"
 HOST = {"host": "127.0.0.1:4321"}

@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 from conftest import Home, wait_for
 
-from flows import servers
-from flows.locks import is_locked
-from flows.server_process import started
-from tasks import settings
+from flows.server import embedded as servers
+from flows.server.process import started
+from tasks import environment
 from tasks.errors import TransientError
+from tasks.store.locks import is_locked
 
 NOBODY = 65534
 URL = "http://127.0.0.1:4321/api"
@@ -397,27 +397,27 @@ def test_this_machine_is_reached_without_a_proxy(served, monkeypatch):
 def test_loopback_is_added_to_what_no_proxy_is_for(monkeypatch, listed):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, listed)
-    settings.keep_loopback_direct()
-    settings.keep_loopback_direct()
+    environment.keep_loopback_direct()
+    environment.keep_loopback_direct()
     expected = {"": "127.0.0.1,localhost,::1", "example.com": "example.com,127.0.0.1,localhost,::1", "*": "*"}
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == expected[listed]
 
 
 def test_a_socks_proxy_that_the_client_cannot_use_is_only_told_to_the_engine(monkeypatch):
-    monkeypatch.delenv(settings.HIDDEN_PROXIES, raising=False)
+    monkeypatch.delenv(environment.HIDDEN_PROXIES, raising=False)
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
-    settings.keep_loopback_direct()
-    settings.keep_loopback_direct()
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    environment.keep_loopback_direct()
+    environment.keep_loopback_direct()
     assert "ALL_PROXY" not in os.environ
     assert os.environ["http_proxy"] == "http://proxy.example:3128"
-    assert settings.engine_environment()["ALL_PROXY"] == "socks5://127.0.0.1:9"
+    assert environment.engine_environment()["ALL_PROXY"] == "socks5://127.0.0.1:9"
 
 
 def test_the_engine_is_not_told_the_authentication_string(monkeypatch):
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "rounds:secret")
-    assert "rounds:secret" not in settings.engine_environment().values()
+    assert "rounds:secret" not in environment.engine_environment().values()
 
 
 @pytest.mark.parametrize("name", ["what?mode=ro", "50%25 done #1", "für später"])

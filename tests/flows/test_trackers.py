@@ -17,8 +17,8 @@ import pytest
 from conftest import TINY, wait_for
 from mlflow.tracking import MlflowClient
 
-from flows.servers import is_healthy
-from tasks.settings import QUIET
+from flows.server.embedded import is_healthy
+from tasks.environment import QUIET
 
 
 def free_port():
@@ -179,7 +179,8 @@ def test_a_prefect_server_of_the_users_that_dies_for_good_is_replaced_by_the_hom
 
 IMPATIENT = """
 import sys
-from flows import cli, servers
+from flows.cli import main as cli
+from flows.server import embedded as servers
 servers.PATIENCE_S, servers.START_S = 0.5, float(sys.argv.pop(1))
 sys.argv[0] = "rounds"
 cli.main()
@@ -198,7 +199,7 @@ def test_training_does_not_wait_for_a_server_that_takes_long_to_start_and_it_is_
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(
-        "import sys, time\nif 'flows.server_process' in sys.orig_argv:\n    time.sleep(12)\n"
+        "import sys, time\nif 'flows.server.process' in sys.orig_argv:\n    time.sleep(12)\n"
     )
     path = os.pathsep.join([str(slow), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -14,14 +14,15 @@ from direct_run import run_directly
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_serve_available
 
-from flows.config import load_config
+from flows.config.reading import load_config
 from ppo_core import Ragged, SamplingConfig
+from tasks.config.data import FromScratchConfig
+from tasks.data.records import Text
 from tasks.errors import ServerError, TransientError
-from tasks.prepare_data import FromScratchConfig, make_model
-from tasks.records import Text
-from tasks.samplers.policy_files import PolicyFiles
-from tasks.samplers.vllm_rows import sampling_parameters
-from tasks.samplers.vllm_server import Server, push, vllm_server
+from tasks.prepare_data import make_model
+from tasks.sampling.engines.policy_files import PolicyFiles
+from tasks.sampling.engines.vllm_rows import sampling_parameters
+from tasks.sampling.engines.vllm_server import Server, push, vllm_server
 
 pytestmark = [
     pytest.mark.slow,

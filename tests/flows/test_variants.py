@@ -11,9 +11,9 @@ import pytest
 from conftest import TINY, overrides
 from typer.testing import CliRunner
 
-from flows import cli
+from flows.cli import main as cli
 from flows.presets.quickstart import quality
-from tasks.store import read_dataset
+from tasks.store.data_sets import read_dataset
 
 # No model but the policy, which begins with random weights; rules instead of a reward model.
 ALONE = {

@@ -9,23 +9,14 @@ import pytest
 from fake_runs import HOSTILE, document, finished_run, recommit
 from rich.console import Console
 
-from flows.attempts import attempts_of
-from flows.config import load_config
-from flows.plan import forced_by, make_plan
-from flows.results import (
-    find_outputs,
-    overview,
-    reports_of,
-    result_columns,
-    result_rows,
-    run_state,
-    stage_statuses,
-    steps,
-    summary_of,
-)
-from flows.rollout_rows import full_rows, one_rollout, rollouts_of, selected
-from flows.text import duration, json_text, number, printable, printable_lines
-from flows.views import (
+from flows.config.reading import load_config
+from flows.outcomes.frames import full_rows, one_rollout, rollouts_of, selected
+from flows.outcomes.outputs import find_outputs
+from flows.outcomes.results import result_columns, result_rows, summary_of
+from flows.outcomes.status import overview, reports_of, run_state, stage_statuses, steps
+from flows.plan.attempts import attempts_of
+from flows.plan.plan import forced_by, make_plan
+from flows.terminal.views import (
     attempts_table,
     results_table,
     rollout_view,
@@ -35,8 +26,9 @@ from flows.views import (
     status_view,
     steps_table,
 )
+from flows.text import duration, json_text, number, printable, printable_lines
 from tasks.errors import ConfigError, RunError
-from tasks.store import read_dataset, write_dataset
+from tasks.store.data_sets import read_dataset, write_dataset
 
 
 @pytest.fixture(scope="module")

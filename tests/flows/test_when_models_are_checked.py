@@ -9,14 +9,14 @@ from fake_runs import document, finished_run
 from test_bad_models import a_model
 from transformers import LlamaForSequenceClassification
 
-from flows.config import checked
-from flows.plan import model_checks, stage_call, with_code_digests
-from flows.rlhf import Session
+from flows.config.reading import checked
+from flows.orchestration.session import Session
+from flows.plan.calls import model_checks, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.state import Externals
-from tasks.model_checks import ModelChecks
-from tasks.retry import StageError
-from tasks.store import Ref
+from tasks.config.model_checks import ModelChecks
+from tasks.contract.failures import StageError
+from tasks.store.manifest import Ref
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import pytest
 from fake_runs import document
 
-from flows.config import checked
-from flows.plan import external_models
+from flows.config.reading import checked
+from flows.plan.calls import external_models
 from flows.round import rlhf_round
-from tasks.compute_advantages import ComputeAdvantagesConfig
-from tasks.store import Place
+from tasks.config.advantages import ComputeAdvantagesConfig
+from tasks.store.manifest import Place
 
 CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
 PLACES = [(1, 1), (1, 2), (2, 1), (2, 2)]

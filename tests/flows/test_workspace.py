@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import load_config
-from flows.workspace import Run, create_or_open, find_run, list_runs
+from flows.config.reading import load_config
+from flows.runs.workspace import Run, create_or_open, find_run, list_runs
 from tasks.errors import ConfigError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def a_run(home, name="run", **changes):
 HOLDS = """
 import sys
 from pathlib import Path
-from flows.workspace import Run
+from flows.runs.workspace import Run
 with Run(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     sys.stdin.read()

@@ -9,7 +9,7 @@ import pytest
 from fake_runs import document, finished_run, write_config
 from typer.testing import CliRunner
 
-from flows import cli
+from flows.cli import main as cli
 from flows.text import printable
 
 LONG = "x" * 300

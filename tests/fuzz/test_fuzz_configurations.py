@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.config import dump, load_config
+from flows.config.reading import dump, load_config
 from tasks.errors import UserError
 
 TINY = Path(__file__).parents[1] / "flows" / "tiny.yaml"

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from flows.cli import MISTAKE, explain
+from flows.cli.app import explain
+from flows.cli.options import MISTAKE
 from flows.text import printable
-from tasks.bad_rows import Findings
+from tasks.config.data import Source
+from tasks.data.bad_rows import Findings
+from tasks.data.records import to_preferences, to_prompts
+from tasks.data.sources import read_rows
 from tasks.errors import UserError
-from tasks.records import to_preferences, to_prompts
-from tasks.sources import Source, read_rows
 
 ROWS = [{"prompt": f"Name {n} things that are blue, and say why."} for n in range(40)]
 NUM_PER_FORMAT = 20

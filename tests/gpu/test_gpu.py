@@ -11,20 +11,19 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tasks"))
 from small_world import Workbench, a_model
 
 from ppo_core import PPOConfig, SamplingConfig
-from tasks import settings
-from tasks.compute_advantages import ComputeAdvantagesConfig
-from tasks.evaluate_policy import EvaluatePolicyConfig
-from tasks.generate_rollouts import GenerateRolloutsConfig
-from tasks.models import pick_device, pick_dtype
-from tasks.prepare_data import DataConfig, PrepareDataConfig
-from tasks.rewards import RewardConfig
-from tasks.score_rollouts import ScoreRolloutsConfig
-from tasks.sources import Source
-from tasks.stage import ExecutionConfig
-from tasks.store import Place, read_dataset
-from tasks.train_reward_model import TrainRewardModelConfig
-from tasks.update_policy import UpdatePolicyConfig
-from tasks.warm_up import WarmUpStageConfig
+from tasks import environment
+from tasks.config.advantages import ComputeAdvantagesConfig
+from tasks.config.data import DataConfig, PrepareDataConfig, Source
+from tasks.config.evaluation import EvaluatePolicyConfig
+from tasks.config.execution import ExecutionConfig
+from tasks.config.reward_model import TrainRewardModelConfig
+from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
+from tasks.config.rollouts import GenerateRolloutsConfig
+from tasks.config.update import UpdatePolicyConfig
+from tasks.config.warm_up import WarmUpStageConfig
+from tasks.models.devices import pick_device, pick_dtype
+from tasks.store.data_sets import read_dataset
+from tasks.store.manifest import Place
 
 CUDA = (
     pytest.mark.gpu,
@@ -46,7 +45,7 @@ REWARDS = {"preference": RewardConfig(model="trained")}
 def engine_settings():
     """cuBLAS as the engine's process has it; read when the device is first used."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", settings.engine_environment()["CUBLAS_WORKSPACE_CONFIG"])
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", environment.engine_environment()["CUBLAS_WORKSPACE_CONFIG"])
         yield
 
 

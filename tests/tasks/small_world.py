@@ -8,18 +8,23 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ppo_core import PPOConfig, SamplingConfig
-from tasks.compute_advantages import ComputeAdvantagesConfig
-from tasks.generate_rollouts import GenerateRolloutsConfig
-from tasks.models import ResidentModels
-from tasks.prepare_data import DataConfig, FromScratchConfig, PrepareDataConfig, make_model
-from tasks.records import Text
-from tasks.rewards import RewardConfig
-from tasks.score_rollouts import ScoreRolloutsConfig
-from tasks.sources import Source
-from tasks.stage import ExecutionConfig, HealthConfig, StageConfig, StageContext, load_stage
-from tasks.store import Place, Recipe, Ref, Store, digest_file, digest_files, input_digests, read_dataset
-from tasks.train_reward_model import TrainRewardModelConfig
-from tasks.update_policy import UpdatePolicyConfig
+from tasks.config.advantages import ComputeAdvantagesConfig
+from tasks.config.base import StageConfig
+from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source
+from tasks.config.execution import ExecutionConfig
+from tasks.config.health import HealthConfig
+from tasks.config.reward_model import TrainRewardModelConfig
+from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
+from tasks.config.rollouts import GenerateRolloutsConfig
+from tasks.config.update import UpdatePolicyConfig
+from tasks.contract.resident import ResidentModels
+from tasks.contract.stage import StageContext, load_stage
+from tasks.data.records import Text
+from tasks.prepare_data import make_model
+from tasks.store.data_sets import read_dataset
+from tasks.store.digests import digest_file, digest_files
+from tasks.store.manifest import Place, Recipe, Ref, input_digests
+from tasks.store.store import Store
 
 WORDS = ("the", "is", "on", "under", "by", "door", "thank", "you", "go", "away", "now", "glad", "to", "help", "table")
 TEXTS = [f"the {a} {b} is on the {c}. thank you" for a in ("red", "blue") for b in ("lamp", "clock") for c in WORDS]

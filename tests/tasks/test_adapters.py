@@ -9,12 +9,16 @@ from small_world import LENGTH, Workbench, a_model, an_update, generate, make_wo
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ppo_core import PPOConfig, Ragged, RolloutBatch, response_logprobs, response_values
-from tasks.adapter_config import AdapterConfig
+from tasks.config.adapters import AdapterConfig
+from tasks.config.execution import ExecutionConfig
+from tasks.config.health import HealthConfig
+from tasks.contract.stage import StageContext
 from tasks.errors import ConfigError, ModelError
-from tasks.learners import Learners, write_whole
-from tasks.models import POLICY, checkpoint_gradients, load_policy, part_directory, require_layers
-from tasks.stage import ExecutionConfig, HealthConfig, StageContext
-from tasks.store import Place
+from tasks.models.access import Learners, write_whole
+from tasks.models.checkpointing import checkpoint_gradients
+from tasks.models.loading import load_policy, require_layers
+from tasks.models.parts import POLICY, part_directory
+from tasks.store.manifest import Place
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TEXT = torch.tensor([[5, 9, 250, 17, 33, 8, 101]])

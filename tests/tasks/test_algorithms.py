@@ -26,16 +26,17 @@ from small_world import (
 from transformers import AutoModelForCausalLM
 
 from ppo_core import NonFiniteError, PPOConfig, SamplingConfig
-from tasks.audit_rollouts import AuditRolloutsConfig
+from tasks.config.data import Source
+from tasks.config.evaluation import AuditRolloutsConfig
+from tasks.config.health import HealthConfig
+from tasks.config.rewards import RewardConfig
 from tasks.errors import ConfigError, DataError, RewardError, UnhealthyError
-from tasks.models import load_scalar_model
-from tasks.policy_comparison import correlation, distinct_share
-from tasks.rewards import RewardConfig
-from tasks.schemas import with_columns
-from tasks.sources import Source
-from tasks.stage import HealthConfig
-from tasks.store import Place, Ref, read_dataset, write_dataset
-from tasks.text import encode_dialogue, load_tokenizer
+from tasks.metrics.policy_comparison import correlation, distinct_share
+from tasks.models.scalar import load_scalar_model
+from tasks.store.data_sets import read_dataset, write_dataset
+from tasks.store.manifest import Place, Ref
+from tasks.store.schemas import with_columns
+from tasks.text.tokens import encode_dialogue, load_tokenizer
 
 CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
 ONE_STEP = PPOConfig(epochs=1, num_minibatches=1)

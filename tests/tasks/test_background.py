@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from tasks import background, store
-from tasks.background import BackgroundWriter
+from tasks.store import background, digests, store
+from tasks.store.background import BackgroundWriter
 
 
 def threads():
@@ -43,7 +43,7 @@ def test_what_was_written_need_not_be_read_again_for_its_digest(tmp_path, monkey
         "model/b": "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d",
         "model/deep/a": "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb",
     }
-    monkeypatch.setattr(store, "digest_file", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(digests, "digest_file", lambda path: pytest.fail(f"{path} is read again"))
     assert store.digests_below(tmp_path) == expected
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from test_endings import CHATML, EOS, GEMMA, LLAMA_2, REFUSES_ANSWERS, TOKENS, chat_tokenizer
 from tiny_tokenizers import byte_level, wrap
 
-from tasks.chat_template import bind_options, doubts_about, doubts_about_data, remembered, render
+from tasks.data.records import Prompt, Text
 from tasks.errors import ConfigError, DataError, ModelError
-from tasks.records import Prompt, Text
-from tasks.text import copy_tokenizer, encode_prompt, load_tokenizer
+from tasks.text.chat_template import bind_options, doubts_about, doubts_about_data, remembered, render
+from tasks.text.tokens import copy_tokenizer, encode_prompt, load_tokenizer
 
 MESSAGES = [{"role": "user", "content": "Hi there"}]
 # Qwen3's kind: an answer is written with its reasoning, empty where it has none.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.code_files import files_of, syntax_tree
+from tasks.data.code_files import files_of, syntax_tree
+from tasks.data.functions import code_digest
 from tasks.errors import ConfigError
-from tasks.imports import code_digest
 
 NUMBERS = itertools.count()
 

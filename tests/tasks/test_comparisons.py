@@ -2,9 +2,9 @@
 
 import pytest
 
-from tasks.bad_rows import Findings, Row
+from tasks.data.bad_rows import Findings, Row
+from tasks.data.records import to_preferences
 from tasks.errors import DataError
-from tasks.records import to_preferences
 
 PLACE = "a.jsonl, row 1"
 Q = {"role": "user", "content": "Q"}

@@ -18,19 +18,22 @@ from small_world import (
 )
 
 from ppo_core import PPOConfig
-from tasks import calibration, training
-from tasks.adapter_config import AdapterConfig
-from tasks.compute_advantages import ComputeAdvantagesConfig
-from tasks.critic_pretraining import CriticPretrainingStageConfig, held_out_rows
-from tasks.learners import Learners
-from tasks.models import ResidentModels, load_scalar_model
-from tasks.rewards import RewardConfig
-from tasks.schemas import Table
-from tasks.score_rollouts import ScoreRolloutsConfig
-from tasks.stage import StageContext
-from tasks.store import Place, read_dataset
-from tasks.training import descend, shuffled
-from tasks.update_policy import UpdatePolicyConfig
+from tasks.config.adapters import AdapterConfig
+from tasks.config.advantages import ComputeAdvantagesConfig
+from tasks.config.critic_pretraining import CriticPretrainingStageConfig
+from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
+from tasks.config.update import UpdatePolicyConfig
+from tasks.contract.resident import ResidentModels
+from tasks.contract.stage import StageContext
+from tasks.critic_pretraining import held_out_rows
+from tasks.models import training
+from tasks.models.access import Learners
+from tasks.models.scalar import load_scalar_model
+from tasks.models.training import descend, shuffled
+from tasks.sampling import calibration
+from tasks.store.data_sets import read_dataset
+from tasks.store.manifest import Place
+from tasks.store.schemas import Table
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TRAINED = {"preference": RewardConfig(model="trained")}
@@ -303,7 +306,7 @@ def test_prompts_that_are_held_out_train_nothing(world, monkeypatch):
         seen.extend(row for batch in batches(0) for row in batch)
         return descend(parameters, batches, backward, **options)
 
-    monkeypatch.setattr("tasks.training.descend", noting)
+    monkeypatch.setattr("tasks.models.descend", noting)
     ref = pretrain(bench, base, data, samples=30)
     table = read_dataset(ref.directory / "experience/rollouts")
     held_out = int(held_out_rows(table).sum())

@@ -9,16 +9,16 @@ import time
 import pytest
 import torch
 
-from tasks import devices
-from tasks.devices import alone_on, device_key, lock_directory
 from tasks.errors import RunError
+from tasks.worker import turns as devices
+from tasks.worker.turns import alone_on, device_key, lock_directory
 
 KEY = "cuda-made-up"
 # Takes the device as one stage after another, with nothing in between, and says when it has it.
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tasks.devices import alone_on
+from tasks.worker.turns import alone_on
 while True:
     with alone_on({key!r}, lambda event: None, user="stage-r1 of /runs/other", directory=Path({directory!r})):
         print("has it", flush=True)

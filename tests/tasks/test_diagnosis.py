@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks.diagnosis import NEEDED, PER_ITERATION, PER_ROUND, diagnose, once_each, warnings_at, warnings_of_round
+from tasks.metrics.diagnosis import (
+    NEEDED,
+    PER_ITERATION,
+    PER_ROUND,
+    diagnose,
+    once_each,
+    warnings_at,
+    warnings_of_round,
+)
 
 HISTORIES = Path(__file__).parent / "histories"
 

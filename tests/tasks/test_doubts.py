@@ -6,9 +6,9 @@ import statistics
 import pyarrow as pa
 import pytest
 
+from tasks.config.rewards import RewardConfig
 from tasks.evaluate_policy import doubts
-from tasks.policy_comparison import distinct_metric, empty_metric, lead
-from tasks.rewards import RewardConfig
+from tasks.metrics.policy_comparison import distinct_metric, empty_metric, lead
 
 REWARDS = {
     "brief": RewardConfig(function="m:brief", weight=3.0),

@@ -5,9 +5,9 @@ import json
 import pytest
 from tiny_tokenizers import around, byte_level, sentence_piece, wrap
 
-from tasks.endings import bind_declared, declared_eos_ids, doubts_about_endings, ending_of, terminators
 from tasks.errors import ModelError
-from tasks.text import decode_response, encode_dialogue, encode_prompt, encode_text, load_tokenizer
+from tasks.text.endings import bind_declared, declared_eos_ids, doubts_about_endings, ending_of, terminators
+from tasks.text.tokens import decode_response, encode_dialogue, encode_prompt, encode_text, load_tokenizer
 
 EOS = "<|endoftext|>"
 CHATML = (

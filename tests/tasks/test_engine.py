@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from ppo_core import NonFiniteError
-from tasks.engine import Engine, decode_call, encode_call
+from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source
+from tasks.config.execution import ExecutionConfig
+from tasks.contract.call import StageCall
+from tasks.contract.failures import StageError, classify, describe, is_a_service_s, worth_retrying
 from tasks.errors import DamagedError, UnhealthyError
-from tasks.prepare_data import DataConfig, FromScratchConfig, PrepareDataConfig
-from tasks.retry import StageError, classify, describe, is_a_service_s, worth_retrying
-from tasks.sources import Source
-from tasks.stage import ExecutionConfig, StageCall
-from tasks.store import Manifest, Place, Ref, Store
+from tasks.store.manifest import Manifest, Place, Ref
+from tasks.store.store import Store
+from tasks.worker.protocol import decode_call, encode_call
+from tasks.worker.supervisor import Engine
 
 
 def a_call(root: Path, *, prompts=None, count=8):
@@ -96,7 +98,7 @@ def test_a_child_that_the_kernel_killed_for_its_memory_is_told_from_one_that_som
 ):
     counter = tmp_path / "vmstat"
     counter.write_text("pgfault 9\noom_kill 3\n")
-    monkeypatch.setattr("tasks.engine.VMSTAT", counter)
+    monkeypatch.setattr("tasks.worker.supervisor.VMSTAT", counter)
     run(engine, a_call(tmp_path))
     child = engine._process.pid
     os.kill(child, signal.SIGSTOP)

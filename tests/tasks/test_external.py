@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers as hf
 
+from tasks.config.hub import needs_hub
 from tasks.errors import ModelError, RunError
-from tasks.external import model_ref, needs_hub, remembered_digests
-from tasks.models import load_policy, load_scalar_model
-from tasks.store import digest_file
-from tasks.text import copy_tokenizer
+from tasks.models.loading import load_policy
+from tasks.models.scalar import load_scalar_model
+from tasks.store.digests import digest_file
+from tasks.store.external import model_ref, remembered_digests
+from tasks.text.tokens import copy_tokenizer
 
 FILES = {
     "config.json": '{"model_type": "llama"}',
@@ -97,7 +99,7 @@ def counted(monkeypatch):
         hashed.append(path.name)
         return real(path)
 
-    monkeypatch.setattr("tasks.external.digest_file", reading)
+    monkeypatch.setattr("tasks.store.external.digest_file", reading)
     return hashed
 
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from small_world import make_world, prepare_config, rows
 from transcripts import WRITTEN, written
 
-from tasks.bad_rows import Row
-from tasks.plain_values import content_key
-from tasks.records import to_preferences, to_prompts, to_texts
-from tasks.sources import Source, read_rows
-from tasks.store import Place
+from tasks.config.data import Source
+from tasks.data.bad_rows import Row
+from tasks.data.plain_values import content_key
+from tasks.data.records import to_preferences, to_prompts, to_texts
+from tasks.data.sources import read_rows
+from tasks.store.manifest import Place
 
 # Texts without the marks of a template, that begin and end with what is no white space: some templates strip it.
 said = st.text(st.sampled_from("aé😀 \n\"',;\t[]{}0:"), min_size=1, max_size=12).map(str.strip).filter(bool)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.history import merged, rows_of
-from tasks.standard_errors import mean_metric
+from tasks.metrics.history import merged, rows_of
+from tasks.metrics.standard_errors import mean_metric
 
 shards = st.lists(st.lists(st.floats(-10, 10), min_size=2, max_size=6), min_size=1, max_size=4)
 

@@ -8,9 +8,9 @@ import pytest
 from test_chat_template import MESSAGES, rendered
 from test_endings import CHATML, chat_tokenizer
 
-from tasks import chat_template
 from tasks.errors import ModelError
-from tasks.limited import LimitError, run_limited
+from tasks.text import chat_template
+from tasks.text.limited import LimitError, run_limited
 
 
 def limited(program, *, seconds=0.3, more_bytes=2**28):

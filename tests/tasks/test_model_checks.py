@@ -9,13 +9,15 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from small_world import TEXTS, Workbench, prepare_config, write_rows
 
+from tasks.config.data import FromScratchConfig, Source
+from tasks.config.model_checks import ModelChecks
+from tasks.data.records import Text
 from tasks.errors import ModelError
-from tasks.model_checks import ModelChecks, model_mistakes, require_sound_models
-from tasks.prepare_data import FromScratchConfig, make_model
-from tasks.records import Text
-from tasks.scoring import load_reward_model, scores_in_batches
-from tasks.sources import Source
-from tasks.store import Place, Ref
+from tasks.models.checks import model_mistakes, require_sound_models
+from tasks.models.reward_model import load_reward_model
+from tasks.prepare_data import make_model
+from tasks.scoring.mixture import scores_in_batches
+from tasks.store.manifest import Place, Ref
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -11,25 +11,15 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from ppo_core import InPrecision
+from tasks.config.execution import ExecutionConfig
+from tasks.contract.resident import MAX_RESIDENT, ResidentModels
 from tasks.errors import ModelError
-from tasks.models import (
-    CRITIC,
-    MAX_RESIDENT,
-    POLICY,
-    REWARD_MODEL,
-    ResidentModels,
-    ScalarModel,
-    context_length,
-    load_critic,
-    load_policy,
-    load_scalar_model,
-    part_directory,
-    pick_device,
-    pick_dtype,
-    why_limited,
-)
-from tasks.stage import ExecutionConfig
-from tasks.store import Ref
+from tasks.models.devices import pick_device, pick_dtype
+from tasks.models.loading import load_policy
+from tasks.models.model_config import context_length, why_limited
+from tasks.models.parts import CRITIC, POLICY, REWARD_MODEL, part_directory
+from tasks.models.scalar import ScalarModel, load_critic, load_scalar_model
+from tasks.store.manifest import Ref
 
 VOCABULARY, PAD = 50, 49
 SMALL = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}

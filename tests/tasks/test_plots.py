@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import plots
-from tasks.plots import draw_plots
+from tasks.tracking import charts as plots
+from tasks.tracking.charts import draw_plots
 
 BY_HISTORY = {
     "reward.png",

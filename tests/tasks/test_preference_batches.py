@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_world import make_world, train_reward_model, write_rows
 
-from tasks.sources import Source
-from tasks.store import Place, read_dataset
+from tasks.config.data import Source
+from tasks.store.data_sets import read_dataset
+from tasks.store.manifest import Place
 from tasks.train_reward_model import batches_of_pairs, pairs_in
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=60)

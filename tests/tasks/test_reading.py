@@ -20,14 +20,14 @@ from small_world import (
 )
 
 from ppo_core import SamplingConfig
-from tasks.adapter_config import AdapterConfig
+from tasks.config.adapters import AdapterConfig
+from tasks.config.data import Source
+from tasks.config.reward_model import TrainRewardModelConfig
+from tasks.config.rewards import RewardConfig
 from tasks.errors import ModelError
-from tasks.models import load_scalar_model
-from tasks.rewards import RewardConfig
-from tasks.sources import Source
-from tasks.store import Place
-from tasks.text import encode_dialogue, load_tokenizer
-from tasks.train_reward_model import TrainRewardModelConfig
+from tasks.models.scalar import load_scalar_model
+from tasks.store.manifest import Place
+from tasks.text.tokens import encode_dialogue, load_tokenizer
 
 GEMMA = (
     "{% for m in messages %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<end>\n{% endfor %}"

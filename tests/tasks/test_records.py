@@ -3,11 +3,12 @@
 import pytest
 from shared_data import SHARED, needs_shared_data
 
-from tasks.bad_rows import BadRow, Findings, Row
+from tasks.config.data import Source
+from tasks.data.bad_rows import BadRow, Findings, Row
+from tasks.data.records import TAKEN, Preference, Prompt, Text, to_preferences, to_prompts, to_texts
+from tasks.data.sources import read_rows
 from tasks.errors import DataError
-from tasks.records import TAKEN, Preference, Prompt, Text, to_preferences, to_prompts, to_texts
-from tasks.schemas import ROLLOUTS
-from tasks.sources import Source, read_rows
+from tasks.store.schemas import ROLLOUTS
 
 PLACE = "data/a.jsonl, row 17"
 

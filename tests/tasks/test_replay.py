@@ -6,8 +6,9 @@ from safetensors.torch import load_file, save_file
 from small_world import LENGTH, advantages, an_update, generate, make_world, rows, score
 
 import ppo_core
-from tasks.replay import replay, tensor_differences
-from tasks.store import Manifest, digest_file
+from tasks.store.digests import digest_file
+from tasks.store.manifest import Manifest
+from tasks.worker.replay import replay, tensor_differences
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import torch
 from small_world import a_model
 
 from tasks.errors import ConfigError, RewardError, TransientError
-from tasks.reward_functions import function_scores, reward_function
-from tasks.schemas import ROLLOUTS, table_of
-from tasks.text import load_tokenizer
+from tasks.scoring.functions import function_scores, reward_function
+from tasks.store.schemas import ROLLOUTS, table_of
+from tasks.text.tokens import load_tokenizer
 
 SEEN = []
 RETURNED = []

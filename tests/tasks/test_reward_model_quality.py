@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_world import a_model, make_world, prepare_config, train_reward_model, write_rows
 
+from tasks.config.data import Source
+from tasks.config.health import HealthConfig
+from tasks.contract.gates import Gates
 from tasks.errors import UnhealthyError
-from tasks.health import Gates
-from tasks.sources import Source
-from tasks.stage import HealthConfig
-from tasks.store import Place
-from tasks.text import load_tokenizer
+from tasks.store.manifest import Place
+from tasks.text.tokens import load_tokenizer
 from tasks.train_reward_model import clustered_error, held_out_quality, require_better_than_chance
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.reward_names import OF_A_REWARD, OURS, collision
+from tasks.config.reward_names import OF_A_REWARD, OURS, collision
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 # The first cell of each row of the table: `a/b`, `a/<reward>_c`, and `…_std` after a name for the same with an ending.

@@ -16,19 +16,25 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from vllm_stand_in import head_in, serving
 
 from ppo_core import Ragged, RolloutBatch, derive_seed
-from tasks import responses, settings
+from tasks import environment
+from tasks.config.engines import require_available
+from tasks.config.evaluation import EvaluatePolicyConfig
+from tasks.config.execution import ExecutionConfig
+from tasks.config.health import HealthConfig
+from tasks.config.rollouts import GenerateRolloutsConfig
+from tasks.contract.call import StageCall
+from tasks.contract.failures import classify
+from tasks.contract.resident import ResidentModels
 from tasks.errors import ConfigError, ServerError, TransientError, UnhealthyError
-from tasks.evaluate_policy import EvaluatePolicyConfig
-from tasks.generate_rollouts import GenerateRolloutsConfig
-from tasks.models import POLICY, ResidentModels, load_policy
-from tasks.retry import classify
-from tasks.samplers import require_available, vllm_server
-from tasks.samplers.agreement import require_same_policy
-from tasks.samplers.policy_files import INDEX_FILE, TIED_FILE, PolicyFiles, tied_weights
-from tasks.samplers.vllm_in_process import vllm_in_process
-from tasks.samplers.vllm_server import Server, push
-from tasks.stage import ExecutionConfig, HealthConfig, StageCall
-from tasks.store import Place, Ref
+from tasks.models.loading import load_policy
+from tasks.models.parts import POLICY
+from tasks.sampling import sampler as responses
+from tasks.sampling.engines import vllm_server
+from tasks.sampling.engines.agreement import require_same_policy
+from tasks.sampling.engines.policy_files import INDEX_FILE, TIED_FILE, PolicyFiles, tied_weights
+from tasks.sampling.engines.vllm_in_process import vllm_in_process
+from tasks.sampling.engines.vllm_server import Server, push
+from tasks.store.manifest import Place, Ref
 
 
 @pytest.fixture(scope="module")
@@ -608,7 +614,7 @@ def test_a_key_is_sent_and_its_lack_told(world, bench, server, monkeypatch):
     ):
         sampled(bench, base, data)
     monkeypatch.setenv("ROUNDS_ENGINE_API_KEY", "secret")
-    assert settings.engine_api_key() == "secret"
+    assert environment.engine_api_key() == "secret"
     sampled(bench, base, data)
 
 

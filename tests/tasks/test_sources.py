@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tasks.config.data import Source
+from tasks.data.functions import code_digest, import_function
+from tasks.data.sources import read_rows, source_digest
 from tasks.errors import ConfigError, DataError, shorten
-from tasks.imports import code_digest, import_function
-from tasks.sources import Source, read_rows, source_digest
 
 ROWS = [{"prompt": "How many?", "answer": "51"}, {"prompt": 'Two, "three"\nor four', "answer": "é"}]
 

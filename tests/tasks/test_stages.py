@@ -33,16 +33,16 @@ from small_world import (
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ppo_core import SamplingConfig
+from tasks.config.data import Source
+from tasks.config.evaluation import EvaluatePolicyConfig
+from tasks.config.rewards import RewardConfig
+from tasks.config.rollouts import GenerateRolloutsConfig
+from tasks.config.update import OptimizersConfig
+from tasks.config.warm_up import WarmUpStageConfig
 from tasks.errors import DataError, ModelError, RewardError
-from tasks.evaluate_policy import EvaluatePolicyConfig
-from tasks.generate_rollouts import GenerateRolloutsConfig
-from tasks.models import load_scalar_model
-from tasks.rewards import RewardConfig
-from tasks.sources import Source
-from tasks.store import Place
+from tasks.models.scalar import load_scalar_model
+from tasks.store.manifest import Place
 from tasks.train_reward_model import pack_groups
-from tasks.update_policy import OptimizersConfig
-from tasks.warm_up import WarmUpStageConfig
 
 
 @pytest.fixture(scope="module")
@@ -539,7 +539,7 @@ def test_the_second_update_goes_on_with_the_moments_of_the_first(world):
 
 
 def test_moments_are_held_while_their_model_is_trained_and_no_longer(world, monkeypatch):
-    from tasks.checkpoint import NextCheckpoint
+    from tasks.models.checkpoint import NextCheckpoint
 
     bench, base, data, _ = world
     held, on_trained = [], NextCheckpoint.on_trained

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppo_core import explained_variance
-from tasks.standard_errors import (
+from tasks.metrics.standard_errors import (
     correlation_stderr,
     explained_variance_stderr,
     mean_metric,

@@ -9,21 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DamagedError, RunError
-from tasks.schemas import PER_TOKEN, TOKEN_IDS
-from tasks.store import (
-    Manifest,
-    Place,
-    Recipe,
-    Ref,
-    Store,
-    canonical_json,
-    digest_files,
-    read_dataset,
-    read_json,
-    require_undamaged,
-    write_dataset,
-    write_json,
-)
+from tasks.store.data_sets import read_dataset, write_dataset
+from tasks.store.digests import canonical_json, digest_files
+from tasks.store.files import read_json, write_json
+from tasks.store.manifest import Manifest, Place, Recipe, Ref, require_undamaged
+from tasks.store.schemas import PER_TOKEN, TOKEN_IDS
+from tasks.store.store import Store
 
 
 def a_recipe(**changes):
@@ -279,7 +270,7 @@ def test_canonical_json_is_json_of_the_same_value(value):
 def test_a_small_file_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "plan.json"
     write_json(path, {"a": 1})
-    monkeypatch.setattr("tasks.store.flush", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("tasks.store.files.flush", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}

@@ -10,7 +10,7 @@ from shared_data import SHARED, needs_shared_data
 from tiny_tokenizers import around, byte_level, sentence_piece, wrap
 
 from tasks.errors import ConfigError, DataError, ModelError
-from tasks.text import (
+from tasks.text.tokens import (
     check_tokenizer,
     copy_tokenizer,
     decode_response,

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tasks import settings, tracking
-from tasks.tracking import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking, run_page
+from tasks import environment
+from tasks.tracking import outbox as tracking
+from tasks.tracking.outbox import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking, run_page
 
 EXPERIMENT = "tests"
 
@@ -450,9 +451,9 @@ def test_a_deleted_experiment_is_named(home, run):
 FIRST_USE = """
 import sys, time
 from pathlib import Path
-from tasks import settings
-settings.quieten(hub=False)
-from tasks.tracking import TrackedRun, Tracking
+from tasks import environment
+environment.quieten(hub=False)
+from tasks.tracking.outbox import TrackedRun, Tracking
 while time.time() < float(sys.argv[2]):
     pass
 run = TrackedRun(uid=sys.argv[3], name=sys.argv[3], created_at=1.0, config={"seed": 1}, rounds=[])
@@ -479,7 +480,7 @@ def test_three_first_users_at_once_of_a_fresh_database_all_succeed_and_print_not
 
 
 def test_a_server_that_refuses_connections_is_an_error_within_seconds(tmp_path, monkeypatch, capfd):
-    for name, value in settings.MLFLOW_CLIENT.items():
+    for name, value in environment.MLFLOW_CLIENT.items():
         monkeypatch.setenv(name, value)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -500,5 +501,5 @@ def test_a_page_is_linked_only_where_there_is_a_server_and_never_with_a_password
 
 
 def test_importing_it_does_not_import_mlflow():
-    code = "import sys, tasks.tracking, tasks.plots; sys.exit('mlflow' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys, tasks.tracking.outbox, tasks.tracking.charts; sys.exit('mlflow' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

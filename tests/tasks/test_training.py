@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppo_core.errors import NonFiniteError
-from tasks.training import adamw, descend, learning_rate_factor, shuffled
+from tasks.models.training import adamw, descend, learning_rate_factor, shuffled
 
 
 class Quadratic(nn.Module):

@@ -5,10 +5,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transcripts import WRITTEN, written
 
-from tasks.bad_rows import Findings, Row
+from tasks.data.bad_rows import Findings, Row
+from tasks.data.records import to_preferences
+from tasks.data.transcripts import split_transcripts
 from tasks.errors import DataError
-from tasks.records import to_preferences
-from tasks.transcripts import split_transcripts
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Who are you?\n\nAssistant:"
 

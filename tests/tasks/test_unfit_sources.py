@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tasks import readers
+from tasks.config.data import Source
+from tasks.data import readers
+from tasks.data.sources import read_rows, source_digest
 from tasks.errors import DataError, UserError
 from tasks.paths import os_error_sentence, user_path
-from tasks.sources import Source, read_rows, source_digest
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,126 @@
+"""The command line's application: its options, and how it tells a mistake."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flows.cli.options import CANCELLED, FAILED, MISTAKE
+
+if TYPE_CHECKING:
+    from tasks.contract import StageError
+
+
+class Commands(TyperGroup):
+    """Turns our errors into one sentence and an exit code, and takes ``--home`` behind a command too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return list(super().parse_args(ctx, home_first(args)))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            say("cancelled")
+            raise typer.Exit(CANCELLED) from interrupt
+        except Exception as error:
+            code, sentence = explain(error)
+            if code is None:
+                raise
+            say(sentence)
+            raise typer.Exit(code) from error
+
+
+def home_first(args: Sequence[str]) -> list[str]:
+    """The arguments with ``--home DIR`` in front, wherever it was written."""
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = iter(args)
+    for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+        elif argument == "--home":
+            if (value := next(remaining, None)) is None:
+                # Alone, so that no command is taken for the directory.
+                return [*front, argument]
+            front += [argument, value]
+        elif argument.startswith("--home="):
+            front.append(argument)
+        else:
+            rest.append(argument)
+    return front + rest
+
+
+def explain(error: Exception) -> tuple[int | None, str]:
+    """The exit code of an error and a sentence about it; no code for a defect, whose traceback is wanted."""
+    from ppo_core.errors import NonFiniteError
+    from tasks.contract import StageError
+    from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
+    from tasks.paths import os_error_sentence
+
+    if isinstance(error, UserError):
+        return MISTAKE, f"error: {error}"
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+        # A file or disk that is not as it has to be; what a stage meets of it comes as a StageError.
+        return MISTAKE, f"error: {os_error_sentence(error)}"
+    if isinstance(error, TransientError | DamagedError | UnhealthyError | NonFiniteError):
+        return FAILED, f"error: {error}"
+    if isinstance(error, StageError):
+        return explain_stage(error)
+    return None, ""
+
+
+def explain_stage(error: "StageError") -> tuple[int, str]:
+    """What a failed stage means for whoever started the run."""
+    if error.kind == "cancelled":
+        return CANCELLED, "cancelled; nothing that was committed is lost, and the same command continues"
+    where = f" in {error.stage}" if error.stage else ""
+    if error.kind == "user":
+        return MISTAKE, f"error{where}: {error.message}"
+    log = f"; details are in {error.log}" if error.log and error.log not in error.message else ""
+    return FAILED, f"error{where}: {error.message}{log}; when it is mended, the same command continues"
+
+
+def say(sentence: str) -> None:
+    """One line on standard error; it may quote what a model or a file says."""
+    from flows.text import printable
+
+    print(printable(sentence), file=sys.stderr, flush=True)
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="rounds",
+    help="PPO-RLHF in rounds: run them, look at rollouts, rerun any stage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"rounds {version('rlhf-rounds')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    home: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where runs live; default: $ROUNDS_HOME, else .rounds here.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+    from tasks import environment
+
+    ctx.obj = environment.home_directory(home)

@@ -1,0 +1,156 @@
+"""Commands that execute stages: init, run, rerun."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.app import say
+from flows.cli.options import UNREPORTED, Json, Overrides, RunName, print_json, show, show_lines
+
+if TYPE_CHECKING:
+    from flows.config import RunConfig
+    from flows.launch import Outcome
+    from flows.plan import Plan, Planned
+    from flows.runs import Run
+
+commands = typer.Typer()
+
+
+@commands.command()
+def init(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write.")] = "rounds.yaml",
+) -> None:
+    """Write a commented configuration to start from."""
+    from flows.config import PRESETS
+    from flows.text import printable
+    from tasks.errors import ConfigError
+    from tasks.paths import shown, user_path
+
+    path = user_path(file, field="FILE")
+    try:
+        with path.open("x") as stream:
+            stream.write((PRESETS / "template.yaml").read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise ConfigError(f"{shown(path)} exists already; name another file, or remove it") from error
+    except OSError as error:
+        raise ConfigError(f"{shown(path)} cannot be written ({error.strerror}); name another file") from error
+    command = shlex.join(["rounds", "run", str(path)])
+    print(printable(f"wrote {path}; name your data and model in it, then: {command}"))
+
+
+@commands.command()
+def run(
+    ctx: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")],
+    name: Annotated[str | None, typer.Option(metavar="N", help="The run's name; default: the configuration's.")] = None,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Run all rounds with live progress. The same command continues a run that was stopped."""
+    from tasks import environment
+
+    environment.quieten(hub=True)
+    from flows.config import load_config
+
+    loaded = load_config(config, set_ or [])
+    environment.quieten(hub=loaded.needs_hub())
+    from flows.launch import prepared, start
+    from flows.runs import named_run
+
+    chosen = named_run(ctx.obj, Path(config).stem if name is None else name)
+    plan = prepared(chosen, loaded)
+    finish(start(chosen, loaded, plan), loaded, as_json=as_json)
+
+
+def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
+    """Print what the run came to, and end with the code that says whether all of it was reported."""
+    from flows.outcomes import result_columns, summary_of, warnings_of
+    from flows.terminal.views import next_steps, results_table, warning_lines
+
+    run = outcome.run
+    results = [summary_of(report) for report in outcome.reports]
+    if as_json:
+        found = [warning for summary in results for warning in summary.get("warnings", [])]
+        print_json(
+            {
+                "run": run.name,
+                "directory": str(run.root),
+                "rounds": results,
+                "warnings": found,
+                "unreported": list(outcome.unreported),
+            }
+        )
+    else:
+        show(results_table(result_columns(config), results))
+        show_lines(warning_lines([sentence for summary in results for sentence in warnings_of(summary)]))
+        print("\n".join(next_steps(run)))
+    for sentence in outcome.unreported:
+        say(f"not reported: {sentence}")
+    if outcome.lost_server:
+        say("not reported: the Prefect server went away, so its pages lack the end of this run")
+        sys.stdout.flush()
+        # At a normal exit Prefect's client would go on trying for minutes; all that counts is committed.
+        os._exit(UNREPORTED)
+    if outcome.unreported:
+        raise typer.Exit(UNREPORTED)
+
+
+@commands.command()
+def rerun(
+    ctx: typer.Context,
+    run: RunName = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Recompute from this stage on, though it is committed."),
+    ] = None,
+    round: Annotated[int | None, typer.Option(metavar="R", help="Of this round; default: the last.")] = None,
+    iteration: Annotated[int | None, typer.Option(metavar="I", help="Of this iteration; default: the first.")] = None,
+    set_: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be executed and reused.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Recompute what a stage or a changed setting reaches, and nothing else; without either, continue the run."""
+    from tasks import environment
+
+    environment.quieten(hub=True)
+    from flows.config import checked, dump, with_overrides
+    from flows.runs import find_run
+    from tasks.errors import ConfigError
+
+    found = find_run(ctx.obj, run)
+    config = checked(with_overrides(dump(found.config), set_ or []), where=f"run {found.name}")
+    environment.quieten(hub=config.needs_hub())
+    from flows.launch import prepared, start
+    from flows.plan import forced_by
+
+    if from_ is None and (round is not None or iteration is not None):
+        raise ConfigError("--round and --iteration say where --from begins; name the stage with --from too")
+    plan = prepared(found, config)
+    forced = forced_by(plan, from_, round=round, iteration=iteration) if from_ is not None else []
+    if forced and sorted(planned.key for planned in forced) == found.unfinished_rerun:
+        # What it has done already is not done again.
+        forced = []
+    if dry_run:
+        show_steps(found, plan, forced, as_json=as_json)
+    else:
+        finish(start(found, config, plan, force=[p.key for p in forced]), config, as_json=as_json)
+
+
+def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bool) -> None:
+    """What a rerun would do; nothing is touched."""
+    from dataclasses import asdict
+
+    from flows.outcomes import steps
+    from flows.terminal.views import steps_table, steps_total
+
+    found = steps(run, plan, forced)
+    if as_json:
+        expected = sum(step.expected_seconds or 0.0 for step in found if step.executes)
+        print_json({"run": run.name, "stages": [asdict(step) for step in found], "expected_seconds": expected})
+    else:
+        show(steps_table(found))
+        print(steps_total(found))

@@ -1,0 +1,136 @@
+"""Commands of the servers: up, down, schedule, serve."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import say
+from flows.cli.options import Json, Overrides, print_json, show
+
+commands = typer.Typer()
+
+
+@commands.command()
+def up(ctx: typer.Context) -> None:
+    """Start the Prefect server of this home, if it does not run yet, and say how to log in to its pages."""
+    from tasks import environment
+
+    environment.quieten(hub=False)
+    from flows.server import embedded as servers
+
+    url = servers.ensure_prefect(ctx.obj)
+    print(url.removesuffix("/api"))
+    if url == servers.running_server(ctx.obj):
+        print(f"log in with: {servers.auth_string(ctx.obj)}")
+
+
+@commands.command()
+def down(ctx: typer.Context) -> None:
+    """Stop the Prefect server of this home."""
+    from flows.runs import list_runs
+    from flows.schedules.schedules import is_served
+    from flows.server import embedded as servers
+    from tasks.errors import RunError
+
+    if busy := [run.name for run in list_runs(ctx.obj) if run.is_in_progress()]:
+        raise RunError(f"run {busy[0]} is in progress and needs the server; wait for it, or stop it first")
+    if is_served(ctx.obj):
+        raise RunError(f"{ctx.obj} is served, which needs the server; stop rounds serve first")
+    print("stopped" if servers.stop_server(ctx.obj) else "no server was running")
+
+
+@commands.command()
+def schedule(
+    ctx: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file; without one, list schedules."),
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="When, as cron takes it: '0 2 * * *' is two at night.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="N", help="The schedule's and its run's name; default: the configuration's.")
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(metavar="TZ", help="Whose clock; default: this machine's time zone.")
+    ] = None,
+    set_: Overrides = None,
+    remove: Annotated[str | None, typer.Option(metavar="N", help="Remove this schedule; its run stays.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Have a run go on by itself: each time with a round for the data that arrived. `rounds serve` executes it."""
+    from dataclasses import asdict
+
+    from tasks import environment
+    from tasks.errors import ConfigError
+
+    environment.quieten(hub=True)
+    from flows.schedules.schedules import is_served, list_schedules, make_schedule, remove_schedule
+
+    if remove is not None:
+        remove_schedule(ctx.obj, remove)
+        print(f"removed the schedule {remove}; its run, if there is one, stays")
+        return
+    if config is None:
+        found = list_schedules(ctx.obj)
+        if as_json:
+            print_json([asdict(item) for item in found])
+        elif found:
+            from flows.terminal.views import plain_table
+
+            table = plain_table("schedule", "cron", "time zone", "next")
+            for item in found:
+                table.add_row(item.name, item.cron, item.timezone, item.next_time())
+            show(table)
+        else:
+            print(f"{ctx.obj} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
+        return
+    if cron is None:
+        raise ConfigError("--cron: missing; say when, for example --cron '0 2 * * *' for two at night")
+    from flows.config import load_config
+    from flows.schedules import growing_patterns
+
+    loaded = load_config(config, set_ or [])
+    environment.quieten(hub=loaded.needs_hub())
+    made = make_schedule(ctx.obj, Path(config).stem if name is None else name, loaded, cron=cron, timezone=timezone)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        print(f"{made.name}: {made.cron} ({made.timezone}), next at {made.next_time()}")
+    if not growing_patterns(loaded.data):
+        say("note: no data is named by a pattern such as preferences/*.jsonl, so none can arrive after the first run")
+    if not is_served(ctx.obj):
+        say("note: nothing serves this home now; start rounds serve")
+
+
+@commands.command()
+def serve(ctx: typer.Context) -> None:
+    """Execute this home's schedules, and what is started on Prefect's pages, until Ctrl-C."""
+    from tasks import environment
+
+    environment.quieten(hub=True)
+    environment.serve_from(ctx.obj)
+    from flows.schedules.schedules import list_schedules, served_alone
+    from flows.server import embedded as servers
+    from tasks.errors import RunError, TransientError
+
+    if not list_schedules(ctx.obj):
+        raise RunError(f"{ctx.obj} has no schedules; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
+    if (named := environment.prefect_api_url()) is not None and not servers.is_healthy(named):
+        raise TransientError(
+            f"PREFECT_API_URL={named} does not answer; start that server, or unset it to use the home's"
+        )
+    with served_alone(ctx.obj):
+        url = servers.ensure_prefect(ctx.obj)
+        # Prefect reads where its server is when it is imported.
+        from flows.schedules.deployments import serve as serve_schedules
+
+        # Each flow run enters its schedule's directory. Until then no settings of another Prefect are to be found here.
+        os.chdir(servers.directory_of(ctx.obj))
+
+        with servers.kept_alive(ctx.obj, url):
+            print(f"Prefect: {url.removesuffix('/api')}/deployments", flush=True)
+            serve_schedules(ctx.obj, lambda line: print(line, flush=True))

@@ -1,0 +1,191 @@
+"""What a run has committed, told to MLflow and to Prefect's pages.
+
+Everything is found from the report of a round: its manifest names what it was made from, and the report before it. So
+publishing needs no plan, reads only what is committed, and catches up on all that an earlier attempt could not log.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.config import RunConfig, dump
+from flows.orchestration.round_page import show_round
+from flows.outcomes import warning_markdown, warnings_of
+from flows.runs import CommittedRound, Run, committed_round, committed_rounds, history_of
+from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
+
+if TYPE_CHECKING:
+    from tasks.tracking import Point, Published, TrackedData, TrackedRound
+
+# Two publishers in one process would each make the runs that the other one is about to make.
+_one_at_a_time = threading.Lock()
+
+
+def publish_round(run: Run, config: RunConfig, report: Ref) -> list[str]:
+    """Log this round and any before it that is not logged yet, and show it on Prefect's pages.
+
+    Returns what could not be reported, in words; never raises, because a tracking server that is down delays logging,
+    never training.
+    """
+    published, problems = log_rounds(run, config, report)
+    try:
+        show_round(run, committed_round(run.root, report.directory), published)
+    except Exception as error:
+        problems.append(f"Prefect: no artifact of the round ({in_a_sentence(error)}); training is not affected")
+    return problems
+
+
+def log_rounds(run: Run, config: RunConfig, report: Ref) -> "tuple[Published | None, list[str]]":
+    """Log this round and any before it to MLflow: where they are now, and what could not be logged. Never raises."""
+    with _one_at_a_time:
+        try:
+            return publish(run, config, committed_rounds(run.root, report.directory)), []
+        except Exception as error:
+            return None, [f"MLflow: {in_a_sentence(error)}; run the same command again once it works"]
+
+
+def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> "Published":
+    """Log rounds to MLflow. Raises what MLflow raises."""
+    from flows.plan import with_code_digests
+    from tasks.tracking import TrackedRun, Tracking
+
+    last = rounds[-1]
+    is_finished = last.number >= config.rounds
+    tags = {"rounds.directory": str(run.root)}
+    if url := flow_run_page():
+        tags["rounds.prefect"] = url
+    return Tracking(run.home, config.tracking.experiment).publish(
+        TrackedRun(
+            uid=run_uid(run),
+            name=run.name,
+            created_at=run.created_at,
+            config=dump(with_code_digests(config)),
+            rounds=[tracked_round(run, committed) for committed in rounds],
+            policy=last.checkpoint / "policy" if is_finished else None,
+            policy_digest=part_digest(Manifest.read(last.checkpoint), "policy") if is_finished else "",
+            tags=tags,
+        )
+    )
+
+
+def run_uid(run: Run) -> str:
+    """What tells a run from every other one, wherever its home is moved to."""
+    return digest_text(canonical_json([run.name, run.created_at]))
+
+
+def tracked_round(run: Run, committed: CommittedRound) -> "TrackedRound":
+    """A round in the words of the tracking store."""
+    from tasks.tracking import TrackedRound
+
+    stages = committed.of_this_round()
+    summary = read_json(committed.report / "summary.json")
+    files = {"plots": committed.report / "plots"}
+    if committed.reward_model is not None:
+        files["reward_model/calibration.json"] = committed.reward_model / "calibration.json"
+    return TrackedRound(
+        number=committed.number,
+        variant=committed.manifest.fingerprint,
+        started_at=min(manifest.committed_at - manifest.seconds for manifest in stages),
+        ended_at=committed.manifest.committed_at,
+        points=points_of(committed),
+        summary={
+            name: float(value) for name, value in summary.items() if name not in ("round", "iterations", "warnings")
+        },
+        data=data_sets(committed),
+        tables={
+            "samples.json": read_json(committed.report / "samples.json"),
+            "stages.json": [row_of(manifest) for manifest in stages],
+        },
+        files=files,
+        tags={
+            "rounds.directory": str(run.root),
+            "rounds.report": str(committed.report.relative_to(run.root)),
+            # MLflow shows it as the description of the run.
+            "mlflow.note.content": "\n\n".join(warning_markdown(warnings_of(summary))),
+        },
+    )
+
+
+def points_of(committed: CommittedRound) -> "list[Point]":
+    """Every metric of a round: an iteration's at its number, what came before them at 0, the evaluation at the last."""
+    from tasks.tracking import Point
+
+    points = []
+    rows = {row["iteration"]: row for row in history_of(committed)}
+    for iteration, manifests in committed.iterations.items():
+        for name in dict.fromkeys(name for manifest in manifests for name in manifest.metrics):
+            at = max(manifest.committed_at for manifest in manifests if name in manifest.metrics)
+            points.append(Point(name, rows[iteration][name], iteration, at))
+        for stage in dict.fromkeys(manifest.stage for manifest in manifests):
+            shards = [manifest for manifest in manifests if manifest.stage == stage]
+            seconds = sum(manifest.seconds for manifest in shards)
+            points.append(Point(f"seconds/{stage}", seconds, iteration, max(shard.committed_at for shard in shards)))
+    for manifest, step in [*((m, 0) for m in committed.before), (committed.evaluation, max(committed.iterations))]:
+        at = manifest.committed_at
+        points += [Point(name, value, step, at) for name, value in manifest.metrics.items()]
+        if manifest.place.round == committed.number:
+            points.append(Point(f"seconds/{manifest.stage}", manifest.seconds, step, at))
+    return points
+
+
+def data_sets(committed: CommittedRound) -> "list[TrackedData]":
+    """The sources that the round's data came from, and the data sets that were made of them."""
+    from tasks.tracking import TrackedData
+
+    manifest = Manifest.read(committed.data)
+    settings = manifest.recipe["settings"]
+    data = settings["data"]
+    # In the order in which the flow digests them.
+    sources = [(kind, s) for kind in ("prompts", "held_out_prompts", "preferences", "texts") for s in data[kind]]
+    tracked = [
+        TrackedData(
+            name=Path(name).name if source["path"] else name,
+            digest=digest,
+            source=Path(name).expanduser().absolute().as_uri() if source["path"] else name,
+            used_as=f"source of {kind}",
+        )
+        for (kind, source), digest in zip(sources, settings["source_digests"], strict=False)
+        for name in [source["path"] or source["dataset"] or source["function"]]
+    ]
+    for metric, rows in manifest.metrics.items():
+        name = metric.removeprefix("data/")
+        if (committed.data / name).is_dir():
+            where, digest = (committed.data / name).absolute().as_uri(), part_digest(manifest, name)
+            tracked.append(TrackedData(name=name, digest=digest, source=where, used_as=name, rows=int(rows)))
+    return tracked
+
+
+def row_of(manifest: Manifest) -> dict[str, Any]:
+    """A stage's output in the table of all that a round was made of."""
+    return {
+        "stage": manifest.stage,
+        "round": manifest.place.round,
+        "iteration": manifest.place.iteration,
+        "shard": manifest.place.shard,
+        "fingerprint": manifest.fingerprint,
+        "digest": manifest.digest,
+        "rows": manifest.rows,
+        "seconds": manifest.seconds,
+        "host": manifest.origin.get("host"),
+    }
+
+
+def part_digest(manifest: Manifest, part: str) -> str:
+    """The digest of one directory of an output."""
+    own = {name: entry["sha256"] for name, entry in manifest.files.items() if name.startswith(f"{part}/")}
+    return digest_files(own)
+
+
+def flow_run_page() -> str | None:
+    """The page of the flow run that this is part of, if it is part of one."""
+    from prefect.runtime import flow_run
+    from prefect.utilities.urls import url_for
+
+    return url_for("flow-run", obj_id=flow_run.id) if flow_run.id else None
+
+
+def in_a_sentence(error: BaseException) -> str:
+    """The first line of an error, short, for people."""
+    lines = str(error).strip().splitlines()
+    return f"{lines[0]:.200}" if lines else type(error).__name__

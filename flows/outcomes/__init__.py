@@ -1,0 +1,37 @@
+"""What a run came to: states and numbers, rollouts, models; verified, replayed, exported, cleaned."""
+
+from flows.outcomes.outputs import latest_variants
+from flows.outcomes.results import Column, result_columns, result_rows, summary_of, warning_markdown, warnings_of
+from flows.outcomes.status import (
+    Overview,
+    StageStatus,
+    Step,
+    overview,
+    reports_of,
+    run_state,
+    run_warnings,
+    stage_statuses,
+    steps,
+)
+from flows.outcomes.upkeep import clean, verify
+
+__all__ = [
+    "Column",
+    "Overview",
+    "StageStatus",
+    "Step",
+    "clean",
+    "latest_variants",
+    "overview",
+    "reports_of",
+    "result_columns",
+    "result_rows",
+    "run_state",
+    "run_warnings",
+    "stage_statuses",
+    "steps",
+    "summary_of",
+    "verify",
+    "warning_markdown",
+    "warnings_of",
+]

@@ -1,0 +1,177 @@
+"""The states of a run's stages, of runs, and of what a rerun would do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.outcomes.outputs import latest_variants
+from flows.outcomes.results import summary_of, warnings_of
+from flows.plan import Plan, Planned
+from flows.runs import RUN_FILE, Run
+from tasks.errors import DamagedError, UserError
+from tasks.metrics import RunWarning, diagnose, merged, rows_of
+from tasks.store import Manifest, Ref
+
+
+def reports_of(plan: Plan) -> list[Ref]:
+    """The report of each round that has one."""
+    return [state.report.ref for state in plan.rounds if state.report is not None and state.report.ref is not None]
+
+
+@dataclass(slots=True, kw_only=True)
+class StageStatus:
+    """One stage at one place, its shards together."""
+
+    stage: str
+    round: int
+    iteration: int
+    committed: int = 0
+    shards: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    parts: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+    """Rows and metrics of each committed shard."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those of all shards together."""
+        return merged(self.parts)
+
+    @property
+    def state(self) -> str:
+        if self.committed == self.shards:
+            return "committed"
+        return f"{self.committed}/{self.shards} shards" if self.committed else "pending"
+
+    def as_dict(self) -> dict[str, Any]:
+        names = ("stage", "round", "iteration", "committed", "shards", "rows", "seconds", "reason", "metrics")
+        return {"state": self.state, **{name: getattr(self, name) for name in names}}
+
+    def add(self, manifest: Manifest) -> None:
+        """Count one more committed shard."""
+        self.parts.append((manifest.rows, manifest.metrics))
+        self.committed += 1
+        self.rows += manifest.rows
+        self.seconds = round(self.seconds + manifest.seconds, 3)
+
+
+def stage_statuses(plan: Plan) -> list[StageStatus]:
+    """All stages of a plan in the order of the flow."""
+    statuses: dict[tuple[str, int, int], StageStatus] = {}
+    for planned in plan.stages:
+        key = (planned.stage, planned.place.round, planned.place.iteration)
+        status = statuses.setdefault(key, StageStatus(stage=key[0], round=key[1], iteration=key[2]))
+        status.shards += 1
+        manifest = planned.manifest()
+        if manifest is None:
+            status.reason = status.reason or planned.reason
+        else:
+            status.add(manifest)
+    return list(statuses.values())
+
+
+def run_warnings(statuses: Sequence[StageStatus]) -> list[RunWarning]:
+    """What speaks against a run, finished or not, by all that it has committed: what the reports of its rounds say too."""
+    parts: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}
+    for status in statuses:
+        parts.setdefault((status.round, status.iteration), []).extend(status.parts)
+    return diagnose(*rows_of(parts))
+
+
+def run_state(run: Run, plan: Plan) -> str:
+    """running, finished, or how far it is."""
+    if run.is_in_progress():
+        return "running"
+    done = sum(planned.ref is not None for planned in plan.stages)
+    return "finished" if done == len(plan.stages) else f"{done} of {len(plan.stages)} stages committed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """One run in the list of runs, read from its reports alone."""
+
+    name: str
+    state: str
+    rounds_done: int
+    rounds: int | None
+    created_at: float
+    score: float | None
+    score_gain: float | None
+    warnings: int
+    """Of all rounds that are done."""
+
+
+def overview(run: Run) -> Overview:
+    """What ``rounds list`` says of a run. No plan is made, so that a hundred runs are listed at once."""
+    reports = sorted(latest_variants(run, "report_round"), key=lambda found: found.place)
+    try:
+        summaries, is_damaged = [summary_of(found.ref) for found in reports], False
+    except DamagedError:
+        summaries, is_damaged = [], True
+    summary = summaries[-1] if summaries else {}
+    try:
+        rounds, created_at = run.config.rounds, run.created_at
+    except UserError:
+        rounds, created_at = None, (run.root / RUN_FILE).stat().st_mtime
+    if is_damaged:
+        state = "damaged"
+    elif run.is_in_progress():
+        state = "running"
+    elif rounds is None:
+        state = "unreadable"
+    else:
+        state = "finished" if len(reports) >= rounds else "stopped"
+    return Overview(
+        name=run.name,
+        state=state,
+        rounds_done=len(reports),
+        rounds=rounds,
+        created_at=created_at,
+        score=summary.get("evaluation/score"),
+        score_gain=summary.get("evaluation/score_gain"),
+        warnings=sum(len(warnings_of(one)) for one in summaries),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a run or rerun would do with one stage."""
+
+    stage: str
+    place: str
+    executes: bool
+    reason: str
+    expected_seconds: float | None
+
+
+def steps(run: Run, plan: Plan, forced: Sequence[Planned]) -> list[Step]:
+    """All stages of a plan, with the seconds that each took when it last ran there, else its usual ones."""
+    keys = {planned.key for planned in forced}
+    took = {planned.key: last_seconds(run, planned) for planned in plan.stages}
+    usual: dict[str, list[float]] = {}
+    for planned in plan.stages:
+        if (seconds := took[planned.key]) is not None:
+            usual.setdefault(planned.stage, []).append(seconds)
+
+    def step(planned: Planned) -> Step:
+        executes = planned.ref is None or planned.key in keys
+        expected = took[planned.key]
+        if expected is None and planned.stage in usual:
+            expected = sum(usual[planned.stage]) / len(usual[planned.stage])
+        return Step(
+            stage=planned.stage,
+            place=planned.place.label,
+            executes=executes,
+            reason=planned.reason or ("forced" if executes else ""),
+            expected_seconds=expected,
+        )
+
+    return [step(planned) for planned in plan.stages]
+
+
+def last_seconds(run: Run, planned: Planned) -> float | None:
+    """How long the stage took when it last ran at this place; None if it never did."""
+    variants = [manifest for _, manifest in run.store.variants(planned.key)]
+    latest = max(variants, key=lambda manifest: manifest.committed_at, default=None)
+    return None if latest is None else latest.seconds

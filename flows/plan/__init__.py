@@ -1,0 +1,24 @@
+"""The plan of a run: its stages in order, each with its committed output or the reason why it would execute."""
+
+from flows.plan.attempts import Attempt, attempts_of, find_attempt
+from flows.plan.calls import external_models, model_checks, stage_call, with_code_digests
+from flows.plan.plan import forced_by, make_plan, plan_of, what_is_seen
+from flows.plan.planned import Plan, Planned
+from flows.plan.reasons import changed_fields
+
+__all__ = [
+    "Attempt",
+    "Plan",
+    "Planned",
+    "attempts_of",
+    "changed_fields",
+    "external_models",
+    "find_attempt",
+    "forced_by",
+    "make_plan",
+    "model_checks",
+    "plan_of",
+    "stage_call",
+    "what_is_seen",
+    "with_code_digests",
+]

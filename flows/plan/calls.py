@@ -1,0 +1,103 @@
+"""From a run's configuration to the calls of its stages, and to the models that it names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig, dump
+from flows.runs import Run
+from flows.state import Externals
+from tasks.config import ModelChecks, RewardConfig, StageConfig
+from tasks.contract import StageCall
+from tasks.data import code_digest
+from tasks.store import Place, Ref, model_ref
+
+
+def stage_call(
+    run: Run, config: RunConfig, stage: str, place: Place, settings: StageConfig, generations: Mapping[str, int]
+) -> StageCall:
+    """The call of a stage, complete but for its inputs."""
+    call = StageCall(
+        stage=stage,
+        place=place,
+        settings=dump(settings),
+        seed=config.seed,
+        run_root=str(run.root),
+        execution=dump(config.execution),
+        health=dump(config.health),
+        keeps_recoverable=keeps_checkpoint(config, place),
+    )
+    generation = generations.get(call.recipe().directory, 0)
+    return StageCall(**{**{name: getattr(call, name) for name in StageCall.__slots__}, "generation": generation})
+
+
+def keeps_checkpoint(config: RunConfig, place: Place) -> bool:
+    """Whether a checkpoint's weights are kept: every so many iterations, and a round's last."""
+    return place.iteration % config.checkpoint_every == 0 or place.iteration == config.iterations
+
+
+def external_models(config: RunConfig, home: Any) -> Externals:
+    """The models that a configuration names, found and checked."""
+    model = config.model
+
+    def ref(name: str | None, field: str, revision: str | None = None) -> Ref | None:
+        if name is None:
+            return None
+        return model_ref(name, field=field, home=home, revision=revision, trust_remote_code=model.trust_remote_code)
+
+    def reward_models(rewards: Mapping[str, RewardConfig], where: str) -> list[Ref]:
+        named = {n: r.model for n, r in rewards.items() if r.names_model}
+        return [found for n, m in named.items() if (found := ref(m, f"{where}.{n}.model")) is not None]
+
+    return Externals(
+        base=ref(model.policy, "model.policy", model.revision),
+        critic=ref(model.critic if model.names_critic else None, "model.critic"),
+        reward_model_base=ref(config.reward_model.base if config.reward_model else None, "reward_model.base"),
+        rewards=reward_models(config.rewards, "rewards"),
+        held_out_rewards=reward_models(config.evaluation.held_out_rewards, "evaluation.held_out_rewards"),
+    )
+
+
+def model_checks(config: RunConfig, externals: Externals, data: Ref | None) -> ModelChecks:
+    """What this configuration asks of the models that it names; ``data`` is what prepare_data made, once it has."""
+    model, evaluation = config.model, config.evaluation
+    has_own_critic = config.has_critic and not model.critic_is_on_policy
+    trains_reward_model = config.reward_model is not None
+    from_policy = model.critic == FROM_POLICY or (model.critic is None and not trains_reward_model)
+
+    def directory(ref: Ref | None) -> str | None:
+        return None if ref is None else ref.path
+
+    def by_field(rewards: Mapping[str, RewardConfig], where: str, refs: Sequence[Ref]) -> dict[str, str]:
+        names = [name for name, reward in rewards.items() if reward.names_model]
+        return {f"{where}.{name}.model": ref.path for name, ref in zip(names, refs, strict=True)}
+
+    return ModelChecks(
+        policy=directory(externals.base),
+        critic=directory(externals.critic) if has_own_critic else None,
+        reward_model_base=directory(externals.reward_model_base),
+        reward_models={
+            **by_field(config.rewards, "rewards", externals.rewards),
+            **by_field(evaluation.held_out_rewards, "evaluation.held_out_rewards", externals.held_out_rewards),
+        },
+        max_new_tokens=config.rollouts.sampling.max_new_tokens,
+        adapted_layers=model.lora.target_modules if model.lora else (),
+        shared_trunk=model.shared_trunk,
+        scalar_policy=(has_own_critic and from_policy) or (trains_reward_model and externals.reward_model_base is None),
+        critic_is_reward_model=has_own_critic and trains_reward_model and model.critic in (None, FROM_REWARD_MODEL),
+        gradient_checkpointing=config.execution.gradient_checkpointing,
+        trust_remote_code=model.trust_remote_code,
+        data=directory(data),
+    )
+
+
+def with_code_digests(config: RunConfig) -> RunConfig:
+    """The configuration with the digest of each reward function's code, so that an edited function scores anew."""
+
+    def digested(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
+        return {
+            name: reward.model_copy(update={"code": code_digest(reward.function)}) if reward.function else reward
+            for name, reward in rewards.items()
+        }
+
+    evaluation = config.evaluation.model_copy(update={"held_out_rewards": digested(config.evaluation.held_out_rewards)})
+    return config.model_copy(update={"rewards": digested(config.rewards), "evaluation": evaluation})

@@ -1,0 +1,107 @@
+"""The plan of a run: its stages in order, each with its committed output or the reason why it would execute.
+
+The plan is found by running the flows themselves with a caller that looks up instead of executing, so that plan, status
+and execution cannot disagree on what a run is.
+"""
+
+from typing import Any
+
+from flows.config import RunConfig
+from flows.plan.calls import external_models, stage_call, with_code_digests
+from flows.plan.planned import Plan, Planned
+from flows.plan.reasons import why
+from flows.round import rlhf_round
+from flows.runs import Run
+from flows.state import RoundState
+from tasks.config import StageConfig
+from tasks.errors import ConfigError
+from tasks.store import Place, noting, recalling
+
+STAGES = (
+    "prepare_data",
+    "warm_up",
+    "train_reward_model",
+    "critic_pretraining",
+    "generate_rollouts",
+    "score_rollouts",
+    "compute_advantages",
+    "update_policy",
+    "audit_rollouts",
+    "evaluate_policy",
+    "report_round",
+)
+
+
+class Planner:
+    """Calls stages by looking them up."""
+
+    def __init__(self, run: Run, config: RunConfig) -> None:
+        self._run = run
+        self._config = config
+        self._generations = run.generations
+        self.stages: list[Planned] = []
+
+    def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Any) -> Planned:
+        call = stage_call(self._run, self._config, stage, place, config, self._generations)
+        made_from = [x for value in inputs.values() for x in (value if isinstance(value, list | tuple) else [value])]
+        waits_for = [x for x in made_from if isinstance(x, Planned)]
+        refs = {name: resolved(value) for name, value in inputs.items()}
+        recipe = call.with_inputs(refs).recipe()
+        ready = all(planned.ref for planned in waits_for)
+        ref = self._run.store.find(recipe) if ready else None
+        reason = "" if ref else why(self._run.store, recipe, waits_for)
+        planned = Planned(stage=stage, place=place, key=recipe.directory, ref=ref, reason=reason, inputs=waits_for)
+        self.stages.append(planned)
+        return planned
+
+
+def resolved(value: Any) -> Any:
+    """Refs of a planner's placeholders; None for one that is not committed."""
+    if isinstance(value, list | tuple):
+        return [item for item in (resolved(item) for item in value) if item is not None]
+    return value.ref if isinstance(value, Planned) else value
+
+
+def make_plan(run: Run, config: RunConfig) -> Plan:
+    """What a run of this configuration would find and execute."""
+    config = with_code_digests(config)
+    externals = external_models(config, run.home)
+    planner = Planner(run, config)
+    rounds: list[RoundState] = []
+    for number in range(1, config.rounds + 1):
+        rounds.append(rlhf_round(planner, config, number, rounds[-1] if rounds else None, externals))
+    return Plan(stages=planner.stages, rounds=rounds)
+
+
+def plan_of(run: Run) -> Plan:
+    """The plan of a run as it was begun, for whoever only looks: it needs neither data nor code nor models, nor to be asked
+    from the directory in which the run began."""
+    with recalling(run.seen):
+        return make_plan(run, run.config)
+
+
+def what_is_seen(run: Run, config: RunConfig) -> dict[str, Any]:
+    """What a run's plan finds outside of it, to be remembered for ``plan_of``."""
+    with noting() as seen:
+        make_plan(run, config)
+    return seen
+
+
+def forced_by(plan: Plan, stage: str, *, round: int | None, iteration: int | None) -> list[Planned]:
+    """What ``rerun --from STAGE`` forces: the stage from that round and iteration on, and all that is made from it.
+
+    Without a round, the last one that has the stage; without an iteration, the round's first.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"--from {stage}: no such stage; stages are {', '.join(STAGES)}")
+    candidates = plan.select(stage, round=round)
+    if not candidates:
+        where = f" in round {round}" if round else ""
+        raise ConfigError(f"--from {stage}: this run has no such stage{where}; rounds status shows what it has")
+    last_round = max(planned.place.round for planned in candidates)
+    candidates = [planned for planned in candidates if planned.place.round == last_round]
+    chosen = iteration if iteration is not None else min(planned.place.iteration for planned in candidates)
+    first = [planned for planned in candidates if planned.place.iteration == chosen]
+    if not first:
+        raise ConfigError(f"--iteration {iteration}: round {last_round} has no {stage} there; see rounds status")
+    return plan.with_downstream(first)

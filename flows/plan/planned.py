@@ -1,0 +1,49 @@
+"""A plan: stages in the order of the flow, with what is committed of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flows.state import RoundState
+from tasks.store import Manifest, Place, Ref
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Planned:
+    """One stage of a plan. ``ref`` is its committed output; without one, ``reason`` says why it would execute."""
+
+    stage: str
+    place: Place
+    key: str
+    """Its place in the store, the same for all variants."""
+    ref: Ref | None
+    reason: str
+    inputs: list["Planned"] = field(default_factory=list)
+
+    def manifest(self) -> Manifest | None:
+        return Manifest.read(self.ref.directory) if self.ref else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All stages of a run in the order of the flow, and the state that each round would leave."""
+
+    stages: list[Planned]
+    rounds: list[RoundState]
+
+    def select(self, stage: str, *, round: int | None = None, iteration: int | None = None) -> list[Planned]:
+        """The stages of that name, of one round and iteration where they are given."""
+        return [
+            planned
+            for planned in self.stages
+            if planned.stage == stage
+            and round in (None, planned.place.round)
+            and iteration in (None, planned.place.iteration)
+        ]
+
+    def with_downstream(self, first: Iterable[Planned]) -> list[Planned]:
+        """These stages and all that are made from them, in the order of the flow."""
+        chosen = set(first)
+        for planned in self.stages:
+            if any(made_from in chosen for made_from in planned.inputs):
+                chosen.add(planned)
+        return [planned for planned in self.stages if planned in chosen]

@@ -1,0 +1,305 @@
+"""The tables of the command line. They show what ``flows.results`` and ``flows.rollout_rows`` found."""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flows.outcomes import Column, Overview, StageStatus, Step, result_rows
+from flows.outcomes.frames import OneRollout, Rollouts
+from flows.plan import Attempt
+from flows.runs import Run
+from flows.terminal.display import ITERATION_LINE
+from flows.text import duration, headline, number, printable
+from tasks import environment
+from tasks.store import HELD_OUT
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Group
+    from rich.table import Table
+
+    from tasks.worker.replay import Replayed
+
+PROMPT_WIDTH, RESPONSE_WIDTH = 40, 60
+REASONS_SHOWN = 5
+ITERATION_STAGES = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy", "audit_rollouts")
+
+
+def plain_table(*titles: str, right: Sequence[str] = ()) -> "Table":
+    """A table without a frame; the columns named in ``right`` are numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in titles:
+        table.add_column(
+            Text("\n".join(map(printable, title.splitlines()))),
+            justify="right" if title in right else "left",
+            overflow="fold",
+        )
+    return table
+
+
+def add_row(table: "Table", *cells: object, style: str = "") -> None:
+    """A row of plain text: what looks like markup in it is not taken for markup."""
+    from rich.text import Text
+
+    table.add_row(*(Text(str(cell)) for cell in cells), style=style)
+
+
+def results_table(columns: Sequence[Column], results: Sequence[Mapping[str, Any]]) -> "Table":
+    """One line per round below the reference's. Titles are stacked, for a terminal of 80 columns."""
+    titles = [column.title.replace("_", " ").replace(" ", "\n") for column in columns]
+    table = plain_table("", *titles, right=titles)
+    table.padding = (0, 0, 0, 0) if len(columns) > 8 else (0, 1, 0, 0)
+    for column in table.columns:
+        column.no_wrap, column.vertical = True, "bottom"
+    for row in result_rows(columns, results):
+        add_row(table, *row)
+    return table
+
+
+def warning_lines(sentences: Sequence[str]) -> list[str]:
+    """What speaks against the numbers above it, to stand right under them; nothing where nothing does."""
+    if not sentences:
+        return []
+    return [
+        "",
+        f"{len(sentences)} warning{'s' * (len(sentences) > 1)}",
+        *(f"  {printable(text)}" for text in sentences),
+    ]
+
+
+def next_steps(run: Run) -> list[str]:
+    """Where to look next, as lines."""
+    from flows.server import is_healthy, running_server
+    from tasks.tracking import where_to_look
+
+    rounds = "rounds" if environment.is_default_home(run.home) else f"rounds --home {shlex.quote(str(run.home))}"
+    named = environment.prefect_api_url()
+    prefect = named if named is not None and is_healthy(named) else running_server(run.home)
+    rows = [
+        ("stages", f"{rounds} status {run.name}"),
+        ("rollouts", f"{rounds} rollouts {run.name} --sort score"),
+        ("the policy", f"{rounds} export {run.name} --to {run.name}-policy"),
+        ("Prefect", prefect.removesuffix("/api") if prefect else f"{rounds} up"),
+        ("MLflow", where_to_look(run.home)),
+    ]
+    return ["", *(f"{name:<12}{text}" for name, text in rows)]
+
+
+def runs_table(overviews: Sequence[Overview]) -> "Table":
+    """All runs, the one worked on last first."""
+    table = plain_table(
+        "run",
+        "rounds",
+        "state",
+        "created",
+        "score",
+        "gain (sd)",
+        "warnings",
+        right=("rounds", "score", "gain (sd)", "warnings"),
+    )
+    for item in overviews:
+        add_row(
+            table,
+            printable(item.name),
+            f"{item.rounds_done}/{'?' if item.rounds is None else item.rounds}",
+            item.state,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created_at)),
+            number(item.score, 3),
+            number(item.score_gain),
+            item.warnings or "",
+        )
+    return table
+
+
+def status_view(statuses: Sequence[StageStatus]) -> "Group":
+    """Round by round: its own stages as lines, its iterations as lines with the stages as columns."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for round in sorted({status.round for status in statuses}):
+        of_round = [status for status in statuses if status.round == round]
+        parts.append(Text(f"round {round}", style="bold"))
+        parts.append(round_table([s for s in of_round if not s.iteration]))
+        parts.append(Text(""))
+        parts.append(iterations_table([s for s in of_round if s.iteration]))
+        parts.append(Text(""))
+    parts += [Text(line) for line in reasons(statuses)]
+    return Group(*parts)
+
+
+def round_table(statuses: Sequence[StageStatus]) -> "Table":
+    table = plain_table("stage", "state", "rows", "time", "came to", right=("rows", "time"))
+    for status in statuses:
+        done = status.committed > 0
+        add_row(
+            table,
+            status.stage.replace("_", " "),
+            status.state,
+            f"{status.rows:,}" if done else "",
+            duration(status.seconds) if done else "",
+            headline(status.stage, status.metrics) if done else printable(status.reason, 60),
+            style="" if done else "dim",
+        )
+    return table
+
+
+def iterations_table(statuses: Sequence[StageStatus]) -> "Table":
+    """Iterations as lines, the time of each stage, and the numbers of the iteration."""
+    titles = [stage.split("_", 1)[0] for stage in ITERATION_STAGES]
+    numbers = [name for _, name, _ in ITERATION_LINE]
+    table = plain_table("iteration", "rows", *titles, *numbers, right=("iteration", "rows", *titles, *numbers))
+    for iteration in sorted({status.iteration for status in statuses}):
+        here = {status.stage: status for status in statuses if status.iteration == iteration}
+        metrics = {name: value for status in here.values() for name, value in status.metrics.items()}
+        rows = max((status.rows for status in here.values()), default=0)
+        add_row(
+            table,
+            iteration,
+            f"{rows:,}" if rows else "",
+            *(stage_cell(here.get(stage)) for stage in ITERATION_STAGES),
+            *(number(metrics[key], digits) if key in metrics else "" for key, _, digits in ITERATION_LINE),
+            style="" if rows else "dim",
+        )
+    return table
+
+
+def stage_cell(status: StageStatus | None) -> str:
+    if status is None:
+        return ""
+    return duration(status.seconds) if status.state == "committed" else status.state
+
+
+def reasons(statuses: Sequence[StageStatus]) -> list[str]:
+    """Why stages are pending: the first causes, not that each input of a pending stage is pending too."""
+    pending = [status for status in statuses if status.state != "committed"]
+    causes = [s for s in pending if not (s.reason.startswith("input ") and s.reason.endswith(" changes"))]
+    news = [status for status in causes if status.reason != "not run yet"]
+    lines = [f"pending: {stage_place(s)}: {printable(s.reason)}" for s in news[:REASONS_SHOWN]]
+    if pending:
+        lines.append(f"{len(pending)} of {len(statuses)} stages are to be executed; rounds rerun executes them")
+    return lines
+
+
+def stage_place(status: StageStatus) -> str:
+    iteration = f" iteration {status.iteration}" if status.iteration else ""
+    return f"round {status.round}{iteration} {status.stage.replace('_', ' ')}"
+
+
+def attempts_table(attempts: Sequence[Attempt]) -> "Table":
+    """Place by place, the oldest first; the current one is marked."""
+    table = plain_table("stage", "place", "attempt", "committed", "rows", "time", "differs", right=("rows", "time"))
+    for attempt in attempts:
+        add_row(
+            table,
+            attempt.stage,
+            attempt.place,
+            attempt.id,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.committed_at)),
+            f"{attempt.rows:,}",
+            duration(attempt.seconds),
+            "current" if attempt.is_current else printable(attempt.differs, 80),
+            style="" if attempt.is_current else "dim",
+        )
+    return table
+
+
+def steps_table(steps: Sequence[Step]) -> "Table":
+    """What a rerun would do, stage by stage."""
+    table = plain_table("stage", "place", "action", "expected", "reason", right=("expected",))
+    for step in steps:
+        expected = duration(step.expected_seconds) if step.executes else ""
+        action, reason = "execute" if step.executes else "reuse", printable(step.reason, 80)
+        add_row(table, step.stage, step.place, action, expected, reason, style="" if step.executes else "dim")
+    return table
+
+
+def steps_total(steps: Sequence[Step]) -> str:
+    """The sum below the steps."""
+    executed = [step for step in steps if step.executes]
+    unknown = [step for step in executed if step.expected_seconds is None]
+    seconds = sum(step.expected_seconds or 0.0 for step in executed)
+    total = f"execute {len(executed)}, reuse {len(steps) - len(executed)}; expected {duration(seconds)}"
+    return f"{total} and {len(unknown)} of unknown time" if unknown else total
+
+
+def replay_view(replayed: "Sequence[Replayed]") -> "Group":
+    """Each stage that was made again: identical, or where it differs first."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [
+        f"{item.stage}-{item.place}: "
+        + (
+            f"{len(item.differences)} of {item.quantities} quantities differ"
+            if item.differences
+            else f"identical, {item.quantities} metrics and files"
+        )
+        for item in replayed
+    ]
+    table = plain_table("stage", "quantity", "row", "position", "stored", "replayed", "largest", "entries")
+    for item in replayed:
+        for found in item.differences:
+            add_row(
+                table,
+                found.stage,
+                printable(found.quantity),
+                printable(found.row, 40),
+                "" if found.position is None else found.position,
+                printable(found.stored, 24),
+                printable(found.replayed, 24),
+                "" if found.largest is None else f"{found.largest:.3g}",
+                found.count,
+            )
+    parts: list[Any] = [Text(line) for line in lines]
+    return Group(*parts, Text(""), table) if any(item.differences for item in replayed) else Group(*parts)
+
+
+def rollouts_table(rollouts: Rollouts, frame: "pd.DataFrame") -> "Table":
+    """Prompt and response shortened, scores, KL and length."""
+    # A single component is the score, but for its weight.
+    components = rollouts.components if len(rollouts.components) > 1 else []
+    held_out = [name for name in frame.columns if name.startswith(HELD_OUT)]
+    columns = ("score", *(f"score_{name}" for name in components), *held_out, "kl_sum", "length")
+    numbers = [name for name in columns if name in frame.columns]
+    titles = {"kl_sum": "KL"}
+    shown = [titles.get(name, name.removeprefix("score_").removeprefix(HELD_OUT)) for name in numbers]
+    table = plain_table("rollout", "prompt", "response", "finish", *shown, right=shown)
+    for row in frame.to_dict("records"):
+        add_row(
+            table,
+            printable(row["rollout_id"]),
+            printable(row["prompt"], PROMPT_WIDTH),
+            printable(row["response"], RESPONSE_WIDTH),
+            row["finish_reason"],
+            *(f"{row[name]:,}" if name == "length" else number(row[name], 3) for name in numbers),
+        )
+    return table
+
+
+def rollout_view(rollout: OneRollout) -> "Group":
+    """The rollout's text and scores, then its tokens."""
+    from rich.console import Group
+    from rich.text import Text
+
+    row = rollout.row
+    scores = [name for name in row if name == "score" or name.startswith(("score_", HELD_OUT))]
+    head = [
+        f"prompt    {printable(row['prompt'])}",
+        f"response  {printable(row['response'])}",
+        f"finished  {row['finish_reason']}, {len(rollout.tokens)} tokens",
+        *(f"{name.removeprefix('score_').removeprefix(HELD_OUT):<9} {number(row[name], 4)}" for name in scores),
+        "",
+    ]
+    columns = [name for name in rollout.tokens[0] if name not in ("token", "token_id")] if rollout.tokens else []
+    titles = ["t", "id", *columns]
+    table = plain_table("t", "token", "id", *columns, right=titles)
+    for t, token in enumerate(rollout.tokens):
+        text = printable(token["token"]).replace(" ", "␣")
+        add_row(table, t, text, token["token_id"], *(number(token[name], 4) for name in columns))
+    return Group(*(Text(line) for line in head), table)

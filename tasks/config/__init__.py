@@ -1,0 +1,64 @@
+"""The settings of each stage, and of what stages share: pydantic alone, so that a configuration is checked at once."""
+
+from tasks.config.adapters import AdapterConfig
+from tasks.config.advantages import AdvantagesConfig, Algorithm, ComputeAdvantagesConfig, LengthCutConfig
+from tasks.config.base import StageConfig
+from tasks.config.critic_pretraining import CriticPretrainingConfig, CriticPretrainingStageConfig
+from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source, parse_import_path
+from tasks.config.engines import SamplingEngine, require_available
+from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
+from tasks.config.execution import ExecutionConfig
+from tasks.config.health import HealthConfig
+from tasks.config.hub import ADAPTER_CONFIG, needs_hub
+from tasks.config.model_checks import ModelChecks
+from tasks.config.reward_model import RewardModelConfig, TrainRewardModelConfig
+from tasks.config.reward_names import SUFFIX, collision
+from tasks.config.rewards import TRAINED, RewardConfig, Rewards, ScoreRolloutsConfig
+from tasks.config.rollouts import GenerateRolloutsConfig, RolloutsConfig
+from tasks.config.update import OptimizersConfig, UpdatePolicyConfig
+from tasks.config.warm_up import WarmUpConfig, WarmUpStageConfig
+from tasks.config.yaml_text import YAMLError, read_yaml, write_yaml
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "SUFFIX",
+    "TRAINED",
+    "AdapterConfig",
+    "AdvantagesConfig",
+    "Algorithm",
+    "AuditRolloutsConfig",
+    "ComputeAdvantagesConfig",
+    "CriticPretrainingConfig",
+    "CriticPretrainingStageConfig",
+    "DataConfig",
+    "EvaluatePolicyConfig",
+    "EvaluationConfig",
+    "ExecutionConfig",
+    "FromScratchConfig",
+    "GenerateRolloutsConfig",
+    "HealthConfig",
+    "LengthCutConfig",
+    "ModelChecks",
+    "OptimizersConfig",
+    "PrepareDataConfig",
+    "ReportRoundConfig",
+    "RewardConfig",
+    "RewardModelConfig",
+    "Rewards",
+    "RolloutsConfig",
+    "SamplingEngine",
+    "ScoreRolloutsConfig",
+    "Source",
+    "StageConfig",
+    "TrainRewardModelConfig",
+    "UpdatePolicyConfig",
+    "WarmUpConfig",
+    "WarmUpStageConfig",
+    "YAMLError",
+    "collision",
+    "needs_hub",
+    "parse_import_path",
+    "read_yaml",
+    "require_available",
+    "write_yaml",
+]

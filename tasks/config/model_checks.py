@@ -1,0 +1,28 @@
+"""What a run asks of the models that it names."""
+
+from collections.abc import Mapping
+
+from tasks.config.base import StageConfig
+
+
+class ModelChecks(StageConfig):
+    """What a run asks of the models that it names, small enough to send; directories as texts."""
+
+    policy: str | None = None
+    """None where the run makes it, or its tokenizer, itself."""
+    critic: str | None = None
+    """A model that the critic starts from, which is neither the policy nor the run's reward model."""
+    reward_model_base: str | None = None
+    reward_models: Mapping[str, str] = {}
+    """Finished ones by the field that names them."""
+    max_new_tokens: int
+    adapted_layers: tuple[str, ...] = ()
+    shared_trunk: bool = False
+    scalar_policy: bool = False
+    """Whether a critic or reward model with a body of its own starts from the policy."""
+    critic_is_reward_model: bool = False
+    """Whether the critic starts from the run's reward model."""
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    data: str | None = None
+    """What prepare_data made, once it has."""

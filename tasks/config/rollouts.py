@@ -1,0 +1,31 @@
+"""Which responses an iteration samples, and how."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from ppo_core.config import SamplingConfig
+from tasks.config.base import StageConfig
+from tasks.config.engines import SamplingEngine
+
+
+class RolloutsConfig(StageConfig):
+    """How an iteration's rollouts are made."""
+
+    prompts_per_iteration: int = Field(64, gt=0)
+    samples_per_prompt: int = Field(1, gt=0)
+    shards: int = Field(1, gt=0)
+    """Parts that are generated, scored and retried on their own; the rows are the same however many there are."""
+    engine: SamplingEngine = "builtin"
+    """What samples: the trainer itself, or vLLM, in process or as the server of ``execution.engine_server``. The update
+    corrects for how another engine's log-probabilities differ from the trainer's."""
+    sampling: SamplingConfig
+    stop_strings: tuple[str, ...] = ()
+    """A response also ends where one of these appears."""
+
+
+class GenerateRolloutsConfig(RolloutsConfig):
+    trust_remote_code: bool = False
+    chat_template_kwargs: Mapping[str, Any] = Field({})
+    """Options of the policy's chat template."""

@@ -1,0 +1,29 @@
+"""The stage contract: what a stage is, what it may know, how its output is found or made, and which failures are retried."""
+
+from tasks.contract.call import StageCall
+from tasks.contract.execution import NO_LIMITS, execute, recover, remade, repeat
+from tasks.contract.failures import Kind, StageError, classify, describe, is_a_service_s, worth_retrying
+from tasks.contract.gates import Gates
+from tasks.contract.resident import ResidentModels
+from tasks.contract.stage import StageContext, StageOutput, load_stage, stage
+
+__all__ = [
+    "NO_LIMITS",
+    "Gates",
+    "Kind",
+    "ResidentModels",
+    "StageCall",
+    "StageContext",
+    "StageError",
+    "StageOutput",
+    "classify",
+    "describe",
+    "execute",
+    "is_a_service_s",
+    "load_stage",
+    "recover",
+    "remade",
+    "repeat",
+    "stage",
+    "worth_retrying",
+]

@@ -1,0 +1,127 @@
+"""How a stage's output is found, or made and committed; how one that was not kept is made again."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import ExecutionConfig, HealthConfig
+from tasks.contract.call import MICRO_BATCH, StageCall, input_refs
+from tasks.contract.stage import StageContext, StageOutput, load_stage
+from tasks.errors import DamagedError
+from tasks.store import Manifest, Ref, Store, digests_below, is_committed, make_empty, require_undamaged, rerun_command
+
+if TYPE_CHECKING:
+    from tasks.contract.resident import ResidentModels
+
+NO_LIMITS = HealthConfig(
+    max_ratio_deviation=inf,
+    max_engine_difference=inf,
+    max_approx_kl=inf,
+    max_kl=inf,
+    min_entropy=0.0,
+    min_reward_model_accuracy=0.0,
+)
+"""For what was committed once: the limits let it pass then, or were told to."""
+
+
+def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping[str, Any]], None]) -> Ref:
+    """Reuse the committed output of this call, or make and commit it."""
+    store = Store(Path(call.run_root))
+    recipe = call.recipe()
+    if (done := store.find(recipe)) is not None:
+        return done
+    for ref in input_refs(call.inputs):
+        require_undamaged(ref)
+    declared = load_stage(call.stage)
+    scratch = store.scratch(recipe)
+    started = time.monotonic()
+    context = StageContext(
+        output=scratch,
+        place=call.place,
+        run_seed=call.seed,
+        execution=ExecutionConfig(**call.execution),
+        health=HealthConfig(**call.health),
+        models=models,
+        report=report,
+        keeps_recoverable=call.keeps_recoverable,
+    )
+    with models.recovering(lambda ref: recover(ref, store, context)):
+        output = declared.fn(context, declared.config_type(**call.settings), **call.inputs)
+    ref = store.commit(
+        recipe,
+        scratch,
+        inputs=call.inputs,
+        rows=output.rows,
+        metrics=output.metrics,
+        seconds=time.monotonic() - started,
+        recoverable=output.recoverable,
+        keeps_recoverable=call.keeps_recoverable,
+        # The order of sums follows from it, and with it the last bits; halved when memory ran out, no setting tells of it.
+        origin={MICRO_BATCH: context.execution.micro_batch_tokens},
+    )
+    for part, model in output.resident.items():
+        models.keep(ref, part, model)
+    return ref
+
+
+def recover(ref: Ref, store: Store, context: StageContext) -> None:
+    """Bring an output whose files were not kept back into memory, by running its stage again on its inputs."""
+    if not is_committed(ref.directory):
+        return
+    manifest = Manifest.read(ref.directory)
+    if all((ref.directory / name).exists() for name in manifest.recoverable):
+        return
+    scratch = store.root / "scratch" / f"recovered-{manifest.fingerprint}" / "output"
+    try:
+        output = remade(ref, store, context, scratch)
+    finally:
+        shutil.rmtree(scratch.parent, ignore_errors=True)
+    for part, model in output.resident.items():
+        context.models.keep(ref, part, model)
+
+
+def remade(ref: Ref, store: Store, context: StageContext, scratch: Path) -> StageOutput:
+    """Run the stage of a committed output again, into ``scratch``, whose files are then those that were committed.
+
+    Raises ``DamagedError`` where they come out otherwise.
+    """
+    manifest = Manifest.read(ref.directory)
+    output = repeat(manifest, store, replace(context, keeps_recoverable=False, health=NO_LIMITS), scratch)
+    again = digests_below(scratch)
+    for name, entry in manifest.files.items():
+        if again.get(name) != entry["sha256"]:
+            raise DamagedError(
+                f"{ref.directory / name} was not kept, and running its stage again gives other bytes (on another machine, "
+                f"device or version?); {rerun_command(manifest)} makes it anew"
+            )
+    return output
+
+
+def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Path) -> StageOutput:
+    """Run the stage of a manifest again on the inputs that it records, into ``scratch``."""
+    declared = load_stage(manifest.stage)
+    recipe = manifest.recipe
+    if declared.version != recipe["version"]:
+        raise DamagedError(
+            f"{manifest.stage} is at version {declared.version}, its output at {recipe['version']}; "
+            f"{rerun_command(manifest)} makes it anew"
+        )
+    make_empty(scratch)
+    inputs = store.inputs_of(manifest)
+    for ref in input_refs(inputs):
+        require_undamaged(ref)
+    settings = {name: value for name, value in recipe["settings"].items() if name in declared.config_type.model_fields}
+    execution = dict(context.execution)
+    execution[MICRO_BATCH] = manifest.origin.get(MICRO_BATCH, context.execution.micro_batch_tokens)
+    context = replace(
+        context,
+        output=scratch,
+        place=manifest.place,
+        run_seed=recipe["seed"],
+        execution=ExecutionConfig(**execution),
+    )
+    return declared.fn(context, declared.config_type(**settings), **inputs)

@@ -1,0 +1,83 @@
+"""What a stage is and what it may know: a function ``(context, config, *, inputs…) -> StageOutput`` that writes files below
+``context.output`` and knows nothing else of the run."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import ExecutionConfig, HealthConfig, StageConfig
+from tasks.store import Place
+
+if TYPE_CHECKING:
+    from tasks.contract.resident import ResidentModels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutput:
+    """What a stage reports of the files that it wrote."""
+
+    rows: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    resident: Mapping[str, Any] = field(default_factory=dict)
+    """What the next stage may take from memory, by the part of the output that holds the same numbers."""
+    recoverable: str | None = None
+    """Pattern of the files that need not be kept: the stage makes them again, from the same inputs, to the last bit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageContext:
+    """All that a stage may know besides its configuration and inputs."""
+
+    output: Path
+    place: Place
+    run_seed: int
+    execution: ExecutionConfig
+    health: HealthConfig
+    models: "ResidentModels"
+    report: Callable[[Mapping[str, Any]], None]
+    keeps_recoverable: bool = True
+
+    def seed(self, *coordinates: int | str) -> int:
+        """A seed that is a function of the run's seed, the round, the iteration and the given coordinates alone."""
+        from ppo_core.randomness import derive_seed
+
+        return derive_seed(self.run_seed, self.place.round, self.place.iteration, *coordinates)
+
+    def progress(self, done: int, total: int, *, unit: str = "rows", tokens: int = 0) -> None:
+        """Say how far the stage is; ``tokens`` have been processed since it began."""
+        self.report({"done": done, "total": total, "unit": unit, "tokens": tokens})
+
+    def warn(self, message: str) -> None:
+        """Tell whoever watches of something that does not stop the stage."""
+        self.report({"warning": message})
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage function with what the contract needs to know of it. ``fn`` is the bare function, for tests."""
+
+    name: str
+    version: str
+    uses_models: bool
+    config_type: type[StageConfig]
+    fn: Callable[..., StageOutput]
+
+
+def stage(
+    *, version: str, config: type[StageConfig], uses_models: bool = True
+) -> Callable[[Callable[..., StageOutput]], Stage]:
+    """Declare a stage. Change ``version`` when, and only when, the same inputs must give another output from now on."""
+
+    def declare(fn: Callable[..., StageOutput]) -> Stage:
+        return Stage(name=fn.__name__, version=version, uses_models=uses_models, config_type=config, fn=fn)
+
+    return declare
+
+
+def load_stage(name: str) -> Stage:
+    """A stage lives in the module of its name, so that a process that executes one imports nothing else."""
+    declared = getattr(importlib.import_module(f"tasks.{name}"), name)
+    assert isinstance(declared, Stage), name
+    return declared

@@ -1,0 +1,28 @@
+"""Other people's files and functions, read into canonical records."""
+
+from tasks.data.bad_rows import BadRow, Findings, in_words
+from tasks.data.functions import code_digest, import_function
+from tasks.data.plain_values import as_json, content_key
+from tasks.data.records import Messages, Preference, Prompt, Text, to_preferences, to_prompts, to_texts
+from tasks.data.sources import is_pattern, matching_paths, read_rows, source_digest
+
+__all__ = [
+    "BadRow",
+    "Findings",
+    "Messages",
+    "Preference",
+    "Prompt",
+    "Text",
+    "as_json",
+    "code_digest",
+    "content_key",
+    "import_function",
+    "in_words",
+    "is_pattern",
+    "matching_paths",
+    "read_rows",
+    "source_digest",
+    "to_preferences",
+    "to_prompts",
+    "to_texts",
+]

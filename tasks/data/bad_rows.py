@@ -1,0 +1,106 @@
+"""Rows that cannot be used: told all at once with their number, or left out and counted, as ``data.on_bad_row`` says."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from tasks.errors import DataError, shorten
+
+MAX_TOLD = 5
+"""Bad rows, and reasons, that a message spells out."""
+
+
+class BadRow(DataError):
+    """One row that cannot be used; ``reason`` says why without what is the row's own, so that rows can be counted."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record as it was read, under our column names."""
+
+    place: str
+    """``FILE, row 17``: from 1; in JSON Lines the line's number, in CSV the record's without the header."""
+    values: dict[str, Any]
+    """Plain values: None, booleans, numbers, texts, bytes, lists, and mappings with text keys."""
+    unread: BadRow | None = None
+    """Why there are no values."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What reading rows brought to light beside records."""
+
+    num_rows: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    """The first few bad rows."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Bad rows by what is wrong with them."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Sound rows that hold nothing to learn from."""
+    splits: Counter[str] = field(default_factory=Counter)
+    """Pairs of transcripts by the template by whose opening they were split."""
+
+    @contextmanager
+    def row(self) -> Iterator[None]:
+        """Count one row, and note it where the block finds it bad."""
+        self.num_rows += 1
+        try:
+            yield
+        except BadRow as bad:
+            self.add(bad)
+
+    def add(self, bad: BadRow) -> None:
+        """Note a bad row that was counted."""
+        self.reasons[bad.reason] += 1
+        if len(self.bad) < MAX_TOLD:
+            self.bad.append(bad)
+
+    @property
+    def num_bad(self) -> int:
+        return self.reasons.total()
+
+    def require_no_bad_rows(self) -> None:
+        """Refuse the data for its bad rows, whose first few are spelled out.
+
+        Raises:
+            DataError: there is one.
+        """
+        if not self.num_bad:
+            return
+        first, *more = self.bad
+        drop = "" if self.num_bad == self.num_rows else ", or set data.on_bad_row: drop to leave such rows out"
+        if not more:
+            raise DataError(f"{first}{drop}") from first
+        told = " -- ".join(str(bad) for bad in self.bad)
+        unsaid = self.num_bad - len(self.bad)
+        raise DataError(
+            f"{self.num_bad:,} of {self.num_rows:,} rows cannot be used ({in_words(self.reasons)}): {told}"
+            f"{f' -- and {unsaid:,} more' if unsaid else ''}; correct or remove them{drop}"
+        ) from first
+
+
+def in_words(counts: Counter[str]) -> str:
+    """Counts by reason, the most frequent ones first."""
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    words = [f"{count:,}: {reason}" for reason, count in ordered[:MAX_TOLD]]
+    if len(ordered) > MAX_TOLD:
+        words.append(f"{sum(count for _, count in ordered[MAX_TOLD:]):,}: {len(ordered) - MAX_TOLD} other reasons")
+    return "; ".join(words)
+
+
+def refuse(row: Row, name: str, value: Any, problem: str, move: str) -> NoReturn:
+    """Say what is wrong with a value of a row, and what to do.
+
+    Raises:
+        BadRow: always.
+    """
+    # Positions, counts and quoted values are the row's own.
+    reason = re.sub(r"'[^']*'|\b\d[\d.,]*", "…", re.sub(r"\[\d+\]", "", f"{name} {problem}"))
+    raise BadRow(f"{row.place}: {name} {problem}: {shorten(value)}; {move}", reason=reason)

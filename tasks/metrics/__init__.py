@@ -1,0 +1,42 @@
+"""Metrics: how far each can be believed, how it combines, and what it says against a run."""
+
+from tasks.metrics.diagnosis import NEEDED, RunWarning, diagnose, warnings_at, warnings_of_round
+from tasks.metrics.history import merged, rows_of
+from tasks.metrics.policy_comparison import (
+    correlation,
+    distinct_metric,
+    distinct_share,
+    empty_metric,
+    gain,
+    lead,
+    moments,
+)
+from tasks.metrics.standard_errors import (
+    correlation_stderr,
+    explained_variance_stderr,
+    mean_metric,
+    mean_stderr,
+    with_stderr,
+)
+
+__all__ = [
+    "NEEDED",
+    "RunWarning",
+    "correlation",
+    "correlation_stderr",
+    "diagnose",
+    "distinct_metric",
+    "distinct_share",
+    "empty_metric",
+    "explained_variance_stderr",
+    "gain",
+    "lead",
+    "mean_metric",
+    "mean_stderr",
+    "merged",
+    "moments",
+    "rows_of",
+    "warnings_at",
+    "warnings_of_round",
+    "with_stderr",
+]

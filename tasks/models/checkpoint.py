@@ -1,0 +1,137 @@
+"""The next checkpoint in the making: each part is read when its training begins, and written when that is over."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ppo_core import Optimizers
+from tasks.models.access import Learner, Learners
+from tasks.models.parts import CRITIC, POLICY, part_directory
+from tasks.models.training import adamw
+from tasks.store import BackgroundWriter, Ref
+from tasks.text import copy_tokenizer
+
+if TYPE_CHECKING:
+    from tasks.config import UpdatePolicyConfig
+    from tasks.contract import StageContext
+
+MOMENTS_OF = {POLICY: "policy_optimizer.safetensors", CRITIC: "critic_optimizer.safetensors"}
+
+
+class NextCheckpoint:
+    """Policy and critic as an update changes them, from ``policy`` and ``critic`` to what lies below ``context.output``.
+
+    A model's moments take twice its memory. They are in memory while it is trained, and after that only where the files
+    that hold them are not kept.
+    """
+
+    def __init__(
+        self,
+        context: "StageContext",
+        config: "UpdatePolicyConfig",
+        learners: Learners,
+        *,
+        policy: Ref,
+        critic: Ref | None,
+        writer: BackgroundWriter,
+    ) -> None:
+        self._context, self._config, self._writer = context, config, writer
+        self._sources = {POLICY: policy} if critic is None else {POLICY: policy, CRITIC: critic}
+        # Taken, not shared: the update changes them in place, and nobody may see them half changed.
+        self.actor = learners.take_policy(policy, config.lora)
+        self.valuer = None if critic is None else learners.take_critic(critic, config.lora, self.actor.model)
+        self._optimizers: dict[str, torch.optim.AdamW] = {}
+        if config.train_policy:
+            groups = [(self.actor, config.learning_rate)]
+            if self.valuer is not None and config.shared_trunk:
+                groups.append((self.valuer, config.critic_learning_rate))
+            self._optimizers[POLICY] = self._optimizer(groups)
+        if self.valuer is not None and not config.shared_trunk:
+            self._optimizers[CRITIC] = self._optimizer([(self.valuer, config.critic_learning_rate)])
+        self._restored: set[str] = set()
+        self.resident: dict[str, Any] = {}
+        """What stays in memory, by the part whose numbers it has."""
+        for part, optimizer in self._optimizers.items():
+            optimizer.register_step_pre_hook(lambda *_, part=part: self._restore(part))
+        if not config.train_policy:
+            self._write(POLICY, self.actor)
+
+    @property
+    def optimizers(self) -> Optimizers:
+        """One for each that is trained, which has its moments from its first step on."""
+        return Optimizers(policy=self._optimizers.get(POLICY), critic=self._optimizers.get(CRITIC))
+
+    def on_trained(self, name: str) -> None:
+        """Write what is finished."""
+        # The moments first: their memory is what the next model's take.
+        self._write_moments(name)
+        if name == POLICY:
+            self._write(POLICY, self.actor)
+        if self.valuer is not None and (name == CRITIC or self._config.shared_trunk):
+            self._write(CRITIC, self.valuer)
+
+    def _optimizer(self, groups: list[tuple[Learner, float]]) -> torch.optim.AdamW:
+        return adamw(
+            [{"params": learner.parameters, "lr": rate} for learner, rate in groups],
+            weight_decay=self._config.weight_decay,
+        )
+
+    def _restore(self, part: str) -> None:
+        """Before the first step, the moments of the checkpoint before; none where training only begins."""
+        if part in self._restored:
+            return
+        self._restored.add(part)
+        source, name = self._sources[part], MOMENTS_OF[part]
+        path = source.directory / name
+        kept: dict[str, torch.Tensor] = self._context.models.take(source, name, dict)
+        if not kept and not path.exists():
+            return
+        optimizer = self._optimizers[part]
+        for index, parameter in enumerate(_parameters(optimizer)):
+            names = {key: f"{index}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            saved = {key: kept.pop(own) for key, own in names.items()} if kept else _copied(path, names)
+            optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in saved.items()}
+
+    def _write(self, part: str, learner: Learner) -> None:
+        def write(directory: Path) -> None:
+            learner.save(directory)
+            copy_tokenizer(part_directory(self._sources[POLICY], POLICY), directory)
+
+        self.resident[part] = learner.kept()
+        self._writer.write(self._context.output / part, write)
+
+    def _write_moments(self, part: str) -> None:
+        optimizer = self._optimizers[part]
+        moments = {
+            f"{index}.{name}": value.detach().cpu().contiguous()
+            for index, parameter in enumerate(_parameters(optimizer))
+            for name, value in optimizer.state[parameter].items()
+        }
+        optimizer.state.clear()
+        if not self._context.keeps_recoverable:
+            self.resident[MOMENTS_OF[part]] = dict(moments)
+
+        def write(path: Path) -> None:
+            save_file(moments, str(path))
+            # Now, not when their digest is known too.
+            moments.clear()
+
+        self._writer.write(self._context.output / MOMENTS_OF[part], write)
+
+
+def _copied(path: Path, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Tensors of a file, in aligned memory of our own, which an optimizer steps over sooner than over a mapped file's.
+
+    The file is opened for these few alone, since what was read of it counts as ours until it is closed.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(own).clone() for key, own in names.items()}
+
+
+def _parameters(optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
+    """In the order of their numbers in a checkpoint."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,60 @@
+"""The device and the precision that models run in."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from tasks.errors import ModelError
+
+if TYPE_CHECKING:
+    from tasks.config import ExecutionConfig
+
+
+def pick_device(execution: "ExecutionConfig") -> torch.device:
+    """The device that the configuration names, or the fastest one there is."""
+    name = execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"execution.device={name}: this PyTorch sees no CUDA device; set it to auto or cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("execution.device=mps: this machine has no Metal device; set it to auto or cpu")
+    return torch.device(name)
+
+
+def pick_dtype(execution: "ExecutionConfig", device: torch.device) -> torch.dtype:
+    """The precision of forward passes."""
+    if execution.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if execution.dtype == "bfloat16" else torch.float32
+
+
+def pick_head_dtype(execution: "ExecutionConfig") -> torch.dtype:
+    """The precision of logits, where that of forward passes is lower."""
+    return torch.bfloat16 if execution.head_dtype == "bfloat16" else torch.float32
+
+
+def with_weights_in(model: PreTrainedModel, dtype: torch.dtype, head_dtype: torch.dtype) -> PreTrainedModel:
+    """A model that is never trained with its weights in ``dtype``, but for those of its head, which every call would
+    otherwise have to widen."""
+    head = model.get_output_embeddings()
+    own = {} if head is None else {name: x.data for name, x in head.named_parameters()}
+    model.to(dtype)
+    for name, x in own.items():
+        head.get_parameter(name).data = x.to(torch.promote_types(dtype, head_dtype))
+    return model
+
+
+def prefer_determinism() -> None:
+    """Have CUDA choose repeatable kernels where it has them, and say in the log where it has none."""
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Every tensor is written before it is read; filling it first would only cost time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def empty_cache() -> None:
+    """Give back the memory of an accelerator that no model holds any more."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,339 @@
+"""Responses of a policy to prompts: sampling as the stages that sample share it, and their rows as Arrow tables."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ppo_core import (
+    InPrecision,
+    PaddedBatch,
+    Ragged,
+    RolloutBatch,
+    SamplingConfig,
+    exact_kl,
+    forward_groups,
+    response_and_final_values,
+    token_logits,
+    token_logprobs,
+)
+from tasks.config import SamplingEngine
+from tasks.contract import StageContext
+from tasks.errors import ModelError
+from tasks.models import POLICY, Learners, context_length, part_directory, pick_dtype, pick_head_dtype
+from tasks.sampling.engines import (
+    PROOF_PROMPTS,
+    BuiltinSampler,
+    PolicyFiles,
+    TokenSampler,
+    require_same_policy,
+    tied_weights,
+)
+from tasks.store import SAMPLING_LOGPROBS, Ref, Table, ragged_column, with_columns
+from tasks.store import rollouts as rollouts_schema
+from tasks.text import copy_tokenizer, decode_response, ending_of, load_tokenizer, stop_checker, terminators
+
+
+class Sampler:
+    """A policy with its tokenizer, ready to sample by an engine; the trainer's own copy of it says the log-probabilities."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        policy: Ref,
+        learners: Learners,
+        *,
+        engine: SamplingEngine = "builtin",
+        proof_prompts: Table | None = None,
+    ) -> None:
+        """``proof_prompts``, the same all through a run, are what another engine than the builtin one is tried on first."""
+        self._context = context
+        self.device = learners.device
+        self.dtype = pick_dtype(context.execution, self.device)
+        self.head_dtype = pick_head_dtype(context.execution)
+        self.tokenizer: Any = load_tokenizer(
+            str(part_directory(policy, POLICY)),
+            trust_remote_code=learners.trust_remote_code,
+            chat_template_kwargs=learners.chat_template_kwargs,
+        )
+        self.policy = learners.policy(policy)
+        self.policy_version = policy.digest
+        self._ref = policy
+        self._learners = learners
+        self._engine = engine
+        self._proof_prompts = None if engine == "builtin" else proof_prompts
+
+    def sample(
+        self,
+        prompts: Table,
+        *,
+        samples_per_prompt: int,
+        occurrences: Sequence[int] | None = None,
+        sampling: SamplingConfig,
+        stop_strings: tuple[str, ...],
+        seed_of: Callable[[str, int], int],
+        on_rows: Callable[[int, int], None],
+    ) -> Table:
+        """``samples_per_prompt`` responses to each prompt, as rollouts, in the order of the prompts.
+
+        ``seed_of(prompt_id, sample_index)`` is all the randomness of a row. ``occurrences`` says how often each prompt
+        stands before among those that are sampled together, other shards included: its samples then count on, so that no
+        two rows are the same, and all samples of a prompt are one group. ``on_rows`` is told (rows done, tokens done).
+        """
+        sampling, stop_strings = with_terminators(sampling, stop_strings, self.tokenizer)
+        sampling = without_unknown_tokens(sampling, self.tokenizer, self.policy.config.get_text_config().vocab_size)
+        num_rows = prompts.num_rows * samples_per_prompt
+        rows = prompts.take(np.arange(num_rows) // samples_per_prompt)
+        before = [0] * prompts.num_rows if occurrences is None else occurrences
+        sample_index = [
+            before[i // samples_per_prompt] * samples_per_prompt + i % samples_per_prompt for i in range(num_rows)
+        ]
+        prompt_ids = rows.column("prompt_id").to_pylist()
+        seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
+        prompt_tokens = ragged_column(prompts, "prompt_token_ids", torch.int64)
+        check_context(self.policy, prompt_tokens, sampling, prompts.column("prompt_id").to_pylist())
+        with self._opened_engine(sampling.temperature) as engine:
+            if self._proof_prompts is not None:
+                self._prove(engine, sampling)
+            batch = engine.draw(
+                prompt_tokens,
+                samples_per_prompt=samples_per_prompt,
+                sampling=sampling,
+                stop_strings=stop_strings,
+                should_stop=stop_checker(self.tokenizer, stop_strings),
+                seeds=seeds,
+                on_rows=on_rows,
+            )
+        is_foreign = self._engine != "builtin"
+        if is_foreign:
+            # The trainer's, and the engine's own beside them.
+            ours = self.logprobs(self.policy, batch, temperature=sampling.temperature)
+            batch = batch.with_columns(logprobs=ours, **{SAMPLING_LOGPROBS: batch.token_columns["logprobs"]})
+        elif self.dtype != torch.float32:
+            batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
+        responses = [
+            decode_response(self.tokenizer, batch.responses.row(i).tolist(), finished=stopped)
+            for i, stopped in enumerate(batch.stopped.tolist())
+        ]
+        place = self._context.place.label
+        columns: dict[str, Any] = {
+            "rollout_id": [f"{place}.{p}.{s}" for p, s in zip(prompt_ids, sample_index, strict=True)],
+            "sample_index": sample_index,
+            "policy_version": [self.policy_version] * num_rows,
+            "response": responses,
+            "response_token_ids": batch.responses,
+            "finish_reason": ["stop" if stopped else "length" for stopped in batch.stopped.tolist()],
+            **{name: batch.column(name) for name in batch.token_columns},
+        }
+        return with_columns(rows, columns, rollouts_schema(has_sampling_logprobs=is_foreign))
+
+    @contextmanager
+    def _opened_engine(self, temperature: float) -> Iterator[TokenSampler]:
+        execution = self._context.execution
+        if self._engine == "builtin":
+            policy = InPrecision(self.policy, self.dtype, self.head_dtype)
+            yield BuiltinSampler(policy, token_budget=execution.micro_batch_tokens)
+            return
+        with self._weights_on_disk() as directory, ExitStack() as opened:
+            base = self._learners.lora_base
+            files = PolicyFiles(
+                directory=directory.resolve(),
+                digest=self.policy_version,
+                tied=tied_weights(self.policy if base is None else self.policy.model),
+                scratch=self._context.output.parent,
+            )
+            if execution.engine_server is not None:
+                from tasks.sampling.engines.vllm_server import vllm_server
+
+                yield opened.enter_context(vllm_server(execution.engine_server, files))
+            else:
+                from tasks.sampling.engines.vllm_in_process import vllm_in_process
+
+                yield opened.enter_context(
+                    vllm_in_process(
+                        self._context.models,
+                        files,
+                        lora_base=None if base is None else part_directory(base, POLICY),
+                        dtype=self.dtype,
+                        temperature=temperature,
+                        trust_remote_code=self._learners.trust_remote_code,
+                    )
+                )
+
+    def _prove(self, engine: TokenSampler, sampling: SamplingConfig) -> None:
+        """Refuse an engine that does not sample from this policy, before anything is drawn for the run."""
+        assert self._proof_prompts is not None
+        prompts = ragged_column(self._proof_prompts, "prompt_token_ids", torch.int64)
+        require_same_policy(
+            engine,
+            prompts.select(torch.arange(min(len(prompts), PROOF_PROMPTS))),
+            lambda batch, temperature: self.logprobs(self.policy, batch, temperature=temperature),
+            sampling=sampling,
+            context=self._context,
+            dtype=self.dtype,
+        )
+
+    @contextmanager
+    def _weights_on_disk(self) -> Iterator[Path]:
+        """The policy's directory; a copy for a while where its weights were not kept, since other engines read files."""
+        directory = part_directory(self._ref, POLICY)
+        if any(directory.glob("*.safetensors")):
+            yield directory
+            return
+        copy = self._context.output.parent / f"policy-{self.policy_version}"
+        try:
+            self._learners.write_policy(self._ref, copy)
+            copy_tokenizer(directory, copy)
+            yield copy
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def logprobs(self, model: PreTrainedModel, batch: RolloutBatch, *, temperature: float) -> torch.Tensor:
+        """(N,) log-probabilities of the responses under a model, one forward pass as in training.
+
+        The sampler's own come from a cache filled token by token. They differ in the last bits, in bfloat16 in many more,
+        where only these make the first ratio of the update 1.
+        """
+        return batch_logprobs(
+            model,
+            batch,
+            temperature=temperature,
+            token_budget=self._context.execution.micro_batch_tokens,
+            device=self.device,
+            dtype=self.dtype,
+            head_dtype=self.head_dtype,
+        )
+
+
+@torch.inference_mode()
+def batch_logprobs(
+    model: PreTrainedModel,
+    batch: RolloutBatch,
+    *,
+    temperature: float,
+    token_budget: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """(N,) log-probabilities of a batch's responses under ``model``, aligned with its ragged values."""
+
+    policy = InPrecision(model, dtype, head_dtype)
+
+    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
+        return (token_logprobs(policy, padded, temperature=temperature),)
+
+    return in_micro_batches(forward, [policy], batch, token_budget=token_budget, device=device)[0].values
+
+
+@torch.inference_mode()
+def batch_exact_kl(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    batch: RolloutBatch,
+    *,
+    temperature: float,
+    token_budget: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """(N,) KL(model || reference) of the distribution that each response token was drawn from."""
+
+    models = [InPrecision(m, dtype, head_dtype) for m in (model, reference)]
+
+    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
+        logits, ref_logits = (token_logits(m, padded, temperature=temperature) for m in models)
+        return (exact_kl(logits, ref_logits),)
+
+    return in_micro_batches(forward, models, batch, token_budget=token_budget, device=device)[0].values
+
+
+@torch.inference_mode()
+def batch_values(
+    critic: torch.nn.Module, batch: RolloutBatch, *, token_budget: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) the critic's values of response tokens, and (B,) those after each response's last token."""
+
+    model = InPrecision(critic, dtype)
+
+    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
+        values, final_values = response_and_final_values(model, padded)
+        return values[padded.response_mask], final_values
+
+    values, final_values = in_micro_batches(forward, [model], batch, token_budget=token_budget, device=device)
+    return values.values, final_values.values
+
+
+def in_micro_batches(
+    forward: Callable[[PaddedBatch], tuple[torch.Tensor, ...]],
+    models: Sequence[torch.nn.Module],
+    batch: RolloutBatch,
+    *,
+    token_budget: int,
+    device: torch.device,
+) -> list[Ragged]:
+    """What a forward pass says of a batch's rows, in their order: flat numbers of response tokens, or one per row."""
+    parts: list[list[Ragged]] = []
+    order = []
+    for lines in forward_groups(models, batch.lengths, token_budget):
+        rows = torch.cat(lines)
+        lengths = batch.responses.lengths[rows]
+        parts.append([as_rows(x.float().cpu(), lengths) for x in forward(batch.padded(lines, device))])
+        order.append(rows)
+    original = torch.argsort(torch.cat(order))
+    return [Ragged.concatenate(column).select(original) for column in zip(*parts, strict=True)]
+
+
+def as_rows(x: torch.Tensor, lengths: torch.Tensor) -> Ragged:
+    """Flat numbers as rows of these lengths; where there is one number a row, as rows of one."""
+    lengths = lengths if len(x) == int(lengths.sum()) else torch.ones_like(lengths)
+    return Ragged(x, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+
+
+def rollout_batch(table: Table, *columns: str) -> RolloutBatch:
+    """Rollouts as tensors, with the per-token columns named."""
+    responses = ragged_column(table, "response_token_ids", torch.int64)
+    return RolloutBatch(
+        prompts=ragged_column(table, "prompt_token_ids", torch.int64),
+        responses=responses,
+        stopped=torch.tensor([reason == "stop" for reason in table.column("finish_reason").to_pylist()]),
+        token_columns={name: ragged_column(table, name, torch.float32).values for name in columns},
+    )
+
+
+def with_terminators(
+    sampling: SamplingConfig, stop_strings: tuple[str, ...], tokenizer: Any
+) -> tuple[SamplingConfig, tuple[str, ...]]:
+    """The user's settings, and all that ends a response of this model beside them."""
+    ending = ending_of(tokenizer)
+    spelt_out = ending.stop_string if ending is not None else None
+    if spelt_out is not None and spelt_out not in stop_strings:
+        stop_strings = (*stop_strings, spelt_out)
+    ids = {*sampling.stop_token_ids, *terminators(tokenizer)}
+    return replace(sampling, stop_token_ids=tuple(sorted(ids))), stop_strings
+
+
+def without_unknown_tokens(sampling: SamplingConfig, tokenizer: Any, vocab_size: int) -> SamplingConfig:
+    """The settings without the ids of a padded vocabulary, which stand for no token: nobody could read them."""
+    unknown = set(range(vocab_size)) - set(tokenizer.get_vocab().values()) - set(sampling.stop_token_ids)
+    return replace(sampling, suppress_token_ids=tuple(sorted({*sampling.suppress_token_ids, *unknown})))
+
+
+def check_context(policy: PreTrainedModel, prompts: Ragged, sampling: SamplingConfig, prompt_ids: list[str]) -> None:
+    """Refuse a prompt that with its response does not fit the model's context."""
+    limit = context_length(policy.config.get_text_config())
+    longest = int(prompts.lengths.argmax())
+    needed = int(prompts.lengths[longest]) + sampling.max_new_tokens
+    if limit is not None and needed > limit:
+        raise ModelError(
+            f"prompt {prompt_ids[longest]} has {int(prompts.lengths[longest])} tokens and max_new_tokens is "
+            f"{sampling.max_new_tokens}, together more than the model's context of {limit}; lower "
+            "rollouts.sampling.max_new_tokens or shorten the prompt"
+        )

@@ -1,0 +1,121 @@
+"""Reward functions of the user: what they are called with, and what they may return.
+
+A function is ``(prompts, responses, rows) -> list[float]``. What else it wants to see of a response it asks for by having a
+parameter of that name. It may be ``async``.
+"""
+
+import asyncio
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.contract import is_a_service_s
+from tasks.data import import_function
+from tasks.errors import ConfigError, RewardError, TransientError, shorten
+
+if TYPE_CHECKING:
+    from tasks.store import Table
+
+TOKEN_IDS, WITH_SPECIAL_TOKENS = "response_token_ids", "responses_with_special_tokens"
+ON_REQUEST = (TOKEN_IDS, WITH_SPECIAL_TOKENS)
+OURS = ("prompt", "response", "rollout_id", "prompt_id", "sample_index", "finish_reason")
+"""What a row has besides the columns of the user's data; a column of the same name stays the user's."""
+
+
+def reward_function(import_path: str, *, field: str) -> tuple[Callable[..., Any], list[str]]:
+    """The function, and what it asks for.
+
+    Raises:
+        ConfigError: it cannot be imported, or called with what there is.
+    """
+    function = import_function(import_path, field=field)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        # Some callables that are not written in Python do not say.
+        return function, []
+    asked = [parameter.name for parameter in parameters if parameter.name in ON_REQUEST]
+    try:
+        inspect.signature(function).bind([], [], [], **dict.fromkeys(asked))
+    except TypeError as error:
+        raise ConfigError(
+            f"{field}: {import_path}{inspect.signature(function)} cannot be called as (prompts, responses, rows) "
+            f"({error}); beyond those three, a function can ask for {' and '.join(ON_REQUEST)}"
+        ) from error
+    return function, asked
+
+
+def function_scores(
+    name: str, import_path: str, rollouts: "Table", policy_directory: Path, *, trust_remote_code: bool = False
+) -> list[float]:
+    """Scores by a Python function, checked before anything is stored. The tokenizer is that of ``policy_directory``."""
+    function, asked = reward_function(import_path, field=f"rewards.{name}.function")
+    table = rollouts.select([*OURS, "extra"]).to_pylist()
+    prompts, responses = [row["prompt"] for row in table], [row["response"] for row in table]
+    rows = [{**row, **json.loads(row.pop("extra") or "{}")} for row in table]
+    more: dict[str, Any] = {}
+    if asked:
+        more[TOKEN_IDS] = rollouts.column("response_token_ids").to_pylist()
+    if WITH_SPECIAL_TOKENS in asked:
+        from tasks.text import decode_response, load_tokenizer
+
+        tokenizer = load_tokenizer(str(policy_directory), trust_remote_code=trust_remote_code)
+        more[WITH_SPECIAL_TOKENS] = [
+            decode_response(tokenizer, ids, finished=False, special_tokens=True) for ids in more[TOKEN_IDS]
+        ]
+    where = f"rewards.{name}: {import_path}"
+    try:
+        returned = function(prompts, responses, rows, **{key: more[key] for key in asked})
+        if inspect.isawaitable(returned):
+            returned = asyncio.run(_awaited(returned))
+    except Exception as error:
+        if is_a_service_s(error):
+            raise TransientError(f"{where} raised {type(error).__name__}: {error}") from error
+        raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend it and run again") from error
+    return numbers(returned, table, where=where)
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def numbers(returned: Any, rows: list[dict[str, Any]], *, where: str) -> list[float]:
+    """What a function returned as one finite number per row.
+
+    Raises:
+        RewardError: it is anything else; of single values, names the first by its rollout and counts the others.
+    """
+    # A set has no order, a mapping's items are its keys, and a text's are its letters, which may be digits.
+    if isinstance(returned, str | bytes | Mapping | set | frozenset) or not hasattr(returned, "__iter__"):
+        raise RewardError(f"{where} returned {shorten(returned)}, not a list of numbers; return one float per response")
+    try:
+        values = list(returned)
+    except Exception as error:
+        raise RewardError(
+            f"{where} returned {shorten(returned)}, which is no list ({error}); return one float per response"
+        ) from error
+    if len(values) != len(rows):
+        raise RewardError(f"{where} returned {len(values)} scores for {len(rows)} responses; return one per response")
+    scores = [_number(value) for value in values]
+    wrong = [row for row, score in enumerate(scores) if score is None or not math.isfinite(score)]
+    if wrong:
+        first, others = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        advice = ", or 0 where it has nothing to say" if values[first] is None else ""
+        raise RewardError(
+            f"{where} returned {shorten(values[first])} for rollout {rows[first]['rollout_id']} "
+            f"({rows[first]['response']!r:.60}){others}; mend it so that it returns a finite score for each{advice}"
+        )
+    return [score for score in scores if score is not None]
+
+
+def _number(value: Any) -> float | None:
+    """A number, also one of numpy's or torch's; None for anything else, texts that could be read as one among them."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -1,0 +1,55 @@
+"""Files and directories of ours: made empty, listed without following links, written whole or not at all."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import RunError
+
+
+def make_empty(directory: Path) -> None:
+    """An empty directory inside another one in scratch; where either is a link, the link alone is removed."""
+    for path in (directory.parent, directory):
+        if path.is_symlink():
+            path.unlink()
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def own_directories(directory: Path) -> list[Path]:
+    """The directories in one, in order; none that a link leads to, and none where there is no such directory."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def flush(path: Path) -> None:
+    """Force a file or directory to the disk: a rename may otherwise survive a power cut that its content does not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small file at once or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
+    flush(temporary)
+    temporary.rename(path)
+    flush(path.parent)
+
+
+def read_json(path: Path, *, default: Any = None) -> Any:
+    """A small file of ours; ``default`` where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); restore it, or remove it and run again") from error

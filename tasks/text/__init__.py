@@ -1,0 +1,36 @@
+"""Text to token ids and back: chat templates, what ends a response, and what a tokenizer is asked for."""
+
+from tasks.text.chat_template import OPTIONS_FILE, doubts_about_data, options_of
+from tasks.text.endings import GENERATION_CONFIG, doubts_about_endings, ending_of, terminators
+from tasks.text.tokens import (
+    check_tokenizer,
+    copy_tokenizer,
+    decode_response,
+    encode_dialogue,
+    encode_dialogues,
+    encode_prompt,
+    encode_text,
+    load_tokenizer,
+    render_prompt,
+    stop_checker,
+)
+
+__all__ = [
+    "GENERATION_CONFIG",
+    "OPTIONS_FILE",
+    "check_tokenizer",
+    "copy_tokenizer",
+    "decode_response",
+    "doubts_about_data",
+    "doubts_about_endings",
+    "encode_dialogue",
+    "encode_dialogues",
+    "encode_prompt",
+    "encode_text",
+    "ending_of",
+    "load_tokenizer",
+    "options_of",
+    "render_prompt",
+    "stop_checker",
+    "terminators",
+]

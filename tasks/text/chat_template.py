@@ -1,0 +1,393 @@
+"""Chat templates: programs of a model's author, rendered here alone, and probed before anything counts on them.
+
+Nothing but the messages, the options of ``model.chat_template_kwargs`` and the template itself decides what is written: the
+clock that a template may ask for shows one date, and a template that draws at random is refused.
+"""
+
+import datetime
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from tasks.data import Messages
+from tasks.errors import ConfigError, DataError, ModelError, shorten
+from tasks.text.limited import LimitError, run_limited
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tasks.data import Preference, Prompt, Text
+
+OPTIONS_FILE = "chat_template_kwargs.json"
+"""Lies beside a tokenizer whose template has been used with options; copied with the tokenizer's own files."""
+CLOCK = "strftime_now"
+"""What a template calls for today's date."""
+DATE = "2026-01-01"
+"""What the clock shows where the options give no date."""
+SETTING = "model.chat_template_kwargs"
+MAX_SECONDS = 10.0
+"""Of computing for one conversation, which takes a millisecond."""
+MAX_MEMORY = 2**30
+"""Bytes that rendering one conversation may ask for."""
+MAX_LENGTH = 2**24
+"""Characters that a template may write for one conversation; more than the longest context has."""
+# What we pass, or what `apply_chat_template` takes for itself instead of passing it on.
+_RESERVED = (
+    "messages",
+    "conversation",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "tokenize",
+    "sanitize_control_tokens",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+)
+_OWN_COLUMNS = ("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "namespace", "dict", "range")
+_RANDOM = ("lipsum", "|random")
+# Given by their English names, since strftime takes those of the process's locale.
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+_SYSTEM, _USER, _ANSWER = "Zq3systemq3Z", "Zq5questionq5Z", "Zq7answerq7Z"
+"""Texts that no template writes by itself, and that trimming and splitting leave alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a template writes around the last answer of a conversation."""
+
+    opening: str
+    """What ``add_generation_prompt`` appends to a conversation that ends with a question."""
+    before: str | None
+    """What stands before a given answer beyond the rendered prompt; None where the prompt is not how the whole begins."""
+    after: str
+    """What follows the answer."""
+    drops_system: bool
+    """Whether a system message leaves no trace."""
+
+
+def options_of(tokenizer: "PreTrainedTokenizerBase") -> Mapping[str, Any]:
+    """The options that the tokenizer's template is used with."""
+    options: Mapping[str, Any] = getattr(tokenizer, "chat_template_kwargs", {})
+    return options
+
+
+def bind_options(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any]) -> None:
+    """Have the tokenizer's template used with these options from now on.
+
+    Raises:
+        ConfigError: an option that the template does not read, that we set ourselves, or a date that is none.
+        ModelError: there is no template, or it is not one.
+    """
+    if not options:
+        return
+    template = template_of(tokenizer, place=SETTING)
+    read = variables_of(tokenizer, template)
+    for name in options:
+        if name in _RESERVED:
+            raise ConfigError(f"{SETTING}.{name}: is set for each use of the template; leave it out")
+        if name not in read:
+            known = (
+                ", ".join(sorted(read - {*_RESERVED, *tokenizer.special_tokens_map, "raise_exception"})) or "nothing"
+            )
+            raise ConfigError(
+                f"{SETTING}.{name}: the chat template of {tokenizer.name_or_path} never reads {name}, so it would change "
+                f"nothing; it reads {known}"
+            )
+    if CLOCK in options:
+        _date(options[CLOCK])
+    tokenizer.chat_template_kwargs = dict(options)
+
+
+def template_of(tokenizer: "PreTrainedTokenizerBase", *, place: str) -> str:
+    """The template for conversations without tools.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{place} is a list of messages, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
+            f"use an instruction-tuned model, add chat_template.jinja to its directory, or give the prompts as text"
+            if place != SETTING
+            else f"{SETTING}: the tokenizer of {tokenizer.name_or_path} has no chat template; leave it out"
+        )
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:  # several templates, none of which is the default
+        raise ModelError(
+            f"{place}: the tokenizer of {tokenizer.name_or_path} has chat templates for special uses alone "
+            f"({', '.join(tokenizer.chat_template)}); add one named default"
+        ) from error
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Messages, *, add_generation_prompt: bool, place: str = "a prompt"
+) -> str:
+    """The conversation as the template writes it.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or its template draws at random, or passes a limit.
+        DataError: the template refuses this conversation; names ``place``.
+    """
+    # The library imports it on the way, and a gigabyte of it is not the template's.
+    import torch  # noqa: F401
+
+    template = _still(tokenizer, place)
+    options = {name: value for name, value in options_of(tokenizer).items() if name != CLOCK}
+    try:
+        text = run_limited(
+            lambda: str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **options,
+                )
+            ),
+            seconds=MAX_SECONDS,
+            more_bytes=MAX_MEMORY,
+        )
+        if len(text) > MAX_LENGTH:
+            raise LimitError(f"writes more than {MAX_LENGTH:,} characters")
+        return text
+    except LimitError as error:
+        raise ModelError(
+            f"{place}: the chat template of {tokenizer.name_or_path} {error} for the messages {shorten(messages)}; mend it"
+        ) from None
+    except Exception as error:  # a template is a program of the model's author
+        raise DataError(
+            f"{place}: the chat template of {tokenizer.name_or_path} refuses the messages {shorten(messages)} ({error}); "
+            f"give roles and an order that it knows"
+        ) from error
+
+
+def turn_of(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
+    """How the template writes an answer, found by having it write one; None without a template, or if it takes no answer."""
+    return remembered(tokenizer, _probe) if tokenizer.chat_template else None
+
+
+def doubts_about(tokenizer: "PreTrainedTokenizerBase", *, has_answers: bool, has_system: bool) -> list[str]:
+    """What to tell about a template that is about to be used; ``has_answers``: on dialogues whose answers are given.
+
+    Raises:
+        ModelError: prompts would end before the place where the template puts an answer.
+    """
+    name = tokenizer.name_or_path
+    said: list[str] = []
+    template = template_of(tokenizer, place="a prompt")
+    if CLOCK in variables_of(tokenizer, template) and CLOCK not in options_of(tokenizer):
+        said.append(
+            f"the chat template of {name} may write today's date into prompts; so that a run is the same on every day, the "
+            f"date is always {DATE}; {SETTING}.{CLOCK} sets another"
+        )
+    turn = turn_of(tokenizer)
+    if turn is None:
+        said.append(
+            f"the chat template of {name} takes no answer after a question, so its end of turn is not known; responses end "
+            f"with {tokenizer.eos_token}"
+        )
+        return said
+    if not turn.opening and turn.before is not None and turn.before.strip():
+        raise ModelError(
+            f"the chat template of {name} writes {shorten(turn.before)} before an answer, but not for "
+            "add_generation_prompt, so a prompt would end before the answer's start; append that text to it, inside of "
+            "{% if add_generation_prompt %}"
+        )
+    if has_answers and turn.before is None:
+        said.append(
+            f"the chat template of {name} opens an answer that is to be sampled with {shorten(turn.opening)}, but one that "
+            f"is given in another way; the answers of the data are read after the former ({SETTING} may make both agree)"
+        )
+    elif has_answers and turn.before and turn.before.strip():
+        said.append(
+            f"the chat template of {name} puts {shorten(turn.before)} before an answer that is given, but not before one "
+            f"that is to be sampled; the answers of the data are read without it ({SETTING} may make both agree)"
+        )
+    if has_system and turn.drops_system:
+        said.append(f"the chat template of {name} leaves system messages out, so no model of this run reads them")
+    return said
+
+
+def doubts_about_data(
+    tokenizer: "PreTrainedTokenizerBase", *, prompts: "Sequence[Prompt]", answers: "Sequence[Preference | Text]"
+) -> list[str]:
+    """What to tell before a template is used on these conversations; nothing where all is plain text.
+
+    Raises:
+        ModelError: as in ``doubts_about``.
+    """
+    conversations = [row.prompt for row in (*prompts, *answers) if isinstance(row.prompt, list)]
+    if not conversations:
+        options = options_of(tokenizer)
+        return [f"{SETTING}: no row of the data is a conversation, so no template is used"] if options else []
+    said = doubts_about(
+        tokenizer,
+        has_answers=any(isinstance(row.prompt, list) for row in answers),
+        has_system=any(message.get("role") == "system" for messages in conversations for message in messages),
+    )
+    read = variables_of(tokenizer, template_of(tokenizer, place="a prompt")) - {*_RESERVED, *_OWN_COLUMNS}
+    columns = {name for row in prompts for name in row.extra}
+    for name in sorted(columns & (read | {"chat_template_kwargs"})):
+        said.append(
+            f"the column {name} of the prompts goes to reward functions alone, although the chat template of "
+            f"{tokenizer.name_or_path} has an option for it; {SETTING} sets one for all rows"
+        )
+    return said
+
+
+def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str]:
+    """The names that a template looks up from outside of itself.
+
+    Raises:
+        ModelError: it cannot be read, it draws at random, or reading it passes a limit: Jinja computes constants then.
+    """
+    import jinja2
+    from jinja2 import meta, nodes
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    # The library's own tag, which changes nothing of what is written.
+    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)
+    try:
+        tree = environment.parse(plain)
+    except jinja2.TemplateError as error:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} is not readable as Jinja ({error}); mend it"
+        ) from error
+    if next(tree.find_all(nodes.Pow), None) is not None:
+        # The one operation that can take for ever by itself.
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} computes powers (**), which have no bound; take that out"
+        )
+    filters = {f"|{node.name}" for node in tree.find_all(nodes.Filter)}
+    if drawn := sorted((filters | {node.name for node in tree.find_all(nodes.Name)}) & set(_RANDOM)):
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} draws at random ({drawn[0]}), so no two runs would have the "
+            "same prompts; take that out"
+        )
+    try:
+        return run_limited(lambda: meta.find_undeclared_variables(tree), seconds=MAX_SECONDS, more_bytes=MAX_MEMORY)
+    except LimitError as error:
+        raise ModelError(f"the chat template of {tokenizer.name_or_path} {error}; mend it") from None
+
+
+Found = TypeVar("Found")
+_MEMORY: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
+
+
+def remembered(
+    tokenizer: "PreTrainedTokenizerBase", find: "Callable[[PreTrainedTokenizerBase], Found]", *more: Any
+) -> Found:
+    """``find(tokenizer)``, found once for each template, set of options, and what else decides it."""
+    key = (find, str(tokenizer.chat_template), tokenizer.eos_token, repr(options_of(tokenizer)), *more)
+    memory = _MEMORY.setdefault(tokenizer, {})
+    if key not in memory:
+        memory[key] = find(tokenizer)
+    found: Found = memory[key]
+    return found
+
+
+def _probe(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
+    user, answer = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}
+    system = {"role": "system", "content": _SYSTEM}
+    # Some templates want a system message, some none; some want a question last.
+    for messages, more in (([user], []), ([system, user], []), ([user], [user])):
+        try:
+            bare = render(tokenizer, messages, add_generation_prompt=False)
+            opened = render(tokenizer, messages, add_generation_prompt=True)
+            whole = render(tokenizer, [*messages, answer, *more], add_generation_prompt=False)
+        except DataError:
+            continue
+        if _ANSWER not in whole:
+            continue
+        start, _, after = whole.rpartition(_ANSWER)
+        opening = opened[len(bare) :] if opened.startswith(bare) else opened
+        # Where the next answer is opened whether asked for or not, that is no end of this one.
+        after = after.partition(_USER)[0] if more else after.removesuffix(opening or "\0")
+        return Turn(
+            opening=opening,
+            before=start[len(opened) :] if start.startswith(opened) else None,
+            after=after,
+            drops_system=_drops_system(tokenizer, system, user),
+        )
+    return None
+
+
+def _drops_system(tokenizer: "PreTrainedTokenizerBase", system: dict[str, str], user: dict[str, str]) -> bool:
+    try:
+        return _SYSTEM not in render(tokenizer, [system, user], add_generation_prompt=True)
+    except DataError:
+        return False  # it says so itself
+
+
+def _still(tokenizer: "PreTrainedTokenizerBase", place: str) -> str:
+    """The template with a clock that stands still, where it asks for one."""
+
+    def find(tokenizer: "PreTrainedTokenizerBase") -> str:
+        template = template_of(tokenizer, place=place)
+        if CLOCK not in variables_of(tokenizer, template):
+            return template
+        date = _date(options_of(tokenizer).get(CLOCK, DATE))
+        shown = "".join(f" | replace({code!r}, {text!r})" for code, text in _shown(date).items())
+        # A macro hides the library's function of that name; "+" keeps whatever whitespace the template begins with.
+        return f"{{%- macro {CLOCK}(format) -%}}{{{{ format{shown} }}}}{{%- endmacro +%}}{template}"
+
+    return remembered(tokenizer, find) if tokenizer.chat_template else template_of(tokenizer, place=place)
+
+
+def _date(text: Any) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{SETTING}.{CLOCK}={text!r}: is no date; give one like {DATE}") from error
+
+
+def _shown(date: datetime.date) -> dict[str, str]:
+    """What stands for each code of strftime at midnight of the date, whatever the locale and the time zone."""
+    day, month = _DAYS[date.weekday()], _MONTHS[date.month - 1]
+    numbers = {"d": f"{date.day:02}", "m": f"{date.month:02}", "y": f"{date.year % 100:02}", "j": f"{date:%j}"}
+    hours = {"H": "00", "I": "12", "M": "00", "S": "00"}
+    shown = {f"%-{code}": text.lstrip("0") or "0" for code, text in {**numbers, **hours}.items()}
+    shown |= {f"%{code}": text for code, text in {**numbers, **hours}.items()}
+    iso, us = f"{date.year:04}-{date.month:02}-{date.day:02}", f"{date.month:02}/{date.day:02}/{date.year % 100:02}"
+    return shown | {
+        "%Y": f"{date.year:04}",
+        "%B": month,
+        "%b": month[:3],
+        "%h": month[:3],
+        "%A": day,
+        "%a": day[:3],
+        "%e": f"{date.day:2}",
+        "%u": str(date.isoweekday()),
+        "%w": str(date.isoweekday() % 7),
+        "%U": f"{date:%U}",
+        "%W": f"{date:%W}",
+        "%V": f"{date:%V}",
+        "%G": f"{date:%G}",
+        "%p": "AM",
+        "%f": "000000",
+        "%F": iso,
+        "%D": us,
+        "%x": us,
+        "%X": "00:00:00",
+        "%T": "00:00:00",
+        "%R": "00:00",
+        "%c": f"{day[:3]} {month[:3]} {date.day:2} 00:00:00 {date.year:04}",
+        "%s": str(int(datetime.datetime(date.year, date.month, date.day, tzinfo=datetime.UTC).timestamp())),
+        "%Z": "",
+        "%z": "",
+        "%n": "\n",
+        "%t": "\t",
+        "%%": "%",
+    }

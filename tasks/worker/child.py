@@ -1,0 +1,83 @@
+"""The worker itself: ``python -m tasks.worker.child FD`` answers calls until its input ends."""
+
+import dataclasses
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.config import ExecutionConfig, ModelChecks
+from tasks.contract import StageCall, classify, describe, execute, load_stage
+from tasks.models import require_sound_models
+from tasks.worker.protocol import decode_call
+from tasks.worker.supervisor import REPORT_S
+from tasks.worker.turns import alone_on, device_key
+
+
+def device_of(call: StageCall) -> str | None:
+    """The accelerator that a stage needs for itself."""
+    from tasks.models import pick_device
+
+    return device_key(pick_device(ExecutionConfig(**call.execution))) if load_stage(call.stage).uses_models else None
+
+
+def main() -> None:
+    """The child: answer one call after another until the input ends."""
+    answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+    lock = threading.Lock()
+    calls: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def answer(value: Mapping[str, Any]) -> None:
+        with lock:
+            answers.write(json.dumps(value) + "\n")
+
+    def read_calls() -> None:
+        for line in sys.stdin:
+            calls.put(line)
+        # The supervisor closed the pipe or died: in the middle of a stage too, nothing of ours may go on.
+        os._exit(0)
+
+    # Ctrl-C in the terminal is for the supervisor, which then ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=read_calls, daemon=True).start()
+
+    from tasks.contract import ResidentModels
+    from tasks.models import empty_cache, prefer_determinism
+
+    prefer_determinism()
+    models = ResidentModels()
+    told = 0.0
+
+    def report(event: Mapping[str, Any]) -> None:
+        nonlocal told
+        # Nobody reads faster, and a sampler has something to say at every token.
+        if "warning" in event or event["done"] == event["total"] or time.monotonic() - told > REPORT_S:
+            told = time.monotonic()
+            answer({"progress": dict(event)})
+
+    def done(request: Mapping[str, Any]) -> Any:
+        if "checks" in request:
+            return require_sound_models(ModelChecks(**request["checks"]))
+        call = decode_call(request["call"])
+        with alone_on(device_of(call), report, user=f"{call.label} of {call.run_root}"):
+            return dataclasses.asdict(execute(call, models, report))
+
+    while True:
+        request = json.loads(calls.get())
+        try:
+            answer({"done": done(request)})
+        except Exception as error:
+            models.clear()
+            empty_cache()
+            traceback.print_exc()
+            answer({"error": {"kind": classify(error), "message": describe(error)}})
+
+
+if __name__ == "__main__":
+    main()
