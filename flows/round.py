@@ -15,8 +15,8 @@ from tasks.config import (
     TrainRewardModelConfig,
     WarmUpStageConfig,
 )
-from tasks.contract import load_stage
 from tasks.data import source_digest
+from tasks.stages import STAGES
 from tasks.store import Place
 
 # The policy that samples is the reference, so that there is no KL; and a critic that knows nothing yet is no part of its
@@ -205,7 +205,7 @@ def pretraining_config(config: RunConfig) -> CriticPretrainingStageConfig:
         **own,
         scoring=dump(score_config(config).model_copy(update={"exact_kl": False})),
         advantages=dump(advantages_config(config).model_copy(update=FOR_PRETRAINING)),
-        versions={name: load_stage(name).version for name in ("score_rollouts", "compute_advantages")},
+        versions={name: STAGES[name].version for name in ("score_rollouts", "compute_advantages")},
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,
         lora=config.model.lora,

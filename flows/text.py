@@ -9,7 +9,6 @@ import io
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,31 +19,6 @@ import string
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 ESCAPED = "rounds.escaped"
 SHOWN_AS = {"\n": "⏎", "\t": "⇥"}
-# The numbers that tell most of each stage: metric, what it is called in a line, and its digits.
-HEADLINES: Mapping[str, tuple[tuple[str, str, int], ...]] = {
-    "prepare_data": (
-        ("data/prompts", "prompts", 0),
-        ("data/preferences", "preferences", 0),
-        ("data/texts", "texts", 0),
-    ),
-    "warm_up": (("warm_up/first_loss", "first loss", 2), ("warm_up/loss", "loss", 2)),
-    "train_reward_model": (("reward_model/accuracy", "accuracy", 3),),
-    "critic_pretraining": (
-        ("critic_pretraining/explained_variance_before", "explained variance before", 2),
-        ("critic_pretraining/explained_variance", "after", 2),
-    ),
-    "generate_rollouts": (("rollouts/response_length", "length", 1),),
-    "score_rollouts": (("score/mean", "score", 3),),
-    "compute_advantages": (("kl/mean", "KL", 3),),
-    "update_policy": (("update/entropy", "entropy", 3), ("update/clipfrac", "clipped", 3)),
-    "audit_rollouts": (("audit/length_correlation", "length correlation", 2),),
-    "evaluate_policy": (
-        ("evaluation/score", "score", 3),
-        ("evaluation/score_gain", "gain", 2),
-        ("evaluation/kl", "KL", 2),
-    ),
-    "report_round": (),
-}
 
 
 def escape_what_streams_lack(*streams: Any) -> None:
@@ -110,12 +84,6 @@ def stage_label(stage: str, place: "Place") -> str:
     parts.append(stage.replace("_", " "))
     parts += [f"shard {place.shard + 1}"] if place.shard else []
     return " · ".join(parts)
-
-
-def headline(stage: str, metrics: Mapping[str, float]) -> str:
-    """The numbers that tell most of a stage, on a line."""
-    named = [(name, digits, metrics[key]) for key, name, digits in HEADLINES.get(stage, ()) if key in metrics]
-    return ", ".join(f"{name} {number(value, digits)}" for name, digits, value in named)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -6,7 +6,7 @@ Nothing that trains reads its output, so that another held-out reward costs no t
 import math
 
 from tasks.config import AuditRolloutsConfig
-from tasks.contract import StageContext, StageOutput, stage
+from tasks.contract import StageContext, StageOutput
 from tasks.metrics import (
     correlation,
     correlation_stderr,
@@ -19,13 +19,13 @@ from tasks.metrics import (
     moments,
     with_stderr,
 )
-from tasks.store import Ref
+from tasks.scoring import score_rows
+from tasks.store import HELD_OUT, Ref, audit, concatenate, read_dataset, read_json, table_of, write_dataset, write_json
 
 MOMENTS_FILE = "moments.json"
 REPETITION_LENGTHS = (1, 2, 3)
 
 
-@stage(version="3", config=AuditRolloutsConfig)
 def audit_rollouts(
     context: StageContext,
     config: AuditRolloutsConfig,
@@ -39,9 +39,6 @@ def audit_rollouts(
 
     ``baseline`` is the audit of the round's first iteration, None in that one itself.
     """
-    from tasks.scoring import score_rows
-    from tasks.store import HELD_OUT, audit, concatenate, read_dataset, read_json, table_of, write_dataset, write_json
-
     table = concatenate([read_dataset(ref.directory / "rollouts") for ref in scored])
     held_out = score_rows(
         context,

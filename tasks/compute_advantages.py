@@ -2,24 +2,36 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import torch
+
+from ppo_core import (
+    Ragged,
+    gae,
+    group_advantages,
+    kl_estimate,
+    length_adaptive_lam,
+    masked_mean,
+    masked_whiten,
+    next_kl_coef,
+    overlong_penalty,
+    rewards_to_go,
+    token_rewards,
+    treated_scores,
+)
 from tasks.config import AdvantagesConfig, ComputeAdvantagesConfig, LengthCutConfig
-from tasks.contract import Gates, StageContext, StageOutput, stage
+from tasks.contract import Gates, StageContext, StageOutput
 from tasks.errors import ConfigError
-from tasks.store import Ref
-
-if TYPE_CHECKING:
-    import torch
-
-    from tasks.models import LoopState
-    from tasks.store import Table
+from tasks.metrics import mean_metric
+from tasks.models import LoopState, read_loop_state
+from tasks.sampling import rollout_batch
+from tasks.store import Ref, Table, concatenate, ragged_column, read_dataset, with_columns, write_dataset
+from tasks.store import advantages as with_advantages
 
 MANY_CUT_OFF = 0.5
 """Share of cut off responses above which most of what is scored is unfinished."""
 
 
-@stage(version="3", config=ComputeAdvantagesConfig, uses_models=False)
 def compute_advantages(
     context: StageContext, config: ComputeAdvantagesConfig, *, scored: list[Ref], checkpoint: Ref
 ) -> StageOutput:
@@ -28,15 +40,6 @@ def compute_advantages(
     All shards become one data set, since whitening and the moments of the scores need them together. ``checkpoint`` is
     what the rollouts were sampled from; only its loop state is read.
     """
-    import torch
-
-    from ppo_core import Ragged, kl_estimate, masked_whiten, token_rewards
-    from tasks.metrics import mean_metric
-    from tasks.models import read_loop_state
-    from tasks.sampling import rollout_batch
-    from tasks.store import advantages as with_advantages
-    from tasks.store import concatenate, read_dataset, with_columns, write_dataset
-
     before = read_loop_state(checkpoint.directory)
     kl_coef = config.kl_coef if config.kl_target is None or before.kl_coef is None else before.kl_coef
     table = concatenate([read_dataset(ref.directory / "rollouts") for ref in scored])
@@ -111,10 +114,6 @@ def compute_advantages(
 
 def padded_column(table: "Table", name: str) -> "torch.Tensor":
     """(B, T) of a column with one number per response token; 0 at padding."""
-    import torch
-
-    from tasks.store import ragged_column
-
     return ragged_column(table, name, torch.float32).padded(fill=0.0)
 
 
@@ -138,8 +137,6 @@ def rows_to_learn_from(
     Raises:
         ConfigError: none is left.
     """
-    import torch
-
     kept = ~cut_off
     if config.algorithm in ("rloo", "grpo", "dr_grpo"):
         prompt_ids = table.column("prompt_id").to_pylist()
@@ -164,9 +161,6 @@ def next_state(
     mean_kl: float,
 ) -> "LoopState":
     """The moments with those of this iteration's scores that count, and the KL coefficient of the next one."""
-    from ppo_core import next_kl_coef
-    from tasks.models import LoopState
-
     if config.kl_target is not None:
         kl_coef = next_kl_coef(kl_coef, mean_kl, num_responses, target=config.kl_target, horizon=config.kl_horizon)
     return LoopState(kl_coef=kl_coef, scores=before.scores.with_scores(scores))
@@ -180,8 +174,6 @@ def treated_by(
     state: "LoopState",
 ) -> "torch.Tensor":
     """The scores as they count. The moments hold this iteration already, so that the first one has some."""
-    from ppo_core import overlong_penalty, treated_scores
-
     length_penalty = None
     if config.length_cut.ramp_tokens:
         assert config.max_new_tokens is not None, "a run's configuration always has it"
@@ -207,10 +199,6 @@ def advantages_of(
     config: ComputeAdvantagesConfig, table: "Table", rewards: "torch.Tensor", mask: "torch.Tensor"
 ) -> dict[str, "torch.Tensor"]:
     """Advantages, and with a critic the returns that it learns; without whitening."""
-    import torch
-
-    from ppo_core import gae, group_advantages, length_adaptive_lam, masked_mean, rewards_to_go
-
     if config.algorithm == "ppo":
         bootstrap_values = None
         if config.bootstrap:

@@ -1,22 +1,26 @@
 """Stage: the critic learns what the reference's responses score, before the first iteration asks it."""
 
+import shutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
+import torch
+
+from ppo_core import InPrecision, PPOConfig, TrunkCritic, explained_variance, forward_groups
+from ppo_core.objectives import Counts, critic_objective
 from tasks.config import CriticPretrainingStageConfig
-from tasks.contract import StageContext, StageOutput, load_stage, stage
-from tasks.store import Ref
-
-if TYPE_CHECKING:
-    import torch
-
-    from tasks.store import Table
+from tasks.contract import StageContext, StageOutput, stage_function
+from tasks.models import CRITIC, POLICY, Learners, descend, part_directory, pick_dtype, shuffled
+from tasks.sampling import CALIBRATION, batch_values, calibration_rollouts, rollout_batch
+from tasks.stages import STAGES
+from tasks.store import Ref, Table, read_dataset, write_dataset
+from tasks.text import copy_tokenizer
 
 HELD_OUT_EVERY = 8
 """One prompt of so many measures the critic and never trains it."""
 
 
-@stage(version="1", config=CriticPretrainingStageConfig)
 def critic_pretraining(
     context: StageContext,
     config: CriticPretrainingStageConfig,
@@ -33,15 +37,6 @@ def critic_pretraining(
     The reference is the policy that the run starts from, so that no KL is in the targets. Of a critic on the policy's body
     only the head is trained, since the policy must stay what it is.
     """
-    import torch
-
-    from ppo_core import InPrecision, PPOConfig, TrunkCritic, explained_variance, forward_groups
-    from ppo_core.objectives import Counts, critic_objective
-    from tasks.models import CRITIC, POLICY, Learners, descend, part_directory, pick_dtype, shuffled
-    from tasks.sampling import batch_values, rollout_batch
-    from tasks.store import read_dataset
-    from tasks.text import copy_tokenizer
-
     learners = Learners(
         context=context,
         lora_base=lora_base,
@@ -118,9 +113,6 @@ def sampled_by_reference(
     data: Ref,
 ) -> Ref:
     """Responses of the reference: those that a reward model of this run was calibrated on, else new ones."""
-    from tasks.sampling import CALIBRATION, calibration_rollouts
-    from tasks.store import write_dataset
-
     if reward_model is not None:
         return Ref(str(reward_model.directory / CALIBRATION), reward_model.digest)
     rollouts = calibration_rollouts(
@@ -148,13 +140,11 @@ def experience_of(
     lora_base: Ref | None,
 ) -> Ref:
     """The responses with ``values`` of the critic as it is and ``returns``, by the very stages of an iteration."""
-    import shutil
-    from dataclasses import replace
 
     def made(name: str, directory: str, settings: Mapping[str, Any], **inputs: Any) -> Ref:
-        declared, output = load_stage(name), context.output / directory
+        output = context.output / directory
         output.mkdir()
-        declared.fn(replace(context, output=output), declared.config_type(**settings), **inputs)
+        stage_function(name)(replace(context, output=output), STAGES[name].config(**settings), **inputs)
         return Ref(str(output), sampled.digest)
 
     scored = made(
@@ -177,8 +167,6 @@ def experience_of(
 
 def held_out_rows(table: "Table") -> "torch.Tensor":
     """(B,) bool: all rows of some of the prompts; of a lone prompt's, none could be told from those of training."""
-    import torch
-
     prompt_ids = table.column("prompt_id").to_pylist()
     numbers = {prompt_id: number for number, prompt_id in enumerate(dict.fromkeys(prompt_ids))}
     every = min(HELD_OUT_EVERY, len(numbers))

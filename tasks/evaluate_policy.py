@@ -1,17 +1,32 @@
 """Stage: the policy against the reference, on prompts held out of training."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from ppo_core import Ragged
 from tasks.config import EvaluatePolicyConfig, RewardConfig
-from tasks.contract import StageContext, StageOutput, stage
-from tasks.store import Ref
+from tasks.contract import StageContext, StageOutput
+from tasks.metrics import (
+    correlation,
+    correlation_stderr,
+    distinct_metric,
+    empty_metric,
+    gain,
+    lead,
+    mean_metric,
+    mean_stderr,
+    moments,
+    with_stderr,
+)
+from tasks.models import Learners
+from tasks.sampling import Sampler, rollout_batch
+from tasks.sampling.engines import engine_differences
+from tasks.scoring import score_rows, weighted_sum
+from tasks.store import Ref, Table, concatenate, evaluation, read_dataset, with_columns, write_dataset
 
-if TYPE_CHECKING:
-    from tasks.store import Table
 
-
-@stage(version="3", config=EvaluatePolicyConfig)
 def evaluate_policy(
     context: StageContext,
     config: EvaluatePolicyConfig,
@@ -24,13 +39,6 @@ def evaluate_policy(
     lora_base: Ref | None = None,
 ) -> StageOutput:
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
-    from ppo_core import Ragged
-    from tasks.models import Learners
-    from tasks.sampling import Sampler, rollout_batch
-    from tasks.sampling.engines import engine_differences
-    from tasks.scoring import score_rows, weighted_sum
-    from tasks.store import concatenate, evaluation, read_dataset, with_columns, write_dataset
-
     prompts = read_dataset(data.directory / "held_out_prompts")
     components = {**config.rewards, **config.held_out_rewards}
     num_rows = prompts.num_rows * config.samples_per_prompt
@@ -85,7 +93,6 @@ def evaluate_policy(
 
 def comparison(policy: "Table", reference: "Table", components: list[str]) -> dict[str, float]:
     """Means of both, and each score's gain in units of the reference's standard deviation over responses."""
-    import torch
 
     def column(table: "Table", name: str) -> torch.Tensor:
         return torch.tensor(table.column(name).to_pylist(), dtype=torch.float64)
@@ -115,18 +122,6 @@ def doubts(
 ) -> dict[str, float]:
     """What speaks against believing the gain: lengths, empty and repetitive responses, rewards that do not rise with the
     score, and a reward model that does not follow them on the reference's own responses."""
-    from tasks.metrics import (
-        correlation,
-        correlation_stderr,
-        distinct_metric,
-        empty_metric,
-        gain,
-        lead,
-        mean_metric,
-        mean_stderr,
-        moments,
-        with_stderr,
-    )
 
     def column(table: "Table", name: str) -> list[float]:
         return list(table.column(name).to_pylist())

@@ -2,22 +2,22 @@
 
 from collections import Counter
 
+import torch
+
+from ppo_core import derive_seed
 from tasks.config import GenerateRolloutsConfig, RolloutsConfig
-from tasks.contract import StageContext, StageOutput, stage
-from tasks.store import Ref
+from tasks.contract import StageContext, StageOutput
+from tasks.metrics import empty_metric, mean_metric
+from tasks.models import Learners
+from tasks.sampling import Sampler, rollout_batch
+from tasks.sampling.engines import engine_differences
+from tasks.store import Ref, read_dataset, write_dataset
 
 
-@stage(version="3", config=GenerateRolloutsConfig)
 def generate_rollouts(
     context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
 ) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
-    from tasks.metrics import empty_metric, mean_metric
-    from tasks.models import Learners
-    from tasks.sampling import Sampler, rollout_batch
-    from tasks.sampling.engines import engine_differences
-    from tasks.store import read_dataset, write_dataset
-
     every_prompt = read_dataset(data.directory / "prompts")
     chosen = shard_of(prompts_of_iteration(every_prompt.num_rows, config, context), config, context)
     prompts = every_prompt.take([prompt for prompt, _ in chosen])
@@ -56,10 +56,6 @@ def generate_rollouts(
 def prompts_of_iteration(num_prompts: int, config: RolloutsConfig, context: StageContext) -> list[tuple[int, int]]:
     """The next ``prompts_per_iteration`` of a pass over all prompts, in an order drawn anew for each round and pass: the
     position of each, and how often it came before in this iteration, which two passes may meet in."""
-    import torch
-
-    from ppo_core import derive_seed
-
     first = (context.place.iteration - 1) * config.prompts_per_iteration
     chosen: list[int] = []
     for position in range(first, first + config.prompts_per_iteration):

@@ -5,19 +5,55 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ppo_core.randomness import derive_seed
 from tasks.config import DataConfig, FromScratchConfig, PrepareDataConfig, Source
-from tasks.contract import StageContext, StageOutput, stage
-from tasks.data import read_rows
-from tasks.store import Ref
+from tasks.contract import StageContext, StageOutput
+from tasks.data import (
+    BadRow,
+    Findings,
+    Preference,
+    Prompt,
+    Text,
+    as_json,
+    content_key,
+    in_words,
+    read_rows,
+    to_preferences,
+    to_prompts,
+    to_texts,
+)
+from tasks.errors import DataError
+from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers, why_limited
+from tasks.store import (
+    PREFERENCES,
+    PROMPTS,
+    TEXTS,
+    Ref,
+    Table,
+    canonical_json,
+    digest_text,
+    read_dataset,
+    table_of,
+    write_dataset,
+)
+from tasks.text import (
+    check_tokenizer,
+    doubts_about_data,
+    doubts_about_endings,
+    encode_dialogue,
+    encode_prompt,
+    encode_text,
+    load_tokenizer,
+    render_prompt,
+)
 
-if TYPE_CHECKING:
-    from tasks.data import Findings, Preference, Prompt, Text
-    from tasks.store import Table
 
-
-@stage(version="2", config=PrepareDataConfig)
 def prepare_data(
     context: StageContext, config: PrepareDataConfig, *, base: Ref | None, previous: Ref | None = None
 ) -> StageOutput:
@@ -25,12 +61,6 @@ def prepare_data(
 
     What the round before held out, whose data is ``previous``, stays held out.
     """
-    from tasks.data import Findings, in_words, to_preferences, to_prompts, to_texts
-    from tasks.errors import DataError
-    from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers, why_limited
-    from tasks.store import write_dataset
-    from tasks.text import check_tokenizer, doubts_about_data, doubts_about_endings, load_tokenizer
-
     data = config.data
     findings = Findings()
     texts = to_texts(read_all(data.texts, context), findings)
@@ -130,9 +160,6 @@ class Encoder:
     @contextmanager
     def _row(self) -> Iterator[None]:
         """One record, which is a bad row where the block refuses it."""
-        from tasks.data import BadRow
-        from tasks.errors import DataError
-
         try:
             yield
         except BadRow as bad:
@@ -141,8 +168,6 @@ class Encoder:
             self.findings.add(BadRow(str(error), reason="refused by the chat template"))
 
     def _require_fit(self, num_tokens: int, place: str, what: str, *, advice: str = "") -> None:
-        from tasks.data import BadRow
-
         if self.limit is not None and num_tokens > self.limit:
             raise BadRow(
                 f"{place}: {what} takes {num_tokens} tokens and the model's context is {self.limit}{self.why_limited}; "
@@ -151,10 +176,6 @@ class Encoder:
             )
 
     def prompts(self, prompts: "list[Prompt]", response_tokens: int) -> "Table":
-        from tasks.data import as_json, content_key
-        from tasks.store import PROMPTS, canonical_json, digest_text, table_of
-        from tasks.text import encode_prompt, render_prompt
-
         seen: Counter[str] = Counter()
         rows = []
         for prompt in prompts:
@@ -175,9 +196,6 @@ class Encoder:
         return table_of(rows, PROMPTS)
 
     def preferences(self, preferences: "list[Preference]") -> "Table":
-        from tasks.store import PREFERENCES, canonical_json, digest_text, table_of
-        from tasks.text import encode_dialogue, render_prompt
-
         rows = []
         for preference in preferences:
             with self._row():
@@ -193,9 +211,6 @@ class Encoder:
         return table_of(rows, PREFERENCES)
 
     def texts(self, texts: "list[Text]") -> "Table":
-        from tasks.store import TEXTS, table_of
-        from tasks.text import encode_dialogue, encode_text
-
         rows = []
         for text in texts:
             with self._row():
@@ -214,8 +229,6 @@ def messages_json(prompt: Any) -> str:
 
 def held_out_before(previous: Ref | None, name: str) -> set[str]:
     """What an earlier round held out: the contents of rows, and the prompts of which it trained on none."""
-    from tasks.store import read_dataset
-
     if previous is None or not (previous.directory / f"held_out_{name}").is_dir():
         return set()
     held_out, trained = (read_dataset(previous.directory / part) for part in (f"held_out_{name}", name))
@@ -237,9 +250,6 @@ def set_aside(
     All rows of a prompt fall on one side; where few prompts make that impossible, rows are told apart by their whole
     content.
     """
-    from ppo_core.randomness import derive_seed
-    from tasks.errors import DataError
-
     if num >= table.num_rows:
         raise DataError(f"{table.num_rows} rows are too few to hold {num} of them out; give more, or hold out fewer")
     by_prompt, by_content = table.column("prompt").to_pylist(), contents(table)
@@ -258,10 +268,6 @@ def set_aside(
 
 def make_model(directory: Path, config: FromScratchConfig, texts: "list[Text]", *, seed: int) -> None:
     """A tokenizer trained on the texts and a Llama with random weights, saved as ``from_pretrained`` reads them."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     pad, bos, eos = "<pad>", "<s>", "</s>"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import ReportRoundConfig
-from tasks.contract import StageContext, StageOutput, stage
-from tasks.metrics import merged
-from tasks.store import Ref
+from tasks.contract import StageContext, StageOutput
+from tasks.metrics import diagnose, merged, warnings_at
+from tasks.store import Manifest, Ref, read_dataset, write_json
+from tasks.tracking.charts import draw_plots
 
 
-@stage(version="3", config=ReportRoundConfig, uses_models=False)
 def report_round(
     context: StageContext,
     config: ReportRoundConfig,
@@ -26,10 +26,6 @@ def report_round(
     pretraining: Ref | None = None,
 ) -> StageOutput:
     """Write summary.json, metrics.json (all iterations so far), samples.json and plots/*.png."""
-    from tasks.metrics import diagnose, warnings_at
-    from tasks.store import Manifest, write_json
-    from tasks.tracking.charts import draw_plots
-
     history: list[dict[str, Any]] = (
         json.loads((previous.directory / "metrics.json").read_text()) if previous is not None else []
     )
@@ -67,8 +63,6 @@ def report_round(
 
 def by_iteration(refs: list[Ref]) -> list[list[Ref]]:
     """The outputs of each iteration together, in the order of the iterations."""
-    from tasks.store import Manifest
-
     groups: dict[int, list[Ref]] = {}
     for ref in refs:
         groups.setdefault(Manifest.read(ref.directory).place.iteration, []).append(ref)
@@ -94,8 +88,6 @@ def calibration_of(reward_model: Ref | None) -> dict[str, Any] | None:
 
 def sample_rows(directory: Path, num_samples: int) -> list[dict[str, Any]]:
     """Rollouts from best to worst score, evenly spaced over all of them."""
-    from tasks.store import read_dataset
-
     table = read_dataset(directory)
     names = [
         "rollout_id",

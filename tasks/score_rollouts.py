@@ -2,12 +2,26 @@
 
 from typing import Any
 
+import torch
+
+from ppo_core import Ragged
 from tasks.config import ScoreRolloutsConfig
-from tasks.contract import StageContext, StageOutput, stage
-from tasks.store import Ref
+from tasks.contract import StageContext, StageOutput
+from tasks.models import Learners, pick_dtype, pick_head_dtype
+from tasks.sampling import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
+from tasks.scoring import score_rows, weighted_sum
+from tasks.store import (
+    ROLLOUTS,
+    SAMPLING_LOGPROBS,
+    Ref,
+    read_dataset,
+    require_columns,
+    scored,
+    with_columns,
+    write_dataset,
+)
 
 
-@stage(version="4", config=ScoreRolloutsConfig)
 def score_rollouts(
     context: StageContext,
     config: ScoreRolloutsConfig,
@@ -21,22 +35,6 @@ def score_rollouts(
     lora_base: Ref | None = None,
 ) -> StageOutput:
     """Add score, one column per component and ref_logprobs to each rollout; with a critic, values and final_value."""
-    import torch
-
-    from ppo_core import Ragged
-    from tasks.models import Learners, pick_dtype, pick_head_dtype
-    from tasks.sampling import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
-    from tasks.scoring import score_rows, weighted_sum
-    from tasks.store import (
-        ROLLOUTS,
-        SAMPLING_LOGPROBS,
-        read_dataset,
-        require_columns,
-        scored,
-        with_columns,
-        write_dataset,
-    )
-
     table = read_dataset(rollouts.directory / "rollouts")
     require_columns(table, ROLLOUTS, where=rollouts.path)
     batch = rollout_batch(table, "logprobs")

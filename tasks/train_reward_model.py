@@ -2,20 +2,31 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from ppo_core import expected_calibration_error, ranking_loss
 from tasks.config import TrainRewardModelConfig
-from tasks.contract import StageContext, StageOutput, stage
+from tasks.contract import Gates, StageContext, StageOutput
 from tasks.errors import DataError
-from tasks.store import Ref
+from tasks.models import (
+    POLICY,
+    REWARD_MODEL,
+    Learners,
+    descend,
+    load_scalar_model,
+    part_directory,
+    pick_device,
+    pick_dtype,
+    shuffled,
+)
+from tasks.sampling import CALIBRATION, calibration_rollouts
+from tasks.scoring import last_token_scores, model_scores
+from tasks.store import Ref, read_dataset, write_dataset, write_json
+from tasks.text import OPTIONS_FILE, copy_tokenizer, encode_dialogues, load_tokenizer, options_of
 
-if TYPE_CHECKING:
-    import torch
 
-    from tasks.contract import Gates
-
-
-@stage(version="4", config=TrainRewardModelConfig)
 def train_reward_model(
     context: StageContext,
     config: TrainRewardModelConfig,
@@ -26,26 +37,6 @@ def train_reward_model(
     lora_base: Ref | None = None,
 ) -> StageOutput:
     """Bradley–Terry over all ordered pairs of each preference, every preference with the same weight."""
-    import torch
-
-    from ppo_core import ranking_loss
-    from tasks.contract import Gates
-    from tasks.models import (
-        POLICY,
-        REWARD_MODEL,
-        Learners,
-        descend,
-        load_scalar_model,
-        part_directory,
-        pick_device,
-        pick_dtype,
-        shuffled,
-    )
-    from tasks.sampling import CALIBRATION, calibration_rollouts
-    from tasks.scoring import last_token_scores, model_scores
-    from tasks.store import read_dataset, write_dataset, write_json
-    from tasks.text import OPTIONS_FILE, copy_tokenizer, encode_dialogues, load_tokenizer, options_of
-
     source = part_directory(base, REWARD_MODEL, POLICY)
     device = pick_device(context.execution)
     dtype = pick_dtype(context.execution, device)
@@ -195,11 +186,6 @@ def held_out_quality(rows: list[dict[str, Any]], tokenizer: Any, token_budget: i
 
     Accuracy also apart for pairs whose chosen response has more tokens than the other, and fewer; None where there is none.
     """
-    import torch
-
-    from ppo_core import expected_calibration_error
-    from tasks.text import encode_dialogues
-
     groups = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
     margins: list[float] = []
     longer_by: list[int] = []

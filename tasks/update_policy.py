@@ -1,21 +1,22 @@
 """Stage: one PPO update of policy and critic; reads a checkpoint and writes the next one."""
 
+import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import torch
+
+from ppo_core import InPrecision, ppo_update
+from ppo_core.update import MinibatchStats
 from tasks.config import UpdatePolicyConfig
-from tasks.contract import Gates, StageContext, StageOutput, stage
-from tasks.store import Ref
-
-if TYPE_CHECKING:
-    import torch
-
-    from ppo_core.update import MinibatchStats
+from tasks.contract import Gates, StageContext, StageOutput
+from tasks.metrics import explained_variance_stderr
+from tasks.models import STATE_FILE, Learners, NextCheckpoint, pick_dtype, pick_head_dtype
+from tasks.sampling import rollout_batch
+from tasks.store import SAMPLING_LOGPROBS, BackgroundWriter, Ref, read_dataset
 
 MAX_DEVIATION, MAX_DEVIATION_IN_BFLOAT16 = 0.01, 0.5
 
 
-@stage(version="4", config=UpdatePolicyConfig)
 def update_policy(
     context: StageContext,
     config: UpdatePolicyConfig,
@@ -30,14 +31,6 @@ def update_policy(
 
     Without a critic there is none in the checkpoint. The reference is read for an exact KL loss alone.
     """
-    import shutil
-
-    from ppo_core import InPrecision, ppo_update
-    from tasks.metrics import explained_variance_stderr
-    from tasks.models import STATE_FILE, Learners, NextCheckpoint, pick_dtype, pick_head_dtype
-    from tasks.sampling import rollout_batch
-    from tasks.store import SAMPLING_LOGPROBS, BackgroundWriter, read_dataset
-
     table = read_dataset(experience.directory / "rollouts")
     columns = columns_for(config, has_critic=critic is not None)
     columns += [SAMPLING_LOGPROBS] if SAMPLING_LOGPROBS in table.column_names else []
@@ -107,8 +100,6 @@ def columns_for(config: UpdatePolicyConfig, *, has_critic: bool) -> list[str]:
 
 def require_health(gates: Gates, context: StageContext, minibatch: "MinibatchStats", dtype: "torch.dtype") -> None:
     """Look at a minibatch before its step."""
-    import torch
-
     health, values = context.health, minibatch.values
     where = f"in epoch {minibatch.epoch}, minibatch {minibatch.minibatch},"
     if minibatch.epoch == minibatch.minibatch == 0:

@@ -1,37 +1,36 @@
 """Stage: supervised training of the base model on texts, before any reinforcement learning."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import torch
+
+from ppo_core import (
+    AS_FEW_AS_POSSIBLE,
+    InPrecision,
+    Ragged,
+    RolloutBatch,
+    forward_groups,
+    micro_batches,
+    token_logprobs,
+)
 from tasks.config import WarmUpStageConfig
-from tasks.contract import StageContext, StageOutput, stage
-from tasks.store import Ref
+from tasks.contract import StageContext, StageOutput
+from tasks.models import (
+    POLICY,
+    descend,
+    load_policy,
+    part_directory,
+    pick_device,
+    pick_dtype,
+    pick_head_dtype,
+    shuffled,
+)
+from tasks.store import Ref, ragged_column, read_dataset
+from tasks.text import copy_tokenizer
 
-if TYPE_CHECKING:
-    import torch
 
-    from ppo_core import Ragged, RolloutBatch
-
-
-@stage(version="3", config=WarmUpStageConfig)
 def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data: Ref) -> StageOutput:
     """Minimise the next-token loss; of a row with a prompt, only its response counts."""
-    import torch
-
-    from ppo_core import AS_FEW_AS_POSSIBLE, InPrecision, forward_groups, micro_batches, token_logprobs
-    from tasks.models import (
-        POLICY,
-        descend,
-        load_policy,
-        part_directory,
-        pick_device,
-        pick_dtype,
-        pick_head_dtype,
-        shuffled,
-    )
-    from tasks.store import ragged_column, read_dataset
-    from tasks.text import copy_tokenizer
-
     source = part_directory(base, POLICY)
     device = pick_device(context.execution)
     dtype = pick_dtype(context.execution, device)
@@ -83,10 +82,6 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
 
 def as_rollouts(texts: "Ragged", prompt_lengths: "torch.Tensor") -> "RolloutBatch":
     """Texts cut after their prompts, or after their first token, which nothing predicts; those with no more are left out."""
-    import torch
-
-    from ppo_core import Ragged, RolloutBatch
-
     columns, mask = torch.arange(int(texts.lengths.max())), texts.mask()
     rows = texts.padded(fill=0)
     is_prompt = mask & (columns < prompt_lengths.clamp(min=1)[:, None])

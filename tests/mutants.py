@@ -512,7 +512,7 @@ PPO_CORE: Table = [
             ("return False\n    return True", "return True\n    return True"),
             ("for way in (with_cache, by_generate, whole) if", "for way in (whole, with_cache, by_generate) if"),
             ("if found is None:", "if False:"),
-            ("        except torch.OutOfMemoryError:\n            raise\n", ""),
+            ("        except (torch.OutOfMemoryError, MemoryError):\n            raise\n", ""),
             ("_ways[inner] = found", "pass"),
             ("if given is None or not", "if given is not None and not"),
             ("if name in _CACHE_ARGUMENTS), _CACHE_ARGUMENTS[0])", "if False), _CACHE_ARGUMENTS[0])"),
@@ -852,7 +852,7 @@ PPO_CORE: Table = [
 # ---------------------------------------------------------------------------------------------------------------------
 DATA: Table = [
     (
-        "tasks/transcripts.py",
+        "tasks/data/transcripts.py",
         "tests/tasks/test_transcripts.py tests/tasks/test_records.py",
         [
             ("    cut = cuts[0]\n", "    cut = cuts[-1]\n"),
@@ -875,7 +875,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/records.py",
+        "tasks/data/records.py",
         "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
         [
             (
@@ -894,7 +894,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/comparisons.py",
+        "tasks/data/comparisons.py",
         "tests/tasks/test_comparisons.py tests/tasks/test_records.py",
         [
             ("FIRST if amount < 0 else SECOND", "SECOND if amount < 0 else FIRST"),
@@ -906,7 +906,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/conversations.py",
+        "tasks/data/conversations.py",
         "tests/tasks/test_conversations.py",
         [
             (
@@ -920,7 +920,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/yaml_text.py",
+        "tasks/config/yaml_text.py",
         "tests/tasks/test_yaml_text.py",
         [
             ("            if key.value in seen:", "            if False:"),
@@ -938,7 +938,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/bad_rows.py",
+        "tasks/data/bad_rows.py",
         "tests/tasks/test_records.py",
         [
             ("if self.num_bad == self.num_rows else", "if False else"),
@@ -946,7 +946,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/sources.py",
+        "tasks/data/sources.py",
         "tests/tasks/test_sources.py",
         [
             ("if name not in theirs and values.get(name) is not None:", "if False:"),
@@ -957,7 +957,7 @@ DATA: Table = [
 
 TASKS: Table = [
     (
-        "tasks/endings.py",
+        "tasks/text/endings.py",
         "tests/tasks/test_endings.py",
         [
             ("ids = {*declared_by(tokenizer), *_own_eos(tokenizer)}", "ids = {*_own_eos(tokenizer)}"),
@@ -974,7 +974,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/chat_template.py",
+        "tasks/text/chat_template.py",
         "tests/tasks/test_chat_template.py tests/tasks/test_endings.py",
         [
             ("if name in _RESERVED:", "if False:"),
@@ -992,7 +992,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/text.py",
+        "tasks/text/tokens.py",
         "tests/tasks/test_text.py tests/tasks/test_endings.py",
         [
             ("ending = None if plain else ending_of(tokenizer)", "ending = ending_of(tokenizer)"),
@@ -1005,7 +1005,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/scoring.py",
+        "tasks/scoring/mixture.py",
         "tests/tasks/test_reading.py",
         [
             ("finished=finished, special_tokens=True)", "finished=finished)"),
@@ -1015,7 +1015,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/samplers/vllm_rows.py",
+        "tasks/sampling/engines/vllm_rows.py",
         "tests/tasks/test_samplers.py",
         [
             ("Ended(row.token_ids[:length], row.logprobs[:length], True)", "Ended(row.token_ids, row.logprobs, True)"),
@@ -1025,7 +1025,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/samplers/vllm_server.py",
+        "tasks/sampling/engines/vllm_server.py",
         "tests/tasks/test_samplers.py",
         [
             ("stop_strings, seeds[i])", "stop_strings, seeds[0])"),
@@ -1050,7 +1050,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/responses.py",
+        "tasks/sampling/sampler.py",
         "tests/tasks/test_generate_rollouts.py",
         [
             ("before[i // samples_per_prompt] * samples_per_prompt + i", "before[i // samples_per_prompt] + i"),
@@ -1058,7 +1058,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/responses.py",
+        "tasks/sampling/sampler.py",
         "tests/tasks/test_samplers.py",
         [
             (
@@ -1071,7 +1071,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/samplers/agreement.py",
+        "tasks/sampling/engines/agreement.py",
         "tests/tasks/test_samplers.py",
         [
             ("float32: 1e-4", "float32: 1e-3"),
@@ -1093,7 +1093,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/samplers/policy_files.py",
+        "tasks/sampling/engines/policy_files.py",
         "tests/tasks/test_samplers.py",
         [
             ("if not self.tied:", "if True:"),
@@ -1103,7 +1103,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/samplers/vllm_in_process.py",
+        "tasks/sampling/engines/vllm_in_process.py",
         "tests/tasks/test_samplers.py",
         [
             ("str(directory)}", "str(policy.directory)}"),
@@ -1127,7 +1127,6 @@ TASKS: Table = [
             ("batch.responses.lengths, after)", "batch.responses.lengths, before)"),
             ("cut_off_penalty=config.length_cut.penalty", "cut_off_penalty=0.0"),
             ("keep_cut_off=config.scores_count_when_cut_off", "keep_cut_off=True"),
-            ("not (self.bootstrap or self.length_cut.exclude", "not (self.length_cut.exclude"),
             ("scores if config.scores_count_when_cut_off else scores[~cut_off],", "scores,"),
             ("before.told_length_cut or tell_of", "tell_of"),
             ("finished[prompt] > 1", "finished[prompt] > 0"),
@@ -1145,6 +1144,11 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/config/advantages.py",
+        "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
+        [("not (self.bootstrap or self.length_cut.exclude", "not (self.length_cut.exclude")],
+    ),
+    (
         "tasks/update_policy.py",
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
@@ -1159,7 +1163,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/health.py",
+        "tasks/contract/gates.py",
         "tests/tasks/test_algorithms.py",
         [
             ("if not value <= limit:", "if value < limit:"),
@@ -1186,7 +1190,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/reward_functions.py",
+        "tasks/scoring/functions.py",
         "tests/tasks/test_reward_functions.py",
         [
             ('{**row, **json.loads(row.pop("extra") or "{}")}', '{**json.loads(row.pop("extra") or "{}"), **row}'),
@@ -1199,7 +1203,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/model_checks.py",
+        "tasks/models/checks.py",
         "tests/tasks/test_model_checks.py",
         [
             ("num_tokens > limit", "num_tokens > limit + 1"),
@@ -1212,7 +1216,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "flows/rlhf.py",
+        "flows/orchestration/session.py",
         "tests/flows/test_when_models_are_checked.py",
         [
             ("        self._check_models()\n", ""),
@@ -1232,7 +1236,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/policy_comparison.py",
+        "tasks/metrics/policy_comparison.py",
         "tests/tasks/test_doubts.py tests/tasks/test_algorithms.py",
         [
             ('(now["mean"] - start["mean"]) / start["std"]', '(now["mean"] - start["mean"]) / now["std"]'),
@@ -1254,7 +1258,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/standard_errors.py",
+        "tasks/metrics/standard_errors.py",
         "tests/tasks/test_standard_errors.py",
         [
             ("len(sums) / (len(sums) - 1) * ", ""),
@@ -1266,7 +1270,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/history.py",
+        "tasks/metrics/history.py",
         "tests/tasks/test_history.py",
         [
             ("(weight * x) ** 2", "weight * x"),
@@ -1280,7 +1284,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/diagnosis.py",
+        "tasks/metrics/diagnosis.py",
         "tests/tasks/test_diagnosis.py",
         [
             ("if not sign * (now.value - limit.value) <= margin:", "if sign * (now.value - limit.value) > margin:"),
@@ -1321,24 +1325,28 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/store.py",
+        "tasks/store/manifest.py",
         "tests/tasks/test_store.py tests/tasks/test_replay.py tests/flows/test_durability.py",
         [
             ("if name not in manifest.recoverable:", "if False:"),
             ('elif read and known_digest(directory / name) != entry["sha256"]:', "elif False:"),
-            ("if not keeps_recoverable:", "if False:"),
         ],
     ),
     (
-        "tasks/stage.py",
+        "tasks/store/store.py",
+        "tests/tasks/test_store.py tests/tasks/test_replay.py tests/flows/test_durability.py",
+        [("if not keeps_recoverable:", "if False:")],
+    ),
+    (
+        "tasks/contract/execution.py",
         "tests/flows/test_durability.py",
         [
-            ("    for ref in input_refs(call.inputs):\n        require_undamaged(ref)\n    declared", "    declared"),
+            ("    for ref in input_refs(call.inputs):\n        require_undamaged(ref)\n    scratch", "    scratch"),
             ('if again.get(name) != entry["sha256"]:', "if False:"),
         ],
     ),
     (
-        "tasks/retry.py",
+        "tasks/contract/failures.py",
         "tests/tasks/test_engine.py",
         [
             (
@@ -1349,18 +1357,22 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/models.py",
+        "tasks/models/scalar.py",
         "tests/tasks/test_models.py tests/tasks/test_adapters.py",
         [
             ("                parameter.zero_()", "                pass"),
             ("    nn.init.zeros_(head.weight)", "    pass"),
             ("if seed is not None:\n                weight", "if False:\n                weight"),
-            ("x.to(torch.promote_types(dtype, head_dtype))", "x.to(dtype)"),
             (
                 "raw = linear_in_float32(getattr(self.model, HEAD), hidden)",
                 "raw = getattr(self.model, HEAD)(hidden).float()",
             ),
         ],
+    ),
+    (
+        "tasks/models/devices.py",
+        "tests/tasks/test_models.py tests/tasks/test_adapters.py",
+        [("x.to(torch.promote_types(dtype, head_dtype))", "x.to(dtype)")],
     ),
     (
         "tasks/critic_pretraining.py",
@@ -1398,7 +1410,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "flows/config.py",
+        "flows/config/run_config.py",
         "tests/flows/test_config.py",
         [
             ("if self.ppo.num_minibatches > num_rows:", "if self.ppo.num_minibatches > num_rows + 1:"),
@@ -1410,7 +1422,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "flows/as_written.py",
+        "flows/config/as_written.py",
         "tests/flows/test_config.py",
         [
             ("if not isinstance(written, bool):", "if False:"),
@@ -1424,7 +1436,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "flows/bounds.py",
+        "flows/config/bounds.py",
         "tests/flows/test_config.py",
         [
             ("config.rounds * config.iterations * rollouts.shards", "config.rounds * config.iterations"),
@@ -1435,7 +1447,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/code_files.py",
+        "tasks/data/code_files.py",
         "tests/tasks/test_code_files.py",
         [
             ("for needed in [*_parents(name), *_imports(", "for needed in [*_imports("),
@@ -1458,12 +1470,12 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/readers.py",
+        "tasks/data/readers.py",
         "tests/tasks/test_unfit_sources.py",
         [
             ("        if len(line) > MAX_ROW:", "        if False:"),
             ("                        if len(rest) > MAX_ROW:", "                        if False:"),
-            ("zlib.error, ValueError, OverflowError)", "zlib.error)"),
+            ("zlib.error, ValueError, OverflowError, LookupError)", "zlib.error)"),
             ("or Path(name).name != name]", "]"),
             (
                 "    return [require_regular(where / name) for name in names]",
@@ -1472,7 +1484,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/limited.py",
+        "tasks/text/limited.py",
         "tests/tasks/test_limited.py",
         [
             ("class _OverTimeError(BaseException):", "class _OverTimeError(Exception):"),
@@ -1480,13 +1492,14 @@ TASKS: Table = [
                 "                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)",
                 "                pass",
             ),
-            ("    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))", "    pass"),
-            ("            resource.setrlimit(resource.RLIMIT_AS, before)", "            pass"),
+            ("            resource.setrlimit(resource.RLIMIT_AS, self._now)", "            pass"),
+            ("resource.setrlimit(resource.RLIMIT_AS, self._before)", "pass"),
+            ("if self._calls == 0:", "if True:"),
             ("    return lambda: time.clock_gettime(clock)", "    return time.monotonic"),
         ],
     ),
     (
-        "tasks/reward_names.py",
+        "tasks/config/reward_names.py",
         "tests/tasks/test_reward_names.py",
         [
             ("        if name.endswith(SUFFIX):", "        if False:"),
@@ -1506,7 +1519,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/adapters.py",
+        "tasks/models/adapters.py",
         "tests/tasks/test_adapters.py",
         [
             ("weights[own] = torch.zeros(parameter.shape)", "weights[own] = torch.ones(parameter.shape)"),
@@ -1516,14 +1529,14 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/learners.py",
+        "tasks/models/access.py",
         "tests/tasks/test_adapters.py",
         [
             ("POLICY if shared_trunk else part", "part"),
         ],
     ),
     (
-        "tasks/checkpoint.py",
+        "tasks/models/checkpoint.py",
         "tests/tasks/test_adapters.py tests/tasks/test_stages.py tests/flows/test_memory.py tests/flows/test_durability.py",
         [
             ("if not kept and not path.exists():", "if True:"),
@@ -1532,7 +1545,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/background.py",
+        "tasks/store/background.py",
         "tests/tasks/test_background.py",
         [
             ("            for future in self._futures:\n                future.result()", "            pass"),
@@ -1548,7 +1561,7 @@ TASKS: Table = [
 
 FLOWS: Table = [
     (
-        "flows/server_guard.py",
+        "flows/server/guard.py",
         "tests/flows/test_server_guard.py",
         [
             ("if len(hosts) != 1 or hosts[0] not in self._hosts:", "if hosts and hosts[0] not in self._hosts:"),
@@ -1571,7 +1584,7 @@ FLOWS: Table = [
         ],
     ),
     (
-        "flows/limits.py",
+        "flows/schedules/limits.py",
         "tests/flows/test_schedules.py",
         [
             ("not value or trusts", "True"),
@@ -1585,7 +1598,7 @@ FLOWS: Table = [
         ],
     ),
     (
-        "flows/servers.py",
+        "flows/server/embedded.py",
         "tests/flows/test_servers.py",
         [
             ('if state["directory"] != place_of(directory):', "if False:"),
@@ -1595,7 +1608,7 @@ FLOWS: Table = [
         ],
     ),
     (
-        "flows/server_process.py",
+        "flows/server/process.py",
         "tests/flows/test_servers.py",
         [
             ("if path.stat().st_mode & 0o077 == 0 and (", "if ("),
@@ -1604,7 +1617,7 @@ FLOWS: Table = [
         ],
     ),
     (
-        "tasks/embedded_tracking.py",
+        "tasks/tracking/database.py",
         "tests/tasks/test_tracking.py",
         [
             ('if "?" in path else', "if False else"),

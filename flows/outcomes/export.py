@@ -11,9 +11,8 @@ from flows.outcomes.outputs import Found, find_outputs
 from flows.runs import Run
 from tasks.contract import StageContext, recover, remade
 from tasks.errors import ConfigError, RunError
+from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, read_json, require_undamaged, write_json
-
-STAGE_OF = {"policy": "update_policy", "critic": "update_policy", "reward_model": "train_reward_model"}
 
 
 def export_model(run: Run, directory: Path, *, part: str, round: int | None) -> Exported:
@@ -122,7 +121,7 @@ def end_as_trained(config: RunConfig, directory: Path) -> None:
 
 def model_output(run: Run, part: str, round: int | None) -> Found:
     """The run's last output that holds such a model, up to the end of ``round`` where one is given."""
-    stage = STAGE_OF[part]
+    stage = STAGES.that_makes(part)
     outputs = find_outputs(run)
     if part == "reward_model" and run.config.reward_model is None:
         others = "a policy and a critic" if run.config.has_critic else "a policy"

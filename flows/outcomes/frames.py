@@ -9,13 +9,12 @@ from flows.outcomes.outputs import Found, find_outputs
 from flows.plan import find_attempt
 from flows.runs import Run
 from tasks.errors import ConfigError, RunError
+from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, Table, components_of, concatenate, read_dataset, require_undamaged
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# From the most complete data set of an iteration to the least.
-DATASETS = ("compute_advantages", "score_rollouts", "generate_rollouts")
 ROLLOUT_ID = re.compile(r"r(\d{1,9})\.i(\d{1,9})(?:\.s\d+)?\..+")
 TOKEN_COLUMNS = {
     "logprobs": "logprob",
@@ -74,7 +73,7 @@ def rollouts_of(run: Run, round: int | None, iteration: int | None, attempt: str
     if attempt is not None:
         return rollouts_of_attempt(run, attempt, round, iteration)
     outputs = find_outputs(run)
-    everything = [found for found in outputs if found.stage in DATASETS]
+    everything = [found for found in outputs if found.stage in STAGES.with_rollouts]
     wanted = [f for f in everything if round in (None, f.place.round) and iteration in (None, f.place.iteration)]
     # What an earlier configuration made further on is not the latest of this one.
     wanted = [found for found in wanted if found.is_current] or wanted
@@ -82,7 +81,7 @@ def rollouts_of(run: Run, round: int | None, iteration: int | None, attempt: str
         raise RunError(nothing_there(run, everything, round, iteration))
     latest = max((found.place.round, found.place.iteration) for found in wanted)
     there = [found for found in wanted if (found.place.round, found.place.iteration) == latest]
-    stage = next(stage for stage in DATASETS if any(found.stage == stage for found in there))
+    stage = next(stage for stage in STAGES.with_rollouts if any(found.stage == stage for found in there))
     chosen = sorted((found for found in there if found.stage == stage), key=lambda found: found.place)
     is_current = all(found.is_current for found in chosen)
     audits = [
@@ -104,7 +103,7 @@ def rollouts_of(run: Run, round: int | None, iteration: int | None, attempt: str
 
 def rollouts_of_attempt(run: Run, attempt: str, round: int | None, iteration: int | None) -> Rollouts:
     """The rollouts of the output whose fingerprint begins so, and what an audit found of them."""
-    ref, manifest = find_attempt(run, attempt, DATASETS)
+    ref, manifest = find_attempt(run, attempt, STAGES.with_rollouts)
     place = manifest.place
     if round not in (None, place.round) or iteration not in (None, place.iteration):
         raise ConfigError(f"--attempt {attempt}: is of round {place.round}, iteration {place.iteration}; ask for those")

@@ -10,10 +10,10 @@ from flows.runs import Run
 from tasks.config import ExecutionConfig
 from tasks.errors import ConfigError, RunError
 from tasks.paths import shown
+from tasks.stages import STAGES
 from tasks.store import Place, Ref
 from tasks.worker.replay import Replayed, replay
 
-REPLAYED = ("score_rollouts", "compute_advantages", "update_policy")
 """What follows from the rollouts by arithmetic alone, in the order of the flow."""
 
 
@@ -47,7 +47,7 @@ def replay_iteration(
     place = max(updates)
     chosen: list[tuple[str, Place, Ref]] = [
         (planned.stage, planned.place, planned.ref)
-        for name in REPLAYED
+        for name in STAGES.replayed
         for planned in stages
         if planned.stage == name and (planned.place.round, planned.place.iteration) == (place.round, place.iteration)
         if planned.ref is not None

@@ -15,21 +15,8 @@ from flows.runs import Run
 from flows.state import RoundState
 from tasks.config import StageConfig
 from tasks.errors import ConfigError
+from tasks.stages import STAGES
 from tasks.store import Place, noting, recalling
-
-STAGES = (
-    "prepare_data",
-    "warm_up",
-    "train_reward_model",
-    "critic_pretraining",
-    "generate_rollouts",
-    "score_rollouts",
-    "compute_advantages",
-    "update_policy",
-    "audit_rollouts",
-    "evaluate_policy",
-    "report_round",
-)
 
 
 class Planner:
@@ -93,7 +80,7 @@ def forced_by(plan: Plan, stage: str, *, round: int | None, iteration: int | Non
     Without a round, the last one that has the stage; without an iteration, the round's first.
     """
     if stage not in STAGES:
-        raise ConfigError(f"--from {stage}: no such stage; stages are {', '.join(STAGES)}")
+        raise ConfigError(f"--from {stage}: no such stage; stages are {', '.join(STAGES.names)}")
     candidates = plan.select(stage, round=round)
     if not candidates:
         where = f" in round {round}" if round else ""

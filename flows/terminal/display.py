@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from flows.terminal.observer import Observer
-from flows.text import duration, headline, number, printable, stage_label
+from flows.text import duration, number, printable, stage_label
 from tasks.contract import StageCall
 from tasks.metrics import NEEDED, RunWarning, diagnose, merged, rows_of, warnings_at, warnings_of_round
+from tasks.stages import STAGES
 from tasks.store import Manifest, Ref
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ ITERATION_LINE = (
     ("rollouts/response_length", "length", 1),
     ("update/entropy", "entropy", 3),
 )
+
+
+def headline(stage: str, metrics: Mapping[str, float]) -> str:
+    """The numbers that tell most of a stage, on a line."""
+    named = [(name, digits, metrics[key]) for key, name, digits in STAGES[stage].headlines if key in metrics]
+    return ", ".join(f"{name} {number(value, digits)}" for name, digits, value in named)
 
 
 def display_for(num_stages: int, stream: TextIO | None = None) -> "Display":

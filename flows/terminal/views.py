@@ -9,9 +9,10 @@ from flows.outcomes import Column, Overview, StageStatus, Step, result_rows
 from flows.outcomes.frames import OneRollout, Rollouts
 from flows.plan import Attempt
 from flows.runs import Run
-from flows.terminal.display import ITERATION_LINE
-from flows.text import duration, headline, number, printable
+from flows.terminal.display import ITERATION_LINE, headline
+from flows.text import duration, number, printable
 from tasks import environment
+from tasks.stages import STAGES
 from tasks.store import HELD_OUT
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 PROMPT_WIDTH, RESPONSE_WIDTH = 40, 60
 REASONS_SHOWN = 5
-ITERATION_STAGES = ("generate_rollouts", "score_rollouts", "compute_advantages", "update_policy", "audit_rollouts")
 
 
 def plain_table(*titles: str, right: Sequence[str] = ()) -> "Table":
@@ -151,7 +151,7 @@ def round_table(statuses: Sequence[StageStatus]) -> "Table":
 
 def iterations_table(statuses: Sequence[StageStatus]) -> "Table":
     """Iterations as lines, the time of each stage, and the numbers of the iteration."""
-    titles = [stage.split("_", 1)[0] for stage in ITERATION_STAGES]
+    titles = [stage.split("_", 1)[0] for stage in STAGES.of_an_iteration]
     numbers = [name for _, name, _ in ITERATION_LINE]
     table = plain_table("iteration", "rows", *titles, *numbers, right=("iteration", "rows", *titles, *numbers))
     for iteration in sorted({status.iteration for status in statuses}):
@@ -162,7 +162,7 @@ def iterations_table(statuses: Sequence[StageStatus]) -> "Table":
             table,
             iteration,
             f"{rows:,}" if rows else "",
-            *(stage_cell(here.get(stage)) for stage in ITERATION_STAGES),
+            *(stage_cell(here.get(stage)) for stage in STAGES.of_an_iteration),
             *(number(metrics[key], digits) if key in metrics else "" for key, _, digits in ITERATION_LINE),
             style="" if rows else "dim",
         )

@@ -5,7 +5,7 @@ from tasks.contract.execution import NO_LIMITS, execute, recover, remade, repeat
 from tasks.contract.failures import Kind, StageError, classify, describe, is_a_service_s, worth_retrying
 from tasks.contract.gates import Gates
 from tasks.contract.resident import ResidentModels
-from tasks.contract.stage import StageContext, StageOutput, load_stage, stage
+from tasks.contract.stage import StageContext, StageOutput, stage_function
 
 __all__ = [
     "NO_LIMITS",
@@ -20,10 +20,9 @@ __all__ = [
     "describe",
     "execute",
     "is_a_service_s",
-    "load_stage",
     "recover",
     "remade",
     "repeat",
-    "stage",
+    "stage_function",
     "worth_retrying",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tasks.contract.stage import load_stage
+from tasks.stages import STAGES
 from tasks.store import Inputs, Place, Recipe, Ref, input_digests
 
 MICRO_BATCH = "micro_batch_tokens"
@@ -31,7 +31,7 @@ class StageCall:
         return f"{self.stage}-{self.place.label}" if self.place.round else self.stage
 
     def recipe(self) -> Recipe:
-        stage = load_stage(self.stage)
+        stage = STAGES[self.stage]
         settings = dict(self.settings)
         if stage.uses_models:
             settings |= {name: self.execution[name] for name in ("dtype", "head_dtype")}

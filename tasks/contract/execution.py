@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import ExecutionConfig, HealthConfig
 from tasks.contract.call import MICRO_BATCH, StageCall, input_refs
-from tasks.contract.stage import StageContext, StageOutput, load_stage
+from tasks.contract.stage import StageContext, StageOutput, stage_function
 from tasks.errors import DamagedError
+from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, Store, digests_below, is_committed, make_empty, require_undamaged, rerun_command
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
         return done
     for ref in input_refs(call.inputs):
         require_undamaged(ref)
-    declared = load_stage(call.stage)
     scratch = store.scratch(recipe)
     started = time.monotonic()
     context = StageContext(
@@ -50,7 +50,7 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
         keeps_recoverable=call.keeps_recoverable,
     )
     with models.recovering(lambda ref: recover(ref, store, context)):
-        output = declared.fn(context, declared.config_type(**call.settings), **call.inputs)
+        output = stage_function(call.stage)(context, STAGES[call.stage].config(**call.settings), **call.inputs)
     ref = store.commit(
         recipe,
         scratch,
@@ -103,18 +103,18 @@ def remade(ref: Ref, store: Store, context: StageContext, scratch: Path) -> Stag
 
 def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Path) -> StageOutput:
     """Run the stage of a manifest again on the inputs that it records, into ``scratch``."""
-    declared = load_stage(manifest.stage)
+    stage = STAGES[manifest.stage]
     recipe = manifest.recipe
-    if declared.version != recipe["version"]:
+    if stage.version != recipe["version"]:
         raise DamagedError(
-            f"{manifest.stage} is at version {declared.version}, its output at {recipe['version']}; "
+            f"{manifest.stage} is at version {stage.version}, its output at {recipe['version']}; "
             f"{rerun_command(manifest)} makes it anew"
         )
     make_empty(scratch)
     inputs = store.inputs_of(manifest)
     for ref in input_refs(inputs):
         require_undamaged(ref)
-    settings = {name: value for name, value in recipe["settings"].items() if name in declared.config_type.model_fields}
+    settings = {name: value for name, value in recipe["settings"].items() if name in stage.config.model_fields}
     execution = dict(context.execution)
     execution[MICRO_BATCH] = manifest.origin.get(MICRO_BATCH, context.execution.micro_batch_tokens)
     context = replace(
@@ -124,4 +124,4 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
         run_seed=recipe["seed"],
         execution=ExecutionConfig(**execution),
     )
-    return declared.fn(context, declared.config_type(**settings), **inputs)
+    return stage_function(manifest.stage)(context, stage.config(**settings), **inputs)

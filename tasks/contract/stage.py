@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import ExecutionConfig, HealthConfig, StageConfig
+from tasks.config import ExecutionConfig, HealthConfig
 from tasks.store import Place
 
 if TYPE_CHECKING:
@@ -54,30 +54,7 @@ class StageContext:
         self.report({"warning": message})
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A stage function with what the contract needs to know of it. ``fn`` is the bare function, for tests."""
-
-    name: str
-    version: str
-    uses_models: bool
-    config_type: type[StageConfig]
-    fn: Callable[..., StageOutput]
-
-
-def stage(
-    *, version: str, config: type[StageConfig], uses_models: bool = True
-) -> Callable[[Callable[..., StageOutput]], Stage]:
-    """Declare a stage. Change ``version`` when, and only when, the same inputs must give another output from now on."""
-
-    def declare(fn: Callable[..., StageOutput]) -> Stage:
-        return Stage(name=fn.__name__, version=version, uses_models=uses_models, config_type=config, fn=fn)
-
-    return declare
-
-
-def load_stage(name: str) -> Stage:
-    """A stage lives in the module of its name, so that a process that executes one imports nothing else."""
-    declared = getattr(importlib.import_module(f"tasks.{name}"), name)
-    assert isinstance(declared, Stage), name
-    return declared
+def stage_function(name: str) -> Callable[..., StageOutput]:
+    """What executes a stage; a stage lives in the module of its name, so that a process imports no more than it executes."""
+    function: Callable[..., StageOutput] = getattr(importlib.import_module(f"tasks.{name}"), name)
+    return function

@@ -4,23 +4,21 @@ body of its own, or a head on the policy's."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ppo_core import HeadCritic, TrunkCritic
+from tasks.config import AdapterConfig
+from tasks.contract import StageContext
+from tasks.models.adapters import Adapter, AdapterShape, SharedBase, merge, read_adapter, write_adapter
 from tasks.models.checkpointing import checkpoint_gradients
 from tasks.models.devices import pick_device, pick_dtype, pick_head_dtype, with_weights_in
 from tasks.models.loading import load_policy
 from tasks.models.parts import CRITIC, HEAD, POLICY, part_directory
 from tasks.models.scalar import load_critic, load_head, load_scalar_model, save_head
 from tasks.store import Ref
-
-if TYPE_CHECKING:
-    from tasks.config import AdapterConfig
-    from tasks.contract import StageContext
-    from tasks.models.adapters import Adapter, AdapterShape, SharedBase
 
 BASE = "base"
 
@@ -67,8 +65,6 @@ class Learners:
         if self.lora_base is None:
             self.policy(ref).save_pretrained(str(directory))
         else:
-            from tasks.models.adapters import write_adapter
-
             write_adapter(POLICY, self._saved_adapter(ref, POLICY), directory)
 
     def critic(self, ref: Ref, policy: Ref) -> nn.Module:
@@ -118,8 +114,6 @@ class Learners:
         return self._take_adapted(ref, CRITIC, new)
 
     def _take_adapted(self, ref: Ref, part: str, new: "AdapterConfig | None") -> Learner:
-        from tasks.models.adapters import write_adapter
-
         assert self.lora_base is not None
         assert new is not None
         if ref.digest == self.lora_base.digest:
@@ -137,8 +131,6 @@ class Learners:
 
     def _shared_base(self, shape: "AdapterShape | None" = None) -> "SharedBase":
         """The base with a place for adapters of this shape; None asks for none."""
-        from tasks.models.adapters import SharedBase
-
         base = self.lora_base
         assert base is not None
 
@@ -157,8 +149,6 @@ class Learners:
         return shared
 
     def _saved_adapter(self, ref: Ref, part: str) -> "Adapter":
-        from tasks.models.adapters import read_adapter
-
         return self.context.models.get(ref, part, lambda: read_adapter(part_directory(ref, part)))
 
     def _load_policy(self, ref: Ref) -> Any:
@@ -194,8 +184,6 @@ def write_whole(
     else:
         model = load_scalar_model(source, trust_remote_code=trust_remote_code).model
     if lora_base is not None:
-        from tasks.models.adapters import merge, read_adapter
-
         merge(model, read_adapter(checkpoint / body))
     if part == CRITIC and shared_trunk:
         head = getattr(model, HEAD)

@@ -9,13 +9,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from ppo_core.forward import linear_head
 from tasks.config import ModelChecks
 from tasks.errors import ConfigError, ModelError, UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from tasks.models.checkpointing import checkpoint_gradients
+from tasks.models.loading import load_policy, require_layers
+from tasks.models.model_config import context_length, read_text_config, why_limited
+from tasks.models.reward_model import load_reward_model
+from tasks.models.scalar import load_scalar_model
+from tasks.store import concatenate, ragged_column, read_dataset
+from tasks.text import check_tokenizer, encode_dialogues, encode_prompt, load_tokenizer
 
 PROMPTS, PREFERENCES = ("prompts", "held_out_prompts"), ("preferences", "held_out_preferences")
 MOST_ROWS = 4096
@@ -93,14 +103,10 @@ class Candidate:
     @cached_property
     def config(self) -> "PreTrainedConfig":
         """That of its language model."""
-        from tasks.models.model_config import read_text_config
-
         return read_text_config(self.directory, trust_remote_code=self.trust_remote_code)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        from tasks.text import load_tokenizer
-
         return load_tokenizer(str(self.directory), trust_remote_code=self.trust_remote_code)
 
     @cached_property
@@ -110,28 +116,20 @@ class Candidate:
     @cached_property
     def language_model(self) -> "PreTrainedModel":
         """On the meta device; refused where its files lack weights."""
-        from tasks.models.loading import load_policy
-
         return load_policy(self.directory, trust_remote_code=self.trust_remote_code, weightless=True)
 
     def scalar_model(self) -> Any:
         """On the meta device, with a new head where it has none; refused where its files lack weights of the body."""
-        from tasks.models.scalar import load_scalar_model
-
         return load_scalar_model(
             self.directory, seed=0, trust_remote_code=self.trust_remote_code, weightless=True
         ).model
 
     def reward_model(self) -> Any:
         """The same, refused where its files lack the head."""
-        from tasks.models.reward_model import load_reward_model
-
         return load_reward_model(self.directory, trust_remote_code=self.trust_remote_code, weightless=True).model
 
     def require_context(self, num_tokens: int, what: str) -> None:
         """Refuse a model that cannot attend to so many tokens."""
-        from tasks.models.model_config import context_length, why_limited
-
         limit = context_length(self.config)
         if limit is not None and num_tokens > limit:
             raise ModelError(
@@ -158,16 +156,11 @@ class Candidate:
             )
 
     def require_recomputable_layers(self, model: Any) -> None:
-        from tasks.models.checkpointing import checkpoint_gradients
-
         checkpoint_gradients(model)
 
 
 def policy_checks(policy: Candidate, checks: ModelChecks) -> Iterator[Check]:
     """What the model that is trained, and stays the reference, must be."""
-    from tasks.models.loading import require_layers
-    from tasks.text import check_tokenizer
-
     yield lambda: policy.language_model
     if checks.scalar_policy:
         yield policy.scalar_model
@@ -234,8 +227,6 @@ def reading_checks(model: Candidate, checks: ModelChecks) -> Iterator[Check]:
 
 def longest_prompt(model: Candidate, data: Path, response: int, what: str) -> tuple[int, str]:
     """Tokens of the longest prompt, as this model reads it, and a response."""
-    from tasks.text import encode_prompt
-
     lengths = [
         len(encode_prompt(model.tokenizer, prompt_of(row), place=f"prompt {row['prompt_id']}"))
         for row in the_longest(data, PROMPTS, ["prompt_id", "prompt", "messages"])
@@ -245,8 +236,6 @@ def longest_prompt(model: Candidate, data: Path, response: int, what: str) -> tu
 
 def longest_dialogue(model: Candidate, data: Path) -> tuple[int, str]:
     """Tokens of the longest prompt with one of its responses among the preferences, as this model reads them."""
-    from tasks.text import encode_dialogues
-
     rows = the_longest(data, PREFERENCES, ["prompt", "messages", "responses"])
     lengths = [max(map(len, encode_dialogues(model.tokenizer, row, row["responses"]))) for row in rows]
     return max(lengths), "the longest dialogue among the preferences"
@@ -254,18 +243,12 @@ def longest_dialogue(model: Candidate, data: Path) -> tuple[int, str]:
 
 def longest_in_tokens(data: Path) -> int:
     """Of the prompts as the policy reads them."""
-    import torch
-
-    from tasks.store import ragged_column, read_dataset
-
     tables = [read_dataset(data / name) for name in PROMPTS]
     return max(int(ragged_column(table, "prompt_token_ids", torch.int64).lengths.max()) for table in tables)
 
 
 def the_longest(data: Path, names: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
     """All rows of data sets, or of many those with the longest texts, in characters."""
-    from tasks.store import concatenate, read_dataset
-
     table = concatenate([read_dataset(data / name).select(list(columns)) for name in names])
     if table.num_rows <= MOST_ROWS:
         return list(table.to_pylist())
@@ -301,12 +284,6 @@ def require_linear_head(model: "PreTrainedModel", directory: Path) -> None:
 
     Its own forward pass is tried, with numbers in the place of what its body computes and a small head in that of its own.
     """
-    import torch
-    from torch import nn
-    from transformers.modeling_outputs import MoeModelOutputWithPast
-
-    from ppo_core.forward import linear_head
-
     body, head = model.base_model, model.get_output_embeddings()
     fits = isinstance(head, nn.Linear) and body is not model
     if fits:

@@ -9,7 +9,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel
+from torch import nn
+
 from tasks.errors import ModelError
+from tasks.models.loading import load_policy
+from tasks.models.model_config import first_line
+from tasks.models.scalar import load_scalar_model
+from tasks.text import copy_tokenizer, load_tokenizer
 
 CONFIG_FILE = "adapter_config.json"
 FEW = 8
@@ -22,12 +30,6 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
     Raises:
         ModelError: the base does not load, or the adapter does not fit it or cannot be added to weights.
     """
-    import torch
-    from peft import PeftModel
-
-    from tasks.models.model_config import first_line
-    from tasks.text import copy_tokenizer, load_tokenizer
-
     source = adapter if (adapter / "tokenizer_config.json").is_file() else base
     model = base_model(adapter, base, trust_remote_code=trust_remote_code)
     if source is adapter:
@@ -53,8 +55,6 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
 
 def untie(model: Any) -> None:
     """Give a head that is its embedding's matrix one of its own: a change of either would be one of both."""
-    from torch import nn
-
     head = model.get_output_embeddings()
     if head is not None and head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
@@ -62,8 +62,6 @@ def untie(model: Any) -> None:
 
 def tie_where_equal(model: Any) -> None:
     """Undo ``untie``; where the adapter has changed one of the two, or both, the model has two matrices from now on."""
-    import torch
-
     head, embedding, config = (
         model.get_output_embeddings(),
         model.get_input_embeddings(),
@@ -79,17 +77,12 @@ def tie_where_equal(model: Any) -> None:
 
 def on_a_few_tokens(model: Any) -> Any:
     """What a model says of a row of token ids."""
-    import torch
-
     with torch.no_grad():
         return model(input_ids=torch.arange(3, 3 + FEW)[None] % model.config.get_text_config().vocab_size).logits
 
 
 def base_model(adapter: Path, base: Path, *, trust_remote_code: bool) -> Any:
     """What the adapter was trained over: a classifier with one output, or a language model."""
-    from tasks.models.loading import load_policy
-    from tasks.models.scalar import load_scalar_model
-
     if json.loads((adapter / CONFIG_FILE).read_text()).get("task_type") == "SEQ_CLS":
         return load_scalar_model(base, seed=0, trust_remote_code=trust_remote_code).model
     return load_policy(base, trust_remote_code=trust_remote_code)

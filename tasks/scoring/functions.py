@@ -10,14 +10,13 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.contract import is_a_service_s
 from tasks.data import import_function
 from tasks.errors import ConfigError, RewardError, TransientError, shorten
-
-if TYPE_CHECKING:
-    from tasks.store import Table
+from tasks.store import Table
+from tasks.text import decode_response, load_tokenizer
 
 TOKEN_IDS, WITH_SPECIAL_TOKENS = "response_token_ids", "responses_with_special_tokens"
 ON_REQUEST = (TOKEN_IDS, WITH_SPECIAL_TOKENS)
@@ -60,8 +59,6 @@ def function_scores(
     if asked:
         more[TOKEN_IDS] = rollouts.column("response_token_ids").to_pylist()
     if WITH_SPECIAL_TOKENS in asked:
-        from tasks.text import decode_response, load_tokenizer
-
         tokenizer = load_tokenizer(str(policy_directory), trust_remote_code=trust_remote_code)
         more[WITH_SPECIAL_TOKENS] = [
             decode_response(tokenizer, ids, finished=False, special_tokens=True) for ids in more[TOKEN_IDS]

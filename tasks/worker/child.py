@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.config import ExecutionConfig, ModelChecks
-from tasks.contract import StageCall, classify, describe, execute, load_stage
-from tasks.models import require_sound_models
+from tasks.contract import ResidentModels, StageCall, classify, describe, execute
+from tasks.models import empty_cache, pick_device, prefer_determinism, require_sound_models
+from tasks.stages import STAGES
 from tasks.worker.protocol import decode_call
 from tasks.worker.supervisor import REPORT_S
 from tasks.worker.turns import alone_on, device_key
@@ -22,9 +23,7 @@ from tasks.worker.turns import alone_on, device_key
 
 def device_of(call: StageCall) -> str | None:
     """The accelerator that a stage needs for itself."""
-    from tasks.models import pick_device
-
-    return device_key(pick_device(ExecutionConfig(**call.execution))) if load_stage(call.stage).uses_models else None
+    return device_key(pick_device(ExecutionConfig(**call.execution))) if STAGES[call.stage].uses_models else None
 
 
 def main() -> None:
@@ -46,9 +45,6 @@ def main() -> None:
     # Ctrl-C in the terminal is for the supervisor, which then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=read_calls, daemon=True).start()
-
-    from tasks.contract import ResidentModels
-    from tasks.models import empty_cache, prefer_determinism
 
     prefer_determinism()
     models = ResidentModels()

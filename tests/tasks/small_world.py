@@ -18,9 +18,10 @@ from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
-from tasks.contract.stage import StageContext, load_stage
+from tasks.contract.stage import StageContext, stage_function
 from tasks.data.records import Text
 from tasks.prepare_data import make_model
+from tasks.stages import STAGES
 from tasks.store.data_sets import read_dataset
 from tasks.store.digests import digest_file, digest_files
 from tasks.store.manifest import Place, Recipe, Ref, input_digests
@@ -63,10 +64,9 @@ class Workbench:
         self.events: list[Any] = []
 
     def run(self, name: str, config: StageConfig, *, place: Place = Place(1, 1), **inputs: Any) -> Ref:
-        stage = load_stage(name)
         recipe = Recipe(
             stage=name,
-            version=stage.version,
+            version=STAGES[name].version,
             place=place,
             seed=self.seed,
             settings=json.loads(config.model_dump_json()),
@@ -82,7 +82,7 @@ class Workbench:
             models=self.models,
             report=self.events.append,
         )
-        output = stage.fn(context, config, **inputs)
+        output = stage_function(name)(context, config, **inputs)
         return self.store.commit(recipe, scratch, inputs=inputs, rows=output.rows, metrics=output.metrics, seconds=0.0)
 
     def metrics(self, ref: Ref) -> dict[str, float]:

@@ -1,0 +1,212 @@
+"""The table of stages: what each is, reads, writes and shows. Whatever lists stages asks it.
+
+            inputs=(
+            ),
+run is planned, looked at and told of without torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.config import (
+    AuditRolloutsConfig,
+    ComputeAdvantagesConfig,
+    CriticPretrainingStageConfig,
+    EvaluatePolicyConfig,
+    GenerateRolloutsConfig,
+    PrepareDataConfig,
+    ReportRoundConfig,
+    ScoreRolloutsConfig,
+    StageConfig,
+    TrainRewardModelConfig,
+    UpdatePolicyConfig,
+    WarmUpStageConfig,
+)
+
+Headline = tuple[str, str, int]
+"""A metric, its name in a line of a terminal, and its digits there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage: what the contract, the plan and whoever shows it need to know."""
+
+    name: str
+    version: str
+    """Changed when, and only when, the same inputs and settings must give another output from now on."""
+    config: type[StageConfig]
+    belongs_to: Literal["round", "iteration", "shard"]
+    inputs: tuple[str, ...]
+    """By name, as its function takes them; committed outputs, lists of them, or models from outside."""
+    uses_models: bool = True
+    """Whether forward passes decide what it writes, so that their precision is part of the recipe."""
+    holds_rollouts: bool = False
+    """Whether its output has a data set of rollouts, with the columns of the stages before it."""
+    is_replayed: bool = False
+    """Whether ``rounds replay`` makes it again."""
+    models: tuple[str, ...] = ()
+    """The models in its output that can be exported."""
+    headlines: tuple[Headline, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages in the order in which a run has them."""
+
+    rows: tuple[Stage, ...]
+
+    def __getitem__(self, name: str) -> Stage:
+        return next(stage for stage in self.rows if stage.name == name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.rows)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.rows)
+
+    @property
+    def of_an_iteration(self) -> tuple[str, ...]:
+        """What an iteration consists of, in order."""
+        return tuple(stage.name for stage in self.rows if stage.belongs_to != "round")
+
+    @property
+    def with_rollouts(self) -> tuple[str, ...]:
+        """Whose outputs hold rollouts, the ones with the most columns first."""
+        return tuple(stage.name for stage in reversed(self.rows) if stage.holds_rollouts)
+
+    @property
+    def replayed(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.rows if stage.is_replayed)
+
+    def that_makes(self, model: str) -> str:
+        """The stage whose output has a model of this name that is a run's result."""
+        return next(stage.name for stage in self.rows if model in stage.models)
+
+
+STAGES = Stages(
+    (
+        Stage(
+            name="prepare_data",
+            version="2",
+            config=PrepareDataConfig,
+            belongs_to="round",
+            inputs=("base", "previous"),
+            headlines=(
+                ("data/prompts", "prompts", 0),
+                ("data/preferences", "preferences", 0),
+                ("data/texts", "texts", 0),
+            ),
+        ),
+        Stage(
+            name="warm_up",
+            version="3",
+            config=WarmUpStageConfig,
+            belongs_to="round",
+            inputs=("base", "data"),
+            headlines=(("warm_up/first_loss", "first loss", 2), ("warm_up/loss", "loss", 2)),
+        ),
+        Stage(
+            name="train_reward_model",
+            version="4",
+            config=TrainRewardModelConfig,
+            belongs_to="round",
+            inputs=("base", "reference", "data", "lora_base"),
+            models=("reward_model",),
+            headlines=(("reward_model/accuracy", "accuracy", 3),),
+        ),
+        Stage(
+            name="critic_pretraining",
+            version="1",
+            config=CriticPretrainingStageConfig,
+            belongs_to="round",
+            inputs=("reference", "critic", "reward_model", "external", "data", "lora_base"),
+            headlines=(
+                ("critic_pretraining/explained_variance_before", "explained variance before", 2),
+                ("critic_pretraining/explained_variance", "after", 2),
+            ),
+        ),
+        Stage(
+            name="generate_rollouts",
+            version="3",
+            config=GenerateRolloutsConfig,
+            belongs_to="shard",
+            inputs=("policy", "data", "lora_base"),
+            holds_rollouts=True,
+            headlines=(("rollouts/response_length", "length", 1),),
+        ),
+        Stage(
+            name="score_rollouts",
+            version="4",
+            config=ScoreRolloutsConfig,
+            belongs_to="shard",
+            inputs=("rollouts", "policy", "reference", "critic", "reward_model", "external", "lora_base"),
+            holds_rollouts=True,
+            is_replayed=True,
+            headlines=(("score/mean", "score", 3),),
+        ),
+        Stage(
+            name="compute_advantages",
+            version="3",
+            config=ComputeAdvantagesConfig,
+            belongs_to="iteration",
+            inputs=("scored", "checkpoint"),
+            uses_models=False,
+            holds_rollouts=True,
+            is_replayed=True,
+            headlines=(("kl/mean", "KL", 3),),
+        ),
+        Stage(
+            name="update_policy",
+            version="4",
+            config=UpdatePolicyConfig,
+            belongs_to="iteration",
+            inputs=("experience", "policy", "critic", "reference", "lora_base"),
+            is_replayed=True,
+            models=("policy", "critic"),
+            headlines=(("update/entropy", "entropy", 3), ("update/clipfrac", "clipped", 3)),
+        ),
+        Stage(
+            name="audit_rollouts",
+            version="3",
+            config=AuditRolloutsConfig,
+            belongs_to="iteration",
+            inputs=("scored", "policy", "external", "baseline"),
+            headlines=(("audit/length_correlation", "length correlation", 2),),
+        ),
+        Stage(
+            name="evaluate_policy",
+            version="3",
+            config=EvaluatePolicyConfig,
+            belongs_to="round",
+            inputs=("policy", "reference", "reward_model", "external", "data", "lora_base"),
+            headlines=(
+                ("evaluation/score", "score", 3),
+                ("evaluation/score_gain", "gain", 2),
+                ("evaluation/kl", "KL", 2),
+            ),
+        ),
+        Stage(
+            name="report_round",
+            version="3",
+            config=ReportRoundConfig,
+            belongs_to="round",
+            inputs=(
+                "rollouts",
+                "scored",
+                "experience",
+                "checkpoints",
+                "audits",
+                "evaluation",
+                "reward_model",
+                "previous",
+                "pretraining",
+            ),
+            uses_models=False,
+        ),
+    )
+)
