@@ -347,3 +347,14 @@ def test_every_warning_says_what_to_do():
 def recorded(name):
     found = json.loads((HISTORIES / f"{name}.json").read_text())
     return diagnose(found["history"], {int(number): metrics for number, metrics in found["rounds"].items()})
+
+
+@pytest.mark.parametrize("name", ["quickstart", "grpo", "rloo", "stories", "r1_zero"])
+def test_the_good_runs_of_the_readme_raise_no_alarm(name):
+    assert recorded(name) == []
+
+
+def test_a_run_whose_reward_is_gamed_is_warned_of_while_it_can_be_stopped():
+    found = [warning for warning in recorded("gamed") if warning.iteration]
+    assert found
+    assert found[0].iteration <= 6
