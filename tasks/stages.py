@@ -5,15 +5,16 @@
 run is planned, looked at and told of without torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tasks.config import (
     AuditRolloutsConfig,
     ComputeAdvantagesConfig,
     CriticPretrainingStageConfig,
     EvaluatePolicyConfig,
+    ExecutionConfig,
     GenerateRolloutsConfig,
     PrepareDataConfig,
     ReportRoundConfig,
@@ -22,7 +23,9 @@ from tasks.config import (
     TrainRewardModelConfig,
     UpdatePolicyConfig,
     WarmUpStageConfig,
+    completed,
 )
+from tasks.config.decided import PRECISION
 
 Headline = tuple[str, str, int]
 """A metric, its name in a line of a terminal, and its digits there."""
@@ -50,7 +53,7 @@ class Stage:
     headlines: tuple[Headline, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stages:
     """The stages in the order in which a run has them."""
 
@@ -64,6 +67,15 @@ class Stages:
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.rows)
+
+    def settings_of(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of a recipe, of which it holds those that differ from their default."""
+        stage = self[recipe["stage"]]
+        settings = completed(recipe["settings"], stage.config)
+        if stage.uses_models:
+            precision = {name: settings[name] for name in PRECISION if name in settings}
+            settings |= {name: completed(precision, ExecutionConfig)[name] for name in PRECISION}
+        return settings
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from flows.config import RunConfig, dump
 from flows.orchestration.round_page import show_round
 from flows.outcomes import warning_markdown, warnings_of
 from flows.runs import CommittedRound, Run, committed_round, committed_rounds, history_of
+from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def data_sets(committed: CommittedRound) -> "list[TrackedData]":
     from tasks.tracking import TrackedData
 
     manifest = Manifest.read(committed.data)
-    settings = manifest.recipe["settings"]
+    settings = STAGES.settings_of(manifest.recipe)
     data = settings["data"]
     # In the order in which the flow digests them.
     sources = [(kind, s) for kind in ("prompts", "held_out_prompts", "preferences", "texts") for s in data[kind]]

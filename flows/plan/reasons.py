@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.plan.planned import Planned
+from tasks.stages import STAGES
 from tasks.store import Recipe, Store
 
 
@@ -28,7 +29,7 @@ def what_differs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     # Before the settings, since the digest of generated data follows from the seed.
     if ours["seed"] != theirs["seed"]:
         return f"seed: {theirs['seed']} → {ours['seed']}"
-    if changed := changed_fields(theirs["settings"], ours["settings"]):
+    if changed := changed_fields(STAGES.settings_of(theirs), STAGES.settings_of(ours)):
         return ", ".join(changed)
     names = [name for name in ours["inputs"] if ours["inputs"][name] != theirs["inputs"].get(name)]
     return f"input {', '.join(names)} changed"

@@ -16,6 +16,7 @@ from flows.runs import RUN_FILE, Run
 from tasks.config import DataConfig, Source
 from tasks.data import is_pattern, matching_paths, source_digest
 from tasks.errors import DataError, RunError
+from tasks.stages import STAGES
 from tasks.store import Manifest
 
 KINDS = ("prompts", "held_out_prompts", "preferences", "texts")
@@ -165,8 +166,9 @@ def require_unchanged(run: Run, used: Lists, finished: Container[int]) -> None:
             continue
         recipe = Manifest.read(found.ref.directory).recipe
         # In the order in which the flow digests them.
-        sources = [Source(**source) for kind in KINDS for source in recipe["settings"]["data"][kind]]
-        for source, digest in zip(sources, recipe["settings"]["source_digests"], strict=True):
+        settings = STAGES.settings_of(recipe)
+        sources = [Source(**source) for kind in KINDS for source in settings["data"][kind]]
+        for source, digest in zip(sources, settings["source_digests"], strict=True):
             if source.path is None or identity(source) not in in_use:
                 continue
             if source.path not in digests:

@@ -5,6 +5,7 @@ from tasks.config.advantages import AdvantagesConfig, Algorithm, ComputeAdvantag
 from tasks.config.base import StageConfig
 from tasks.config.critic_pretraining import CriticPretrainingConfig, CriticPretrainingStageConfig
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source, parse_import_path
+from tasks.config.decided import completed, decided, decided_precision
 from tasks.config.engines import SamplingEngine, require_available
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
 from tasks.config.execution import ExecutionConfig
@@ -56,6 +57,9 @@ __all__ = [
     "WarmUpStageConfig",
     "YAMLError",
     "collision",
+    "completed",
+    "decided",
+    "decided_precision",
     "needs_hub",
     "parse_import_path",
     "read_yaml",

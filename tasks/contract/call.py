@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tasks.config import decided, decided_precision
 from tasks.stages import STAGES
 from tasks.store import Inputs, Place, Recipe, Ref, input_digests
 
@@ -32,9 +33,9 @@ class StageCall:
 
     def recipe(self) -> Recipe:
         stage = STAGES[self.stage]
-        settings = dict(self.settings)
+        settings = decided(self.settings, stage.config)
         if stage.uses_models:
-            settings |= {name: self.execution[name] for name in ("dtype", "head_dtype")}
+            settings |= decided_precision(self.execution)
         return Recipe(
             stage=self.stage,
             version=stage.version,

@@ -1,7 +1,6 @@
 """What a run would execute, and why: on runs whose stages are committed without a model, by the flows themselves."""
 
 import dataclasses
-import importlib
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +13,9 @@ from flows.plan.plan import Planner, forced_by, make_plan
 from flows.round import rlhf_round
 from flows.runs.workspace import Run, create_or_open
 from tasks.config.advantages import AdvantagesConfig
+from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.errors import ConfigError, ModelError
+from tasks.stages import STAGES
 from tasks.store.manifest import Place, Ref
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -357,13 +358,40 @@ def test_the_reason_is_against_the_variant_that_was_made_last(finished):
     assert planned(finished, tiny("advantages.lam=0.6"))["compute_advantages", 1, 1] == "lam: 0.5 → 0.6"
 
 
+def changed_stage(monkeypatch, name, **changes):
+    rows = [dataclasses.replace(row, **changes) if row.name == name else row for row in STAGES]
+    monkeypatch.setattr(STAGES, "rows", tuple(rows))
+
+
 def test_another_version_of_a_stage_makes_its_outputs_anew(finished, monkeypatch):
-    module = importlib.import_module("tasks.evaluate_policy")
-    before = module.evaluate_policy.version
-    monkeypatch.setattr(module, "evaluate_policy", dataclasses.replace(module.evaluate_policy, version="next"))
+    before = STAGES["evaluate_policy"].version
+    changed_stage(monkeypatch, "evaluate_policy", version="next")
     reasons = planned(finished, tiny())
     assert set(reasons) == closing(1) | closing(2)
     assert reasons["evaluate_policy", 1, 0] == f"stage version {before} → next"
+
+
+class NewerGenerateRolloutsConfig(GenerateRolloutsConfig):
+    """As a later release may have it."""
+
+    neutral: int = 0
+
+
+def test_a_release_that_adds_a_setting_leaves_a_finished_run_finished(finished, monkeypatch):
+    monkeypatch.setattr("flows.iteration.GenerateRolloutsConfig", NewerGenerateRolloutsConfig)
+    changed_stage(monkeypatch, "generate_rollouts", config=NewerGenerateRolloutsConfig)
+    assert planned(finished, tiny()) == {}
+
+
+def test_a_setting_that_differs_from_a_new_field_s_default_recomputes(finished, monkeypatch):
+    class Decided(NewerGenerateRolloutsConfig):
+        def __init__(self, **settings):
+            super().__init__(**settings, neutral=5)
+
+    monkeypatch.setattr("flows.iteration.GenerateRolloutsConfig", Decided)
+    changed_stage(monkeypatch, "generate_rollouts", config=NewerGenerateRolloutsConfig)
+    reasons = planned(finished, tiny())
+    assert reasons["generate_rollouts", 1, 1] == "neutral: 0 → 5"
 
 
 # Data, code and models from outside

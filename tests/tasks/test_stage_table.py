@@ -1,11 +1,13 @@
 """The table of stages says what the stages' files are."""
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from stage_defaults import RECORDED, now
 
 import tasks
 from tasks.contract import StageContext, StageOutput, stage_function
@@ -52,3 +54,14 @@ def test_the_table_is_read_without_what_stages_compute_with():
     code = f"import sys, tasks.stages; sys.exit(', '.join({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("name", STAGES.names)
+def test_a_version_stands_for_the_defaults_that_it_had(name):
+    # What a recipe leaves out is the default: with another one, the same recipe would mean something else.
+    recorded, here = json.loads(RECORDED.read_text())[name], now()[name]
+    if recorded["version"] == here["version"]:
+        same = {setting: here["defaults"].get(setting) for setting in recorded["defaults"]}
+        assert same == recorded["defaults"], "raise the stage's version, then run tests/tasks/stage_defaults.py"
+    else:
+        assert recorded == here, "run tests/tasks/stage_defaults.py"

@@ -1,0 +1,104 @@
+"""What was decided of a configuration, and not only defaulted: a recipe holds no more, so that a release that adds a setting
+leaves finished work finished."""
+
+import dataclasses
+import json
+from collections import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined, to_json
+
+from tasks.config.execution import ExecutionConfig
+
+PRECISION = ("dtype", "head_dtype")
+"""The settings of ``ExecutionConfig`` that are part of a recipe, where a stage uses models."""
+
+
+class _Field(NamedTuple):
+    has_default: bool
+    default: Any
+    """As JSON."""
+    hint: Any
+
+
+Change = Callable[[Mapping[str, Any], type], dict[str, Any]]
+
+
+def decided(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
+    """``settings``, as JSON, without those that are their field's default, at any depth."""
+    fields = _fields(config)
+    found = {}
+    for name, value in settings.items():
+        field = fields.get(name)
+        if field is None:
+            found[name] = value
+        elif not (field.has_default and value == field.default):
+            found[name] = _changed(value, field.hint, decided)
+    return found
+
+
+def completed(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
+    """``settings``, as JSON, with the defaults of all fields that it leaves out: the inverse of ``decided``."""
+    fields = _fields(config)
+    found = {name: field.default for name, field in fields.items() if field.has_default}
+    for name, value in settings.items():
+        found[name] = _changed(value, fields[name].hint, completed) if name in fields else value
+    return found
+
+
+def decided_precision(execution: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the precision of forward passes differs from the default."""
+    return decided({name: execution[name] for name in PRECISION}, ExecutionConfig)
+
+
+def _changed(value: Any, hint: Any, change: Change) -> Any:
+    """A field's value with each section in it changed; what may be of several classes stays whole."""
+    if isinstance(value, list):
+        items = [part for part in _alternatives(hint) if get_origin(part) in (list, tuple, abc.Sequence)]
+        return [_changed(item, get_args(items[0])[0], change) for item in value] if len(items) == 1 else value
+    if not isinstance(value, Mapping):
+        return value
+    sections = [part for part in _alternatives(hint) if _is_section(part)]
+    mappings = [part for part in _alternatives(hint) if get_origin(part) in (dict, abc.Mapping)]
+    if len(sections) + len(mappings) != 1:
+        return value
+    if sections:
+        return change(value, sections[0])
+    return {name: _changed(item, get_args(mappings[0])[1], change) for name, item in value.items()}
+
+
+@cache
+def _fields(config: type) -> dict[str, _Field]:
+    hints = get_type_hints(config)
+    return {name: _Field(has, _json(default), hints[name]) for name, has, default in _defaults(config)}
+
+
+def _defaults(config: type) -> Iterator[tuple[str, bool, Any]]:
+    if issubclass(config, BaseModel):
+        for name, field in config.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            yield name, default is not PydanticUndefined, default
+        return
+    assert dataclasses.is_dataclass(config)
+    for plain in dataclasses.fields(config):
+        default = plain.default
+        if plain.default_factory is not dataclasses.MISSING:
+            default = plain.default_factory()
+        yield plain.name, default is not dataclasses.MISSING, default
+
+
+def _json(default: Any) -> Any:
+    missing = default is PydanticUndefined or default is dataclasses.MISSING
+    return None if missing else json.loads(to_json(default, inf_nan_mode="strings"))
+
+
+def _alternatives(hint: Any) -> Sequence[Any]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+
+
+def _is_section(part: Any) -> bool:
+    return isinstance(part, type) and (issubclass(part, BaseModel) or dataclasses.is_dataclass(part))
