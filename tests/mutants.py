@@ -977,7 +977,7 @@ TASKS: Table = [
         "tasks/text/chat_template.py",
         "tests/tasks/test_chat_template.py tests/tasks/test_endings.py",
         [
-            ("if name in _RESERVED:", "if False:"),
+            ("if name in RESERVED:", "if False:"),
             ("        if name not in read:\n", "        if False:\n"),
             ("if CLOCK not in variables_of(tokenizer, template):", "if True:"),
             ("options_of(tokenizer).get(CLOCK, DATE)", "DATE"),
@@ -985,11 +985,21 @@ TASKS: Table = [
             (".removesuffix(opening or", ".removesuffix("),
             ("if start.startswith(opened) else None", ""),
             ("{{%- endmacro +%}}", "{{%- endmacro -%}}"),
+            ("repr(options_of(tokenizer)), *more)", "*more)"),
+        ],
+    ),
+    (
+        "tasks/text/doubts.py",
+        "tests/tasks/test_chat_template.py tests/tasks/test_endings.py",
+        [
             ("if has_answers and turn.before is None:", "if turn.before is None:"),
             ("if has_system and turn.drops_system:", "if turn.drops_system:"),
-            ("repr(options_of(tokenizer)), *more)", "*more)"),
-            ("day, month = _DAYS[date.weekday()]", "day, month = _DAYS[date.weekday() - 1]"),
         ],
+    ),
+    (
+        "tasks/text/clock.py",
+        "tests/tasks/test_chat_template.py tests/tasks/test_endings.py",
+        [("day, month = _DAYS[date.weekday()]", "day, month = _DAYS[date.weekday() - 1]")],
     ),
     (
         "tasks/text/tokens.py",
@@ -1284,15 +1294,21 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/metrics/diagnosis.py",
+        "tasks/metrics/warnings.py",
         "tests/tasks/test_diagnosis.py",
         [
             ("if not sign * (now.value - limit.value) <= margin:", "if sign * (now.value - limit.value) > margin:"),
             ("margin = self.z * math.hypot(now.stderr, limit.stderr)", "margin = self.z * now.stderr"),
             ("margin = self.z * math.hypot(now.stderr, limit.stderr)", "margin = 0.0"),
+            ("== (1, 1)", "!= (0, 0)"),
+        ],
+    ),
+    (
+        "tasks/metrics/rules.py",
+        "tests/tasks/test_diagnosis.py",
+        [
             ("latest = seen.rows[-NEEDED:] or seen.led_here", "latest = seen.rows[-NEEDED:]"),
             ("(seen.rows or seen.led_here or (seen.now,))[-1]", "seen.now"),
-            ("== (1, 1)", "!= (0, 0)"),
             ("share * found.value + plus", "share * found.value"),
             ("b == (a[0], a[1] + 1)", "b[1] == a[1] + 1"),
             ("all(b < a for a, b in pairwise(rewards))", "rewards[-1] < rewards[0]"),

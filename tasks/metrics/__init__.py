@@ -1,6 +1,6 @@
 """Metrics: how far each can be believed, how it combines, and what it says against a run."""
 
-from tasks.metrics.diagnosis import NEEDED, RunWarning, diagnose, warnings_at, warnings_of_round
+from tasks.metrics.diagnosis import diagnose, warnings_at, warnings_of_round
 from tasks.metrics.history import merged, rows_of
 from tasks.metrics.policy_comparison import (
     correlation,
@@ -11,6 +11,7 @@ from tasks.metrics.policy_comparison import (
     lead,
     moments,
 )
+from tasks.metrics.rules import NEEDED
 from tasks.metrics.standard_errors import (
     correlation_stderr,
     explained_variance_stderr,
@@ -18,6 +19,7 @@ from tasks.metrics.standard_errors import (
     mean_stderr,
     with_stderr,
 )
+from tasks.metrics.warnings import RunWarning
 
 __all__ = [
     "NEEDED",

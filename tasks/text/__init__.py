@@ -1,6 +1,7 @@
 """Text to token ids and back: chat templates, what ends a response, and what a tokenizer is asked for."""
 
-from tasks.text.chat_template import OPTIONS_FILE, doubts_about_data, options_of
+from tasks.text.chat_template import OPTIONS_FILE, options_of
+from tasks.text.doubts import doubts_about_data
 from tasks.text.endings import GENERATION_CONFIG, doubts_about_endings, ending_of, terminators
 from tasks.text.tokens import (
     check_tokenizer,

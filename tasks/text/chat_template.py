@@ -4,29 +4,22 @@ Nothing but the messages, the options of ``model.chat_template_kwargs`` and the 
 clock that a template may ask for shows one date, and a template that draws at random is refused.
 """
 
-import datetime
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from tasks.data import Messages
 from tasks.errors import ConfigError, DataError, ModelError, shorten
+from tasks.text.clock import CLOCK, DATE, SETTING, fixed_date, in_codes
 from tasks.text.limited import LimitError, run_limited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tasks.data import Preference, Prompt, Text
-
 OPTIONS_FILE = "chat_template_kwargs.json"
 """Lies beside a tokenizer whose template has been used with options; copied with the tokenizer's own files."""
-CLOCK = "strftime_now"
-"""What a template calls for today's date."""
-DATE = "2026-01-01"
-"""What the clock shows where the options give no date."""
-SETTING = "model.chat_template_kwargs"
 MAX_SECONDS = 10.0
 """Of computing for one conversation, which takes a millisecond."""
 MAX_MEMORY = 2**30
@@ -34,7 +27,7 @@ MAX_MEMORY = 2**30
 MAX_LENGTH = 2**24
 """Characters that a template may write for one conversation; more than the longest context has."""
 # What we pass, or what `apply_chat_template` takes for itself instead of passing it on.
-_RESERVED = (
+RESERVED = (
     "messages",
     "conversation",
     "add_generation_prompt",
@@ -50,15 +43,8 @@ _RESERVED = (
     "return_assistant_tokens_mask",
     "tokenizer_kwargs",
 )
-_OWN_COLUMNS = ("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "namespace", "dict", "range")
 _RANDOM = ("lipsum", "|random")
-# Given by their English names, since strftime takes those of the process's locale.
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
-_SYSTEM, _USER, _ANSWER = "Zq3systemq3Z", "Zq5questionq5Z", "Zq7answerq7Z"
+SYSTEM, _USER, _ANSWER = "Zq3systemq3Z", "Zq5questionq5Z", "Zq7answerq7Z"
 """Texts that no template writes by itself, and that trimming and splitting leave alone."""
 
 
@@ -94,18 +80,16 @@ def bind_options(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any
     template = template_of(tokenizer, place=SETTING)
     read = variables_of(tokenizer, template)
     for name in options:
-        if name in _RESERVED:
+        if name in RESERVED:
             raise ConfigError(f"{SETTING}.{name}: is set for each use of the template; leave it out")
         if name not in read:
-            known = (
-                ", ".join(sorted(read - {*_RESERVED, *tokenizer.special_tokens_map, "raise_exception"})) or "nothing"
-            )
+            known = ", ".join(sorted(read - {*RESERVED, *tokenizer.special_tokens_map, "raise_exception"})) or "nothing"
             raise ConfigError(
                 f"{SETTING}.{name}: the chat template of {tokenizer.name_or_path} never reads {name}, so it would change "
                 f"nothing; it reads {known}"
             )
     if CLOCK in options:
-        _date(options[CLOCK])
+        fixed_date(options[CLOCK])
     tokenizer.chat_template_kwargs = dict(options)
 
 
@@ -178,75 +162,6 @@ def turn_of(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
     return remembered(tokenizer, _probe) if tokenizer.chat_template else None
 
 
-def doubts_about(tokenizer: "PreTrainedTokenizerBase", *, has_answers: bool, has_system: bool) -> list[str]:
-    """What to tell about a template that is about to be used; ``has_answers``: on dialogues whose answers are given.
-
-    Raises:
-        ModelError: prompts would end before the place where the template puts an answer.
-    """
-    name = tokenizer.name_or_path
-    said: list[str] = []
-    template = template_of(tokenizer, place="a prompt")
-    if CLOCK in variables_of(tokenizer, template) and CLOCK not in options_of(tokenizer):
-        said.append(
-            f"the chat template of {name} may write today's date into prompts; so that a run is the same on every day, the "
-            f"date is always {DATE}; {SETTING}.{CLOCK} sets another"
-        )
-    turn = turn_of(tokenizer)
-    if turn is None:
-        said.append(
-            f"the chat template of {name} takes no answer after a question, so its end of turn is not known; responses end "
-            f"with {tokenizer.eos_token}"
-        )
-        return said
-    if not turn.opening and turn.before is not None and turn.before.strip():
-        raise ModelError(
-            f"the chat template of {name} writes {shorten(turn.before)} before an answer, but not for "
-            "add_generation_prompt, so a prompt would end before the answer's start; append that text to it, inside of "
-            "{% if add_generation_prompt %}"
-        )
-    if has_answers and turn.before is None:
-        said.append(
-            f"the chat template of {name} opens an answer that is to be sampled with {shorten(turn.opening)}, but one that "
-            f"is given in another way; the answers of the data are read after the former ({SETTING} may make both agree)"
-        )
-    elif has_answers and turn.before and turn.before.strip():
-        said.append(
-            f"the chat template of {name} puts {shorten(turn.before)} before an answer that is given, but not before one "
-            f"that is to be sampled; the answers of the data are read without it ({SETTING} may make both agree)"
-        )
-    if has_system and turn.drops_system:
-        said.append(f"the chat template of {name} leaves system messages out, so no model of this run reads them")
-    return said
-
-
-def doubts_about_data(
-    tokenizer: "PreTrainedTokenizerBase", *, prompts: "Sequence[Prompt]", answers: "Sequence[Preference | Text]"
-) -> list[str]:
-    """What to tell before a template is used on these conversations; nothing where all is plain text.
-
-    Raises:
-        ModelError: as in ``doubts_about``.
-    """
-    conversations = [row.prompt for row in (*prompts, *answers) if isinstance(row.prompt, list)]
-    if not conversations:
-        options = options_of(tokenizer)
-        return [f"{SETTING}: no row of the data is a conversation, so no template is used"] if options else []
-    said = doubts_about(
-        tokenizer,
-        has_answers=any(isinstance(row.prompt, list) for row in answers),
-        has_system=any(message.get("role") == "system" for messages in conversations for message in messages),
-    )
-    read = variables_of(tokenizer, template_of(tokenizer, place="a prompt")) - {*_RESERVED, *_OWN_COLUMNS}
-    columns = {name for row in prompts for name in row.extra}
-    for name in sorted(columns & (read | {"chat_template_kwargs"})):
-        said.append(
-            f"the column {name} of the prompts goes to reward functions alone, although the chat template of "
-            f"{tokenizer.name_or_path} has an option for it; {SETTING} sets one for all rows"
-        )
-    return said
-
-
 def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str]:
     """The names that a template looks up from outside of itself.
 
@@ -300,7 +215,7 @@ def remembered(
 
 def _probe(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
     user, answer = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}
-    system = {"role": "system", "content": _SYSTEM}
+    system = {"role": "system", "content": SYSTEM}
     # Some templates want a system message, some none; some want a question last.
     for messages, more in (([user], []), ([system, user], []), ([user], [user])):
         try:
@@ -326,7 +241,7 @@ def _probe(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
 
 def _drops_system(tokenizer: "PreTrainedTokenizerBase", system: dict[str, str], user: dict[str, str]) -> bool:
     try:
-        return _SYSTEM not in render(tokenizer, [system, user], add_generation_prompt=True)
+        return SYSTEM not in render(tokenizer, [system, user], add_generation_prompt=True)
     except DataError:
         return False  # it says so itself
 
@@ -338,56 +253,9 @@ def _still(tokenizer: "PreTrainedTokenizerBase", place: str) -> str:
         template = template_of(tokenizer, place=place)
         if CLOCK not in variables_of(tokenizer, template):
             return template
-        date = _date(options_of(tokenizer).get(CLOCK, DATE))
-        shown = "".join(f" | replace({code!r}, {text!r})" for code, text in _shown(date).items())
+        date = fixed_date(options_of(tokenizer).get(CLOCK, DATE))
+        shown = "".join(f" | replace({code!r}, {text!r})" for code, text in in_codes(date).items())
         # A macro hides the library's function of that name; "+" keeps whatever whitespace the template begins with.
         return f"{{%- macro {CLOCK}(format) -%}}{{{{ format{shown} }}}}{{%- endmacro +%}}{template}"
 
     return remembered(tokenizer, find) if tokenizer.chat_template else template_of(tokenizer, place=place)
-
-
-def _date(text: Any) -> datetime.date:
-    try:
-        return datetime.date.fromisoformat(text)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{SETTING}.{CLOCK}={text!r}: is no date; give one like {DATE}") from error
-
-
-def _shown(date: datetime.date) -> dict[str, str]:
-    """What stands for each code of strftime at midnight of the date, whatever the locale and the time zone."""
-    day, month = _DAYS[date.weekday()], _MONTHS[date.month - 1]
-    numbers = {"d": f"{date.day:02}", "m": f"{date.month:02}", "y": f"{date.year % 100:02}", "j": f"{date:%j}"}
-    hours = {"H": "00", "I": "12", "M": "00", "S": "00"}
-    shown = {f"%-{code}": text.lstrip("0") or "0" for code, text in {**numbers, **hours}.items()}
-    shown |= {f"%{code}": text for code, text in {**numbers, **hours}.items()}
-    iso, us = f"{date.year:04}-{date.month:02}-{date.day:02}", f"{date.month:02}/{date.day:02}/{date.year % 100:02}"
-    return shown | {
-        "%Y": f"{date.year:04}",
-        "%B": month,
-        "%b": month[:3],
-        "%h": month[:3],
-        "%A": day,
-        "%a": day[:3],
-        "%e": f"{date.day:2}",
-        "%u": str(date.isoweekday()),
-        "%w": str(date.isoweekday() % 7),
-        "%U": f"{date:%U}",
-        "%W": f"{date:%W}",
-        "%V": f"{date:%V}",
-        "%G": f"{date:%G}",
-        "%p": "AM",
-        "%f": "000000",
-        "%F": iso,
-        "%D": us,
-        "%x": us,
-        "%X": "00:00:00",
-        "%T": "00:00:00",
-        "%R": "00:00",
-        "%c": f"{day[:3]} {month[:3]} {date.day:2} 00:00:00 {date.year:04}",
-        "%s": str(int(datetime.datetime(date.year, date.month, date.day, tzinfo=datetime.UTC).timestamp())),
-        "%Z": "",
-        "%z": "",
-        "%n": "\n",
-        "%t": "\t",
-        "%%": "%",
-    }

@@ -12,19 +12,18 @@ import json
 import logging
 import math
 import re
-import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from tasks import environment
 from tasks.config import write_yaml
-from tasks.errors import UserError
 from tasks.store import canonical_json, digest_text
+from tasks.tracking.addresses import TrackingError, tracking_uri
 from tasks.tracking.database import artifacts_uri, embedded_uri, follow_home
+from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,106 +36,6 @@ MAX_PARAM_LENGTH = 6000
 MAX_KEY_LENGTH = 250
 MODEL = "model"
 """Where the final policy lies among the artifacts of the parent."""
-
-
-class TrackingError(UserError):
-    """The tracking server holds something that only its user can change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One value of one metric. The same four fields logged twice are one point to MLflow."""
-
-    name: str
-    value: float
-    step: int
-    at: float
-    """When the stage that measured it was committed, in seconds since 1970."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrackedData:
-    """A data set that a round was made from."""
-
-    name: str
-    digest: str
-    source: str
-    """Where it lies, as a URI."""
-    used_as: str
-    rows: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrackedRound:
-    """All that MLflow is told of one variant of a round."""
-
-    number: int
-    variant: str
-    """The fingerprint of its report."""
-    started_at: float
-    ended_at: float
-    points: Sequence[Point]
-    summary: Mapping[str, float]
-    """What the parent shows of the round: one value per metric, at step ``number``."""
-    data: Sequence[TrackedData] = ()
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Rows by the name of the artifact that MLflow shows as a table."""
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """Files and directories by their path among the artifacts."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrackedRun:
-    """All that MLflow is told of a run so far."""
-
-    uid: str
-    name: str
-    created_at: float
-    config: Mapping[str, Any]
-    rounds: Sequence[TrackedRound]
-    policy: Path | None = None
-    """The final policy, as ``from_pretrained`` reads it, or its adapter, as PEFT does; None while rounds are to come."""
-    policy_digest: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """Where a run is in MLflow."""
-
-    experiment_id: str
-    run_id: str
-    rounds: Mapping[int, str]
-    """MLflow's run of each round."""
-
-
-def tracking_uri(home: Path) -> str:
-    """The server or database that runs are logged to: the user's own, else one file in the home."""
-    return environment.mlflow_tracking_uri() or embedded_uri(home)
-
-
-def run_page(home: Path, published: Published, run_id: str) -> str | None:
-    """The address of a run's page; None where runs are logged to a database that no server shows yet."""
-    base = server_page(home)
-    return base and f"{base}/#/experiments/{published.experiment_id}/runs/{run_id}"
-
-
-def server_page(home: Path) -> str | None:
-    """The address of the tracking server's pages; None for a database."""
-    uri = urlsplit(tracking_uri(home))
-    if uri.scheme not in ("http", "https"):
-        return None
-    # A password in the address must not end up in everything that links to the page.
-    return urlunsplit((uri.scheme, uri.netloc.rpartition("@")[2], uri.path.rstrip("/"), "", ""))
-
-
-def where_to_look(home: Path) -> str:
-    """How a person gets to the runs in MLflow."""
-    if environment.mlflow_tracking_uri() is None:
-        return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri(home))}"
-    # The address of a database holds its password.
-    return server_page(home) or "the database of MLFLOW_TRACKING_URI"
 
 
 class Tracking:

@@ -25,7 +25,7 @@ from tasks.store.data_sets import write_dataset
 from tasks.store.files import write_json
 from tasks.store.manifest import Inputs, Place, Recipe, Ref, input_digests
 from tasks.tracking import outbox as tracking
-from tasks.tracking.outbox import Published
+from tasks.tracking.tracked import Published
 
 INJECTION = "</td><script>alert(1)</script> [x](javascript:alert(1)) ![i](http://evil/p.png)\n# head | `code` \u202e"
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from tasks.metrics.diagnosis import PER_ITERATION, PER_ROUND
+from tasks.metrics.rules import PER_ITERATION, PER_ROUND
 
 OF_EXCLUSION = "advantages/excluded_share"
 OF_OTHER_ENGINES = {

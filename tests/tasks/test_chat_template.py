@@ -11,7 +11,8 @@ from tiny_tokenizers import byte_level, wrap
 
 from tasks.data.records import Prompt, Text
 from tasks.errors import ConfigError, DataError, ModelError
-from tasks.text.chat_template import bind_options, doubts_about, doubts_about_data, remembered, render
+from tasks.text.chat_template import bind_options, remembered, render
+from tasks.text.doubts import doubts_about, doubts_about_data
 from tasks.text.tokens import copy_tokenizer, encode_prompt, load_tokenizer
 
 MESSAGES = [{"role": "user", "content": "Hi there"}]

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.metrics.diagnosis import (
-    NEEDED,
-    PER_ITERATION,
-    PER_ROUND,
-    diagnose,
-    once_each,
-    warnings_at,
-    warnings_of_round,
-)
+from tasks.metrics.diagnosis import diagnose, once_each, warnings_at, warnings_of_round
+from tasks.metrics.rules import NEEDED, PER_ITERATION, PER_ROUND
 
 HISTORIES = Path(__file__).parent / "histories"
 

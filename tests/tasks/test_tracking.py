@@ -17,7 +17,9 @@ import pytest
 
 from tasks import environment
 from tasks.tracking import outbox as tracking
-from tasks.tracking.outbox import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking, run_page
+from tasks.tracking.addresses import run_page
+from tasks.tracking.outbox import Tracking
+from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
 
 EXPERIMENT = "tests"
 
@@ -453,7 +455,8 @@ import sys, time
 from pathlib import Path
 from tasks import environment
 environment.quieten(hub=False)
-from tasks.tracking.outbox import TrackedRun, Tracking
+from tasks.tracking.tracked import TrackedRun
+from tasks.tracking.outbox import Tracking
 while time.time() < float(sys.argv[2]):
     pass
 run = TrackedRun(uid=sys.argv[3], name=sys.argv[3], created_at=1.0, config={"seed": 1}, rounds=[])

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from tasks.metrics.diagnosis import PER_ITERATION, PER_ROUND
+from tasks.metrics.rules import PER_ITERATION, PER_ROUND
 
 READ = ("score/", "rewards/", "kl/mean", "kl/coef", "update/learning_rate", "evaluation/", "reward_model/accuracy")
 NAMES = "|".join(re.escape(rule.metric).replace("<reward>", r"\w+") for rule in (*PER_ITERATION, *PER_ROUND))

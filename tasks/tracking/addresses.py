@@ -1,0 +1,42 @@
+"""Where MLflow is, and the pages that a run has there."""
+
+import shlex
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from tasks import environment
+from tasks.errors import UserError
+from tasks.tracking.database import embedded_uri
+from tasks.tracking.tracked import Published
+
+
+class TrackingError(UserError):
+    """The tracking server holds something that only its user can change."""
+
+
+def tracking_uri(home: Path) -> str:
+    """The server or database that runs are logged to: the user's own, else one file in the home."""
+    return environment.mlflow_tracking_uri() or embedded_uri(home)
+
+
+def run_page(home: Path, published: Published, run_id: str) -> str | None:
+    """The address of a run's page; None where runs are logged to a database that no server shows yet."""
+    base = server_page(home)
+    return base and f"{base}/#/experiments/{published.experiment_id}/runs/{run_id}"
+
+
+def server_page(home: Path) -> str | None:
+    """The address of the tracking server's pages; None for a database."""
+    uri = urlsplit(tracking_uri(home))
+    if uri.scheme not in ("http", "https"):
+        return None
+    # A password in the address must not end up in everything that links to the page.
+    return urlunsplit((uri.scheme, uri.netloc.rpartition("@")[2], uri.path.rstrip("/"), "", ""))
+
+
+def where_to_look(home: Path) -> str:
+    """How a person gets to the runs in MLflow."""
+    if environment.mlflow_tracking_uri() is None:
+        return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri(home))}"
+    # The address of a database holds its password.
+    return server_page(home) or "the database of MLFLOW_TRACKING_URI"
