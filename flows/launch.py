@@ -13,8 +13,8 @@ from flows.terminal.display import display_for
 from tasks import environment
 from tasks.config import RewardConfig, require_available
 from tasks.contract import StageError
+from tasks.data import reward_function
 from tasks.errors import TransientError, UserError
-from tasks.scoring.functions import reward_function
 from tasks.store import Manifest, Ref, damaged_files
 
 

@@ -1206,11 +1206,15 @@ TASKS: Table = [
             ('{**row, **json.loads(row.pop("extra") or "{}")}', '{**json.loads(row.pop("extra") or "{}"), **row}'),
             ("finished=False, special_tokens=True", "finished=False, special_tokens=False"),
             ("if inspect.isawaitable(returned):", "if False:"),
-            ("not math.isfinite(score)", "math.isnan(score)"),
             ("if isinstance(value, str | bytes):", "if False:"),
             ("str | bytes | Mapping | set | frozenset", "bytes"),
-            ("parameter.name in ON_REQUEST", "parameter.name == TOKEN_IDS"),
+            ("not math.isfinite(score)", "math.isnan(score)"),
         ],
+    ),
+    (
+        "tasks/data/functions.py",
+        "tests/tasks/test_reward_functions.py",
+        [("parameter.name in ON_REQUEST", "parameter.name == TOKEN_IDS")],
     ),
     (
         "tasks/models/checks.py",

@@ -1,12 +1,14 @@
 """Other people's files and functions, read into canonical records."""
 
 from tasks.data.bad_rows import BadRow, Findings, in_words
-from tasks.data.functions import code_digest, import_function
+from tasks.data.functions import TOKEN_IDS, WITH_SPECIAL_TOKENS, code_digest, import_function, reward_function
 from tasks.data.plain_values import as_json, content_key
 from tasks.data.records import Messages, Preference, Prompt, Text, to_preferences, to_prompts, to_texts
 from tasks.data.sources import is_pattern, matching_paths, read_rows, source_digest
 
 __all__ = [
+    "TOKEN_IDS",
+    "WITH_SPECIAL_TOKENS",
     "BadRow",
     "Findings",
     "Messages",
@@ -21,6 +23,7 @@ __all__ = [
     "is_pattern",
     "matching_paths",
     "read_rows",
+    "reward_function",
     "source_digest",
     "to_preferences",
     "to_prompts",

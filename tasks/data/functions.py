@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from tasks.config import parse_import_path
 from tasks.data.code_files import files_of, syntax_tree
 from tasks.errors import ConfigError, shorten
 from tasks.store import found_or_known
+
+TOKEN_IDS, WITH_SPECIAL_TOKENS = "response_token_ids", "responses_with_special_tokens"
+ON_REQUEST = (TOKEN_IDS, WITH_SPECIAL_TOKENS)
 
 
 def import_function(import_path: str, *, field: str) -> Callable[..., Any]:
@@ -47,6 +51,29 @@ def import_function(import_path: str, *, field: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{field}: {import_path} is {shorten(found)}, not a function; name one that can be called")
     return found
+
+
+def reward_function(import_path: str, *, field: str) -> tuple[Callable[..., Any], list[str]]:
+    """The function, and what it asks for.
+
+    Raises:
+        ConfigError: it cannot be imported, or called with what there is.
+    """
+    function = import_function(import_path, field=field)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        # Some callables that are not written in Python do not say.
+        return function, []
+    asked = [parameter.name for parameter in parameters if parameter.name in ON_REQUEST]
+    try:
+        inspect.signature(function).bind([], [], [], **dict.fromkeys(asked))
+    except TypeError as error:
+        raise ConfigError(
+            f"{field}: {import_path}{inspect.signature(function)} cannot be called as (prompts, responses, rows) "
+            f"({error}); beyond those three, a function can ask for {' and '.join(ON_REQUEST)}"
+        ) from error
+    return function, asked
 
 
 def code_digest(import_path: str) -> str:

@@ -8,43 +8,18 @@ import asyncio
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.contract import is_a_service_s
-from tasks.data import import_function
-from tasks.errors import ConfigError, RewardError, TransientError, shorten
+from tasks.data import TOKEN_IDS, WITH_SPECIAL_TOKENS, reward_function
+from tasks.errors import RewardError, TransientError, shorten
 from tasks.store import Table
 from tasks.text import decode_response, load_tokenizer
 
-TOKEN_IDS, WITH_SPECIAL_TOKENS = "response_token_ids", "responses_with_special_tokens"
-ON_REQUEST = (TOKEN_IDS, WITH_SPECIAL_TOKENS)
 OURS = ("prompt", "response", "rollout_id", "prompt_id", "sample_index", "finish_reason")
 """What a row has besides the columns of the user's data; a column of the same name stays the user's."""
-
-
-def reward_function(import_path: str, *, field: str) -> tuple[Callable[..., Any], list[str]]:
-    """The function, and what it asks for.
-
-    Raises:
-        ConfigError: it cannot be imported, or called with what there is.
-    """
-    function = import_function(import_path, field=field)
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        # Some callables that are not written in Python do not say.
-        return function, []
-    asked = [parameter.name for parameter in parameters if parameter.name in ON_REQUEST]
-    try:
-        inspect.signature(function).bind([], [], [], **dict.fromkeys(asked))
-    except TypeError as error:
-        raise ConfigError(
-            f"{field}: {import_path}{inspect.signature(function)} cannot be called as (prompts, responses, rows) "
-            f"({error}); beyond those three, a function can ask for {' and '.join(ON_REQUEST)}"
-        ) from error
-    return function, asked
 
 
 def function_scores(

@@ -12,10 +12,10 @@ from conftest import TINY, wait_for
 # Imported by every process of the run: the engine finds its stages failing as a machine makes them fail.
 TROUBLE = """
 import os, pathlib
-import tasks.contract.execution
+import tasks.contract
 
 DIRECTORY = pathlib.Path(os.environ["TROUBLE"])
-execute = tasks.contract.execution.execute
+execute = tasks.contract.execute
 
 
 def once(name):
@@ -38,7 +38,7 @@ def troubled(call, models, report):
     return execute(call, models, report)
 
 
-tasks.contract.execution.execute = troubled
+tasks.contract.execute = troubled
 """
 SERVICE = """
 import json, urllib.request

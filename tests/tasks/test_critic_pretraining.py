@@ -26,7 +26,6 @@ from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext
 from tasks.critic_pretraining import held_out_rows
-from tasks.models import training
 from tasks.models.access import Learners
 from tasks.models.scalar import load_scalar_model
 from tasks.models.training import descend, shuffled
@@ -236,7 +235,7 @@ def test_the_order_of_training_is_drawn_by_the_runs_seed_and_by_the_epoch(world,
             asked.append((seed, epoch))
             return shuffled(length, seed=seed, epoch=epoch)
 
-        monkeypatch.setattr(training, "shuffled", heard)
+        monkeypatch.setattr("tasks.critic_pretraining.shuffled", heard)
         pretrain(Workbench(tmp_path / str(seed), seed=seed), base, data, epochs=2)
         # Those before drew the prompts.
         return asked[-2:]
@@ -306,7 +305,7 @@ def test_prompts_that_are_held_out_train_nothing(world, monkeypatch):
         seen.extend(row for batch in batches(0) for row in batch)
         return descend(parameters, batches, backward, **options)
 
-    monkeypatch.setattr("tasks.models.descend", noting)
+    monkeypatch.setattr("tasks.critic_pretraining.descend", noting)
     ref = pretrain(bench, base, data, samples=30)
     table = read_dataset(ref.directory / "experience/rollouts")
     held_out = int(held_out_rows(table).sum())

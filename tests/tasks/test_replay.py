@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_world import LENGTH, advantages, an_update, generate, make_world, rows, score
 
-import ppo_core
+from tasks import compute_advantages
 from tasks.store.digests import digest_file
 from tasks.store.manifest import Manifest
 from tasks.worker.replay import replay, tensor_differences
@@ -36,7 +36,7 @@ def test_what_is_made_of_the_same_inputs_is_identical(world, experience):
 
 def test_the_first_token_that_differs_is_named_with_the_largest_difference(world, experience, monkeypatch):
     bench, *_ = world
-    gae = ppo_core.gae
+    gae = compute_advantages.gae
 
     def another(*arguments, **settings):
         values, returns = gae(*arguments, **settings)
@@ -44,7 +44,7 @@ def test_the_first_token_that_differs_is_named_with_the_largest_difference(world
         values[3, 0] -= 2.0
         return values, returns
 
-    monkeypatch.setattr(ppo_core, "gae", another)
+    monkeypatch.setattr(compute_advantages, "gae", another)
     differences = {found.quantity: found for found in replayed(bench, experience).differences}
     # The metric that is made of them differs as well; nothing else does.
     assert set(differences) == {"advantages", "advantages/std_before_whitening"}

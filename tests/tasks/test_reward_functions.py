@@ -10,8 +10,9 @@ import pytest
 import torch
 from small_world import a_model
 
+from tasks.data.functions import reward_function
 from tasks.errors import ConfigError, RewardError, TransientError
-from tasks.scoring.functions import function_scores, reward_function
+from tasks.scoring.functions import function_scores
 from tasks.store.schemas import ROLLOUTS, table_of
 from tasks.text.tokens import load_tokenizer
 
