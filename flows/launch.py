@@ -96,7 +96,7 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
 
 @contextmanager
 def only_our_words() -> Iterator[None]:
-    """Keep the tracebacks of failed tasks off the terminal; the Prefect server and the engine's log have them."""
+    """Keep the tracebacks of failed tasks off the terminal; the Prefect server and the worker's log have them."""
     # The last one tells of every event that a server which is down did not take.
     names = ("prefect.flow_runs", "prefect.task_runs", "prefect._internal.concurrency", "prefect.events")
     loggers = [logging.getLogger(name) for name in names]

@@ -26,7 +26,7 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server
     session = Session(run, config, observer, externals)
 
     def one_round(number: int, before: RoundState | None) -> RoundState:
-        with interrupts_cancel(session.engine):
+        with interrupts_cancel(session.worker):
             state = rlhf_round(session, config, number, before, externals)
             session.finish_round()
         return settled(state)
@@ -62,7 +62,7 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server
                 session.tell_cancelled()
             raise
         finally:
-            session.engine.close()
+            session.worker.close()
     run.finish_rerun()
     return session.unreported
 

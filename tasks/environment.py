@@ -92,7 +92,7 @@ def keep_loopback_direct() -> None:
 
 
 def hidden_proxies() -> dict[str, str]:
-    """Proxies of the user that only the engine, which needs no server of ours, is told of."""
+    """Proxies of the user that only the worker, which needs no server of ours, is told of."""
     return dict(json.loads(os.environ.get(HIDDEN_PROXIES, "{}")))
 
 
@@ -195,8 +195,8 @@ def server_settings(url: str, auth_string: str) -> dict[str, str]:
     }
 
 
-def engine_environment() -> dict[str, str]:
-    """The environment of the engine process."""
+def worker_environment() -> dict[str, str]:
+    """The environment of the worker process."""
     return {
         # What a reward function or a template can read, it can tell.
         **{name: value for name, value in os.environ.items() if name != "PREFECT_API_AUTH_STRING"},

@@ -1367,7 +1367,7 @@ TASKS: Table = [
     ),
     (
         "tasks/contract/failures.py",
-        "tests/tasks/test_engine.py",
+        "tests/tasks/test_worker.py",
         [
             (
                 "if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):",

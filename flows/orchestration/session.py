@@ -28,20 +28,20 @@ from flows.terminal import Observer
 from tasks.config import StageConfig
 from tasks.contract import StageCall, StageError, worth_retrying
 from tasks.store import Manifest, Place, Ref, drop_recoverable
-from tasks.worker import Engine
+from tasks.worker import Supervisor
 
 CANCEL_POLL_S = 5.0
 
 
 class Session:
-    """One execution of a run: its engine, its observer, and the Prefect tasks that send stages to the engine."""
+    """One execution of a run: its worker, its observer, and the Prefect tasks that send stages to the worker."""
 
     def __init__(self, run: Run, config: RunConfig, observer: Observer, externals: Externals) -> None:
         self.run = run
         self.config = config
         self.externals = externals
         self.observer = observer
-        self.engine = Engine(run.root / "engine.log")
+        self.worker = Supervisor(run.root / "worker.log")
         self.unreported: list[str] = []
         self._generations = run.generations
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -72,7 +72,7 @@ class Session:
         call = stage_call(self.run, self.config, stage, place, config, self._generations).with_inputs(inputs)
         if (done := self._committed_before(call, inputs)) is not None:
             return done
-        with interrupts_cancel(self.engine):
+        with interrupts_cancel(self.worker):
             return retried(lambda: self._execute(call), self.config.execution.retries)
 
     def finished_unseen(self, report: Output, why: str) -> None:
@@ -171,7 +171,7 @@ class Session:
         return self._tasks[stage]
 
     def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> "State[Ref] | Ref":
-        """A stage's Prefect task: reuse its committed output, or have the engine make it."""
+        """A stage's Prefect task: reuse its committed output, or have the worker make it."""
         call = call.with_inputs({name: list(v) if isinstance(v, list | tuple) else v for name, v in inputs.items()})
         if (done := self.run.store.find(call.recipe())) is not None:
             self.observer.stage_reused(call, done)
@@ -180,14 +180,14 @@ class Session:
         return self._execute(call)
 
     def _execute(self, call: StageCall) -> Ref:
-        """Have the engine make a stage's output."""
+        """Have the worker make a stage's output."""
         self._check_models()
         self.observer.stage_started(call)
         started = time.monotonic()
         fingerprint = call.recipe().fingerprint
         divisor = self._micro_batch_divisor.get(fingerprint, 1)
         try:
-            ref = self.engine.run(
+            ref = self.worker.run(
                 call.with_smaller_micro_batch(divisor),
                 report=lambda event: self._tell(call, event),
                 timeout_s=self.config.execution.stage_timeout_s,
@@ -205,12 +205,12 @@ class Session:
     def _check_models(self) -> None:
         """Refuse models that the run could not use: before a first stage executes, and again once its data is there.
 
-        Where all is committed nothing executes, and nothing is looked at. In the engine, which imports what that takes
+        Where all is committed nothing executes, and nothing is looked at. In the worker, which imports what that takes
         anyway.
         """
         with self._check_lock:
             if self._data not in self._checked:
-                self.engine.check_models(
+                self.worker.check_models(
                     model_checks(self.config, self.externals, self._data),
                     timeout_s=self.config.execution.stage_timeout_s,
                     is_cancelled=self.is_cancelled,

@@ -84,7 +84,7 @@ class Display(Observer, AbstractContextManager["Display"]):
             self._running[call.label] = call
 
     def stage_finished(self, call: StageCall, ref: Ref, seconds: float) -> None:
-        del seconds  # They count the wait for the engine too; the manifest has the stage's own.
+        del seconds  # They count the wait for the worker too; the manifest has the stage's own.
         with self._lock:
             self.num_done += 1
             self._running.pop(call.label, None)
@@ -240,7 +240,7 @@ class BarDisplay(Display):
     def stage_started(self, call: StageCall) -> None:
         with self._lock:
             super().stage_started(call)
-            # Of several shards that wait for the engine, the first is taken to run until another reports progress.
+            # Of several shards that wait for the worker, the first is taken to run until another reports progress.
             if self._shown not in self._running:
                 self._show(call)
 

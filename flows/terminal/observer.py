@@ -14,7 +14,7 @@ class Observer:
         """The stage's committed output was found."""
 
     def stage_started(self, call: StageCall) -> None:
-        """The engine begins to execute the stage."""
+        """The worker begins to execute the stage."""
 
     def stage_progress(self, call: StageCall, event: Mapping[str, Any]) -> None:
         """``done`` of ``total`` ``unit``, and ``tokens`` processed since the stage began."""

@@ -72,7 +72,7 @@ def merged(adapter: Path, name: str, *, field: str, home: Path, trust_remote_cod
         arguments = [str(adapter), base.path, str(partial), "trust" if trust_remote_code else "data"]
         said = subprocess.run(
             [sys.executable, "-P", "-m", "tasks.models.merge_adapter", *arguments],
-            env=environment.engine_environment(),
+            env=environment.worker_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

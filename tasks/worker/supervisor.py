@@ -1,4 +1,4 @@
-"""The engine: one child process that holds the models and executes stages, and the side that supervises it.
+"""The side that supervises the worker: one child process that holds the models and executes stages.
 
 The child reads calls as JSON lines from standard input and answers on a pipe of its own, so that whatever a library prints
 goes to the log. End of input means that the supervisor is gone, and the child ends itself: no orphan keeps a GPU.
@@ -29,7 +29,7 @@ REPORT_S = 0.1
 VMSTAT = Path("/proc/vmstat")
 
 
-class Engine:
+class Supervisor:
     """Supervises the child. One stage at a time; a dead child is replaced at the next call."""
 
     def __init__(self, log: Path) -> None:
@@ -81,7 +81,7 @@ class Engine:
                 if line is None:
                     if timeout_s is not None and time.monotonic() - heard > timeout_s:
                         self._kill()
-                        message = f"no progress for {timeout_s:g} s; the engine was killed"
+                        message = f"no progress for {timeout_s:g} s; the worker was killed"
                         message += " (execution.stage_timeout_s allows more)"
                         raise StageError("transient", message, stage=label)
                     continue
@@ -123,7 +123,7 @@ class Engine:
                     pass_fds=(write_end,),
                     start_new_session=True,
                     text=True,
-                    env=environment.engine_environment(),
+                    env=environment.worker_environment(),
                 )
             os.close(write_end)
             self._out_of_memory_kills = out_of_memory_kills()
@@ -142,7 +142,7 @@ class Engine:
         kind: Kind = "transient"
         if code == -signal.SIGKILL and out_of_memory_kills() > self._out_of_memory_kills:
             kind, how = "memory", f"{how}, since the machine's memory ran out"
-        return StageError(kind, f"the engine {how}; its log is {self._log}", stage=label, log=str(self._log))
+        return StageError(kind, f"the worker {how}; its log is {self._log}", stage=label, log=str(self._log))
 
     def _kill(self) -> None:
         process = self._process

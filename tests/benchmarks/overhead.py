@@ -2,7 +2,7 @@
 
     python tests/benchmarks/overhead.py [--case 15M] [--iterations N] [--repeat N] [--out FILE.json] [--readme]
 
-The flow is ``rounds run``: Prefect's server and tasks, the engine's process, data sets, checkpoints with both optimizers,
+The flow is ``rounds run``: Prefect's server and tasks, the worker's process, data sets, checkpoints with both optimizers,
 digests, flushes, an audit, MLflow; once with every checkpoint kept, once with none of those between (``checkpoint_every``).
 The loop calls the same functions one after the other and writes nothing. All sample the same rows. Beside them, what the
 files of one checkpoint cost alone: as many bytes written, hashed and flushed by the standard library.

@@ -317,7 +317,7 @@ def compare(case, work, *, numerics, versus, repeat, iterations, directory):
     def run(system, how):
         place = ("--directory", directory, "--iterations", iterations)
         options = ("--system", system, "--case", case, "--numerics", how, *place)
-        # Ours runs in the engine's environment.
+        # Ours runs in the worker's environment.
         return lambda: harness.child(script, *options, env=MEMORY if system == "ours" else None)
 
     found = harness.interleaved({"ours": run("ours", numerics), "trl": run("trl", versus)}, repeat)

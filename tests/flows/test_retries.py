@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import TINY, wait_for
 
-# Imported by every process of the run: the engine finds its stages failing as a machine makes them fail.
+# Imported by every process of the run: the worker finds its stages failing as a machine makes them fail.
 TROUBLE = """
 import os, pathlib
 import tasks.contract

@@ -412,12 +412,12 @@ def test_a_socks_proxy_that_the_client_cannot_use_is_only_told_to_the_engine(mon
     environment.keep_loopback_direct()
     assert "ALL_PROXY" not in os.environ
     assert os.environ["http_proxy"] == "http://proxy.example:3128"
-    assert environment.engine_environment()["ALL_PROXY"] == "socks5://127.0.0.1:9"
+    assert environment.worker_environment()["ALL_PROXY"] == "socks5://127.0.0.1:9"
 
 
 def test_the_engine_is_not_told_the_authentication_string(monkeypatch):
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "rounds:secret")
-    assert "rounds:secret" not in environment.engine_environment().values()
+    assert "rounds:secret" not in environment.worker_environment().values()
 
 
 @pytest.mark.parametrize("name", ["what?mode=ro", "50%25 done #1", "für später"])

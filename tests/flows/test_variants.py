@@ -109,7 +109,7 @@ def test_a_gate_stops_the_run_before_it_commits_with_limit_value_and_next_move(s
     assert 5 < float(told[1]) <= math.log(300)
     assert "; raise advantages.kl_coef or ppo.entropy_coef, or lower optimizers.learning_rate, " in error
     assert ", or set health.action: warn to go on; details are in " in error
-    assert error.endswith("engine.log; when it is mended, the same command continues")
+    assert error.endswith("worker.log; when it is mended, the same command continues")
     assert "Traceback" not in stopped.err
     stages = {manifest["recipe"]["stage"] for manifest in stopped.stages.values()}
     assert {"generate_rollouts", "score_rollouts", "compute_advantages"} <= stages

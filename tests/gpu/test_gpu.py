@@ -43,9 +43,9 @@ REWARDS = {"preference": RewardConfig(model="trained")}
 
 @pytest.fixture(scope="module", autouse=True)
 def engine_settings():
-    """cuBLAS as the engine's process has it; read when the device is first used."""
+    """cuBLAS as the worker's process has it; read when the device is first used."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", environment.engine_environment()["CUBLAS_WORKSPACE_CONFIG"])
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", environment.worker_environment()["CUBLAS_WORKSPACE_CONFIG"])
         yield
 
 

@@ -1,4 +1,4 @@
-"""The engine as its supervisor sees it: a real child process, real stages, real deaths."""
+"""The worker as its supervisor sees it: a real child process, real stages, real deaths."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tasks.errors import DamagedError, UnhealthyError
 from tasks.store.manifest import Manifest, Place, Ref
 from tasks.store.store import Store
 from tasks.worker.protocol import decode_call, encode_call
-from tasks.worker.supervisor import Engine
+from tasks.worker.supervisor import Supervisor
 
 
 def a_call(root: Path, *, prompts=None, count=8):
@@ -42,123 +42,123 @@ def a_call(root: Path, *, prompts=None, count=8):
     )
 
 
-def run(engine, call, *, timeout_s=None, is_cancelled=lambda: False, events=None):
+def run(worker, call, *, timeout_s=None, is_cancelled=lambda: False, events=None):
     report = events.append if events is not None else lambda event: None
-    return engine.run(call, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled)
+    return worker.run(call, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled)
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = Engine(tmp_path / "engine.log")
-    yield engine
-    engine.close()
+def worker(tmp_path):
+    worker = Supervisor(tmp_path / "worker.log")
+    yield worker
+    worker.close()
 
 
-def test_a_stage_is_executed_committed_and_reported(engine, tmp_path):
+def test_a_stage_is_executed_committed_and_reported(worker, tmp_path):
     events = []
     call = a_call(tmp_path)
-    ref = run(engine, call, events=events)
+    ref = run(worker, call, events=events)
     assert Store(tmp_path).find(call.recipe()) == ref
     assert Manifest.read(ref.directory).stage == "prepare_data"
     assert events
     assert {"done", "total", "unit", "tokens"} <= set(events[0])
 
 
-def test_the_child_executes_one_stage_after_another(engine, tmp_path):
-    run(engine, a_call(tmp_path))
-    child = engine._process.pid
-    run(engine, a_call(tmp_path, count=9))
-    assert engine._process.pid == child
+def test_the_child_executes_one_stage_after_another(worker, tmp_path):
+    run(worker, a_call(tmp_path))
+    child = worker._process.pid
+    run(worker, a_call(tmp_path, count=9))
+    assert worker._process.pid == child
 
 
-def test_a_users_mistake_comes_back_as_its_own_sentence(engine, tmp_path):
+def test_a_users_mistake_comes_back_as_its_own_sentence(worker, tmp_path):
     missing = Source(path=str(tmp_path / "nowhere.jsonl"))
     with pytest.raises(StageError, match=r"nowhere\.jsonl does not exist") as caught:
-        run(engine, a_call(tmp_path, prompts=missing))
+        run(worker, a_call(tmp_path, prompts=missing))
     assert caught.value.kind == "user"
     assert not worth_retrying(caught.value)
-    # The engine lives on.
-    run(engine, a_call(tmp_path))
+    # The worker lives on.
+    run(worker, a_call(tmp_path))
 
 
-def test_a_killed_child_is_a_transient_error_and_the_next_call_gets_a_new_one(engine, tmp_path):
-    run(engine, a_call(tmp_path))
-    child = engine._process.pid
+def test_a_killed_child_is_a_transient_error_and_the_next_call_gets_a_new_one(worker, tmp_path):
+    run(worker, a_call(tmp_path))
+    child = worker._process.pid
     os.kill(child, signal.SIGSTOP)
     threading.Timer(0.3, os.killpg, (child, signal.SIGKILL)).start()
     with pytest.raises(StageError, match="was killed by signal SIGKILL") as caught:
-        run(engine, a_call(tmp_path, count=9))
+        run(worker, a_call(tmp_path, count=9))
     assert worth_retrying(caught.value)
-    run(engine, a_call(tmp_path, count=9))
-    assert engine._process.pid != child
+    run(worker, a_call(tmp_path, count=9))
+    assert worker._process.pid != child
 
 
 def test_a_child_that_the_kernel_killed_for_its_memory_is_told_from_one_that_somebody_killed(
-    engine, tmp_path, monkeypatch
+    worker, tmp_path, monkeypatch
 ):
     counter = tmp_path / "vmstat"
     counter.write_text("pgfault 9\noom_kill 3\n")
     monkeypatch.setattr("tasks.worker.supervisor.VMSTAT", counter)
-    run(engine, a_call(tmp_path))
-    child = engine._process.pid
+    run(worker, a_call(tmp_path))
+    child = worker._process.pid
     os.kill(child, signal.SIGSTOP)
     counter.write_text("pgfault 99\noom_kill 4\n")
     threading.Timer(0.3, os.killpg, (child, signal.SIGKILL)).start()
     with pytest.raises(StageError, match="was killed by signal SIGKILL, since the machine's memory ran out") as caught:
-        run(engine, a_call(tmp_path, count=9))
+        run(worker, a_call(tmp_path, count=9))
     assert caught.value.kind == "memory"
     # That one is counted now: the next child was not killed for its memory.
-    run(engine, a_call(tmp_path, count=9))
-    child = engine._process.pid
+    run(worker, a_call(tmp_path, count=9))
+    child = worker._process.pid
     os.kill(child, signal.SIGSTOP)
     threading.Timer(0.3, os.killpg, (child, signal.SIGKILL)).start()
     with pytest.raises(StageError) as caught:
-        run(engine, a_call(tmp_path, count=10))
+        run(worker, a_call(tmp_path, count=10))
     assert caught.value.kind == "transient"
 
 
-def test_a_hung_child_is_killed_after_the_time_out(engine, tmp_path):
-    run(engine, a_call(tmp_path))
-    os.kill(engine._process.pid, signal.SIGSTOP)
+def test_a_hung_child_is_killed_after_the_time_out(worker, tmp_path):
+    run(worker, a_call(tmp_path))
+    os.kill(worker._process.pid, signal.SIGSTOP)
     with pytest.raises(StageError, match=r"no progress for 0\.5 s") as caught:
-        run(engine, a_call(tmp_path, count=9), timeout_s=0.5)
+        run(worker, a_call(tmp_path, count=9), timeout_s=0.5)
     assert worth_retrying(caught.value)
-    assert engine._process.poll() is not None
+    assert worker._process.poll() is not None
 
 
 def test_a_run_that_says_nothing_has_a_limit():
     assert ExecutionConfig().stage_timeout_s == 7200
 
 
-def test_cancelling_kills_the_child_and_refuses_further_calls(engine, tmp_path):
-    run(engine, a_call(tmp_path))
-    os.kill(engine._process.pid, signal.SIGSTOP)
-    threading.Timer(0.3, engine.cancel).start()
+def test_cancelling_kills_the_child_and_refuses_further_calls(worker, tmp_path):
+    run(worker, a_call(tmp_path))
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    threading.Timer(0.3, worker.cancel).start()
     with pytest.raises(StageError, match="cancelled") as caught:
-        run(engine, a_call(tmp_path, count=9))
+        run(worker, a_call(tmp_path, count=9))
     assert caught.value.kind == "cancelled"
     assert not worth_retrying(caught.value)
     with pytest.raises(StageError, match="cancelled"):
-        run(engine, a_call(tmp_path))
+        run(worker, a_call(tmp_path))
 
 
-def test_a_cancelled_flow_run_cancels_the_stage(engine, tmp_path):
+def test_a_cancelled_flow_run_cancels_the_stage(worker, tmp_path):
     with pytest.raises(StageError, match="cancelled"):
-        run(engine, a_call(tmp_path), is_cancelled=lambda: True)
+        run(worker, a_call(tmp_path), is_cancelled=lambda: True)
 
 
-def test_the_child_ends_when_its_supervisor_is_gone(engine, tmp_path):
-    run(engine, a_call(tmp_path))
-    child = engine._process
+def test_the_child_ends_when_its_supervisor_is_gone(worker, tmp_path):
+    run(worker, a_call(tmp_path))
+    child = worker._process
     child.stdin.close()
     assert child.wait(timeout=10) == 0
 
 
 def test_closing_leaves_no_process(tmp_path):
-    engine = Engine(tmp_path / "engine.log")
-    run(engine, a_call(tmp_path))
-    child = engine._process.pid
-    engine.close()
+    worker = Supervisor(tmp_path / "worker.log")
+    run(worker, a_call(tmp_path))
+    child = worker._process.pid
+    worker.close()
     time.sleep(0.1)
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
