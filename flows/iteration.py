@@ -73,9 +73,7 @@ def ppo_iteration(
     audit = run(
         "audit_rollouts",
         place,
-        AuditRolloutsConfig(
-            held_out_rewards=config.evaluation.held_out_rewards, trust_remote_code=config.model.trust_remote_code
-        ),
+        AuditRolloutsConfig(held_out_rewards=config.evaluation.held_out_rewards, access=config.model.access()),
         scored=scored,
         policy=train.policy,
         external=externals.held_out_rewards,
@@ -88,8 +86,7 @@ def ppo_iteration(
 def generate_config(config: RunConfig) -> GenerateRolloutsConfig:
     return GenerateRolloutsConfig(
         **dict(config.rollouts),
-        trust_remote_code=config.model.trust_remote_code,
-        chat_template_kwargs=config.model.chat_template_kwargs,
+        access=config.model.access("chat_template_kwargs"),
     )
 
 
@@ -97,9 +94,8 @@ def score_config(config: RunConfig) -> ScoreRolloutsConfig:
     return ScoreRolloutsConfig(
         rewards=config.rewards,
         temperature=config.rollouts.sampling.temperature,
-        shared_trunk=config.model.shared_trunk,
         exact_kl=config.advantages.kl_estimator == "exact",
-        trust_remote_code=config.model.trust_remote_code,
+        access=config.model.access("shared_trunk"),
     )
 
 
@@ -126,12 +122,10 @@ def update_config(config: RunConfig, place: Place) -> UpdatePolicyConfig:
     factor = config.optimizers.factor(place.iteration, config.iterations)
     return UpdatePolicyConfig(
         ppo=config.ppo,
-        lora=config.model.lora,
-        shared_trunk=config.model.shared_trunk,
         temperature=config.rollouts.sampling.temperature,
         learning_rate=config.optimizers.learning_rate * factor,
         critic_learning_rate=config.optimizers.critic_learning_rate * factor,
         weight_decay=config.optimizers.weight_decay,
         train_policy=place.round > 1 or place.iteration > config.optimizers.critic_warmup,
-        trust_remote_code=config.model.trust_remote_code,
+        access=config.model.access("lora", "shared_trunk"),
     )

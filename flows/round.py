@@ -111,8 +111,7 @@ def prepared_data(
         response_tokens=config.rollouts.sampling.max_new_tokens,
         source_digests=tuple(source_digest(source, seed=config.seed) for source in known),
         adapted_layers=config.model.lora.target_modules if config.model.lora else (),
-        trust_remote_code=config.model.trust_remote_code,
-        chat_template_kwargs=config.model.chat_template_kwargs,
+        access=config.model.access("chat_template_kwargs"),
     )
     # From the second round on, the policy is what the first one started from, whether given or made there.
     if before is None:
@@ -125,7 +124,7 @@ def starting_policy(run: RunStage, config: RunConfig, place: Place, data: Output
     base = data if externals.base is None else externals.base
     if config.warm_up is None:
         return base
-    settings = WarmUpStageConfig(**dict(config.warm_up), trust_remote_code=config.model.trust_remote_code)
+    settings = WarmUpStageConfig(**dict(config.warm_up), access=config.model.access())
     return run("warm_up", place, settings, base=base, data=data)
 
 
@@ -147,8 +146,7 @@ def trained_reward_model(
         **dict(config.reward_model),
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,
-        trust_remote_code=config.model.trust_remote_code,
-        chat_template_kwargs=config.model.chat_template_kwargs,
+        access=config.model.access("chat_template_kwargs"),
     )
     base = externals.reward_model_base or reference
     return run(
@@ -208,10 +206,7 @@ def pretraining_config(config: RunConfig) -> CriticPretrainingStageConfig:
         versions={name: STAGES[name].version for name in ("score_rollouts", "compute_advantages")},
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,
-        lora=config.model.lora,
-        shared_trunk=config.model.shared_trunk,
-        trust_remote_code=config.model.trust_remote_code,
-        chat_template_kwargs=config.model.chat_template_kwargs,
+        access=config.model.access("chat_template_kwargs", "lora", "shared_trunk"),
     )
 
 
@@ -223,6 +218,5 @@ def evaluation_config(config: RunConfig) -> EvaluatePolicyConfig:
         engine=config.rollouts.engine,
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,
-        trust_remote_code=config.model.trust_remote_code,
-        chat_template_kwargs=config.model.chat_template_kwargs,
+        access=config.model.access("chat_template_kwargs"),
     )

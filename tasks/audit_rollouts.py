@@ -19,6 +19,7 @@ from tasks.metrics import (
     moments,
     with_stderr,
 )
+from tasks.models import Models
 from tasks.scoring import score_rows
 from tasks.store import HELD_OUT, Ref, audit, concatenate, read_dataset, read_json, table_of, write_dataset, write_json
 
@@ -41,13 +42,12 @@ def audit_rollouts(
     """
     table = concatenate([read_dataset(ref.directory / "rollouts") for ref in scored])
     held_out = score_rows(
-        context,
+        Models(context, config.access),
         table,
         config.held_out_rewards,
         policy=policy,
         reward_model=None,
         external=external,
-        trust_remote_code=config.trust_remote_code,
     )
     scores: list[float] = table.column("score").to_pylist()
     responses: list[list[int]] = table.column("response_token_ids").to_pylist()

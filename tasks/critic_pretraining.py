@@ -11,7 +11,7 @@ from ppo_core import InPrecision, PPOConfig, TrunkCritic, explained_variance, fo
 from ppo_core.objectives import Counts, critic_objective
 from tasks.config import CriticPretrainingStageConfig
 from tasks.contract import StageContext, StageOutput, stage_function
-from tasks.models import CRITIC, POLICY, Learners, descend, part_directory, pick_dtype, shuffled
+from tasks.models import CRITIC, POLICY, Models, descend, part_directory, shuffled
 from tasks.sampling import CALIBRATION, batch_values, calibration_rollouts, rollout_batch
 from tasks.stages import STAGES
 from tasks.store import Ref, Table, read_dataset, write_dataset
@@ -30,40 +30,32 @@ def critic_pretraining(
     reward_model: Ref | None,
     external: list[Ref],
     data: Ref,
-    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Regress the critic, at every token, on what an iteration would make of the response.
 
     The reference is the policy that the run starts from, so that no KL is in the targets. Of a critic on the policy's body
     only the head is trained, since the policy must stay what it is.
     """
-    learners = Learners(
-        context=context,
-        lora_base=lora_base,
-        shared_trunk=config.shared_trunk,
-        trust_remote_code=config.trust_remote_code,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
-    sampled = sampled_by_reference(context, config, learners, reference=reference, reward_model=reward_model, data=data)
+    models = Models(context, config.access)
+    sampled = sampled_by_reference(models, config, reference=reference, reward_model=reward_model, data=data)
     experience = experience_of(
-        context, config, sampled, reference=reference, critic=critic, reward_model=reward_model, external=external,
-        lora_base=lora_base,
-    )  # fmt: skip
+        context, config, sampled, reference=reference, critic=critic, reward_model=reward_model, external=external
+    )
     table = read_dataset(experience.directory / "rollouts")
     batch = rollout_batch(table, "values", "returns")
     is_held_out = held_out_rows(table)
     train, held_out = (batch.select(rows.nonzero()[:, 0]) for rows in (~is_held_out, is_held_out))
-    learner = learners.take_critic(critic, config.lora, learners.policy(reference))
-    device, dtype = learners.device, pick_dtype(context.execution, learners.device)
-    model = InPrecision(learner.model.head_alone() if isinstance(learner.model, TrunkCritic) else learner.model, dtype)
+    learner = models.take_critic(critic, models.policy(reference))
+    trained = learner.model.head_alone() if isinstance(learner.model, TrunkCritic) else learner.model
+    critic_model = InPrecision(trained, models.dtype)
     token_budget = context.execution.micro_batch_tokens
 
     def backward(rows: Sequence[int]) -> float:
         chosen = train.select(torch.tensor(rows))
         counts = Counts(num_tokens=len(chosen.responses.values), num_responses=None)
         total = 0.0
-        for lines in forward_groups([model], chosen.lengths, token_budget):
-            loss, _ = critic_objective(model, chosen.padded(lines, device), PPOConfig(), counts)
+        for lines in forward_groups([critic_model], chosen.lengths, token_budget):
+            loss, _ = critic_objective(critic_model, chosen.padded(lines, models.device), PPOConfig(), counts)
             loss.backward()
             total += float(loss.detach())
         return total
@@ -83,7 +75,7 @@ def critic_pretraining(
         on_step=lambda step, steps, _: context.progress(step, steps, unit="steps"),
     )
     returns = held_out.token_columns["returns"]
-    after, _ = batch_values(model.model, held_out, token_budget=token_budget, device=device, dtype=dtype)
+    after, _ = batch_values(models, trained, held_out)
     explained = {
         name: float(explained_variance(values, returns, torch.ones_like(returns, dtype=torch.bool)))
         for name, values in {"_before": held_out.token_columns["values"], "": after}.items()
@@ -104,9 +96,8 @@ def critic_pretraining(
 
 
 def sampled_by_reference(
-    context: StageContext,
+    models: Models,
     config: CriticPretrainingStageConfig,
-    learners: Any,
     *,
     reference: Ref,
     reward_model: Ref | None,
@@ -116,16 +107,16 @@ def sampled_by_reference(
     if reward_model is not None:
         return Ref(str(reward_model.directory / CALIBRATION), reward_model.digest)
     rollouts = calibration_rollouts(
-        context,
-        learners,
+        models,
         reference=reference,
         data=data,
         num_samples=config.samples,
         sampling=config.sampling,
         stop_strings=config.stop_strings,
     )
-    write_dataset(context.output / CALIBRATION / "rollouts", rollouts)
-    return Ref(str(context.output / CALIBRATION), reference.digest)
+    directory = models.context.output / CALIBRATION
+    write_dataset(directory / "rollouts", rollouts)
+    return Ref(str(directory), reference.digest)
 
 
 def experience_of(
@@ -137,7 +128,6 @@ def experience_of(
     critic: Ref,
     reward_model: Ref | None,
     external: list[Ref],
-    lora_base: Ref | None,
 ) -> Ref:
     """The responses with ``values`` of the critic as it is and ``returns``, by the very stages of an iteration."""
 
@@ -157,7 +147,6 @@ def experience_of(
         critic=critic,
         reward_model=reward_model,
         external=external,
-        lora_base=lora_base,
     )
     experience = made("compute_advantages", "experience", config.advantages, scored=[scored], checkpoint=reference)
     # All its columns are in the experience too.

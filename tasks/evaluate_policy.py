@@ -20,8 +20,8 @@ from tasks.metrics import (
     moments,
     with_stderr,
 )
-from tasks.models import Learners
-from tasks.sampling import Sampler, rollout_batch
+from tasks.models import Models
+from tasks.sampling import Sampler, batch_logprobs, rollout_batch
 from tasks.sampling.engines import engine_differences
 from tasks.scoring import score_rows, weighted_sum
 from tasks.store import Ref, Table, concatenate, evaluation, read_dataset, with_columns, write_dataset
@@ -36,21 +36,15 @@ def evaluate_policy(
     reward_model: Ref | None,
     external: list[Ref],
     data: Ref,
-    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
     prompts = read_dataset(data.directory / "held_out_prompts")
     components = {**config.rewards, **config.held_out_rewards}
     num_rows = prompts.num_rows * config.samples_per_prompt
-    learners = Learners(
-        context=context,
-        lora_base=lora_base,
-        trust_remote_code=config.trust_remote_code,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
+    models = Models(context, config.access)
     tables: dict[str, Table] = {}
-    for number, (name, model) in enumerate({"policy": policy, "reference": reference}.items()):
-        sampler = Sampler(context, model, learners, engine=config.engine, proof_prompts=prompts)
+    for number, (name, ref) in enumerate({"policy": policy, "reference": reference}.items()):
+        sampler = Sampler(models, ref, engine=config.engine, proof_prompts=prompts)
         table = sampler.sample(
             prompts,
             samples_per_prompt=config.samples_per_prompt,
@@ -63,15 +57,14 @@ def evaluate_policy(
         )
         engine_differences(table, context)
         batch = rollout_batch(table)
-        ref_logprobs = sampler.logprobs(learners.policy(reference), batch, temperature=config.sampling.temperature)
+        ref_logprobs = batch_logprobs(models, models.policy(reference), batch, temperature=config.sampling.temperature)
         scores = score_rows(
-            context,
+            models,
             table,
             components,
             policy=policy,
             reward_model=reward_model,
             external=external,
-            trust_remote_code=config.trust_remote_code,
         )
         trained_on = {component: scores[component] for component in config.rewards}
         added: dict[str, Any] = {

@@ -8,26 +8,18 @@ from ppo_core import derive_seed
 from tasks.config import GenerateRolloutsConfig, RolloutsConfig
 from tasks.contract import StageContext, StageOutput
 from tasks.metrics import empty_metric, mean_metric
-from tasks.models import Learners
+from tasks.models import Models
 from tasks.sampling import Sampler, rollout_batch
 from tasks.sampling.engines import engine_differences
 from tasks.store import Ref, read_dataset, write_dataset
 
 
-def generate_rollouts(
-    context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref, lora_base: Ref | None = None
-) -> StageOutput:
+def generate_rollouts(context: StageContext, config: GenerateRolloutsConfig, *, policy: Ref, data: Ref) -> StageOutput:
     """Sample, and store each token's log-probability in the numerics of the update."""
     every_prompt = read_dataset(data.directory / "prompts")
     chosen = shard_of(prompts_of_iteration(every_prompt.num_rows, config, context), config, context)
     prompts = every_prompt.take([prompt for prompt, _ in chosen])
-    learners = Learners(
-        context=context,
-        lora_base=lora_base,
-        trust_remote_code=config.trust_remote_code,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
-    sampler = Sampler(context, policy, learners, engine=config.engine, proof_prompts=every_prompt)
+    sampler = Sampler(Models(context, config.access), policy, engine=config.engine, proof_prompts=every_prompt)
     num_rows = prompts.num_rows * config.samples_per_prompt
     rollouts = sampler.sample(
         prompts,

@@ -29,7 +29,7 @@ from tasks.data import (
     to_texts,
 )
 from tasks.errors import DataError
-from tasks.models import POLICY, context_length, part_directory, read_text_config, require_layers, why_limited
+from tasks.models import POLICY, Models, context_length, part_directory, read_text_config, require_layers, why_limited
 from tasks.store import (
     PREFERENCES,
     PROMPTS,
@@ -49,7 +49,6 @@ from tasks.text import (
     encode_dialogue,
     encode_prompt,
     encode_text,
-    load_tokenizer,
     render_prompt,
 )
 
@@ -76,15 +75,12 @@ def prepare_data(
         assert config.from_scratch is not None
         make_model(context.output / POLICY, config.from_scratch, texts, seed=context.seed("from_scratch"))
     directory = context.output / POLICY if base is None else part_directory(base, POLICY)
-    model_config = read_text_config(directory, trust_remote_code=config.trust_remote_code)
-    tokenizer = load_tokenizer(
-        str(directory),
-        trust_remote_code=config.trust_remote_code,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
+    model_config = read_text_config(directory, trust_remote_code=config.access.trust_remote_code)
+    models = Models(context, config.access)
+    tokenizer = models.tokenizer(directory, options=config.access.chat_template_kwargs)
     check_tokenizer(tokenizer, model_config.vocab_size, name=str(directory))
     if config.adapted_layers:
-        require_layers(directory, config.adapted_layers, trust_remote_code=config.trust_remote_code)
+        require_layers(directory, config.adapted_layers, trust_remote_code=config.access.trust_remote_code)
 
     for doubt in doubts_about_endings(tokenizer) + doubts_about_data(
         tokenizer, prompts=[*prompts, *held_out], answers=[*preferences, *texts]

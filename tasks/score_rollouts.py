@@ -7,7 +7,7 @@ import torch
 from ppo_core import Ragged
 from tasks.config import ScoreRolloutsConfig
 from tasks.contract import StageContext, StageOutput
-from tasks.models import Learners, pick_dtype, pick_head_dtype
+from tasks.models import Models
 from tasks.sampling import batch_exact_kl, batch_logprobs, batch_values, rollout_batch
 from tasks.scoring import score_rows, weighted_sum
 from tasks.store import (
@@ -32,39 +32,26 @@ def score_rollouts(
     critic: Ref | None,
     reward_model: Ref | None,
     external: list[Ref],
-    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Add score, one column per component and ref_logprobs to each rollout; with a critic, values and final_value."""
     table = read_dataset(rollouts.directory / "rollouts")
     require_columns(table, ROLLOUTS, where=rollouts.path)
     batch = rollout_batch(table, "logprobs")
-    learners = Learners(
-        context=context,
-        lora_base=lora_base,
-        shared_trunk=config.shared_trunk,
-        trust_remote_code=config.trust_remote_code,
-    )
-    settings: dict[str, Any] = {
-        "token_budget": context.execution.micro_batch_tokens,
-        "device": learners.device,
-        "dtype": pick_dtype(context.execution, learners.device),
-    }
-    of_policy = {**settings, "head_dtype": pick_head_dtype(context.execution), "temperature": config.temperature}
+    models = Models(context, config.access)
     passes = 2 + config.exact_kl + (critic is not None)
 
     scores = score_rows(
-        context,
+        models,
         table,
         config.rewards,
         policy=policy,
         reward_model=reward_model,
         external=external,
-        trust_remote_code=config.trust_remote_code,
     )
     context.progress(table.num_rows, passes * table.num_rows)
     offsets = batch.responses.offsets
-    reference_model = learners.policy(reference)
-    ref_logprobs = batch_logprobs(reference_model, batch, **of_policy)
+    reference_model = models.policy(reference)
+    ref_logprobs = batch_logprobs(models, reference_model, batch, temperature=config.temperature)
     context.progress(2 * table.num_rows, passes * table.num_rows)
     total = weighted_sum(scores, config.rewards)
     added: dict[str, Any] = {
@@ -73,10 +60,10 @@ def score_rollouts(
         "ref_logprobs": Ragged(ref_logprobs, offsets),
     }
     if config.exact_kl:
-        exact_kl = batch_exact_kl(learners.policy(policy), reference_model, batch, **of_policy)
+        exact_kl = batch_exact_kl(models, models.policy(policy), reference_model, batch, temperature=config.temperature)
         added["exact_kl"] = Ragged(exact_kl, offsets)
     if critic is not None:
-        values, final_values = batch_values(learners.critic(critic, policy), batch, **settings)
+        values, final_values = batch_values(models, models.critic(critic, policy), batch)
         added |= {"values": Ragged(values, offsets), "final_value": final_values.tolist()}
     schema = scored(
         list(scores),

@@ -13,18 +13,15 @@ from tasks.errors import DataError
 from tasks.models import (
     POLICY,
     REWARD_MODEL,
-    Learners,
+    Models,
     descend,
-    load_scalar_model,
     part_directory,
-    pick_device,
-    pick_dtype,
     shuffled,
 )
 from tasks.sampling import CALIBRATION, calibration_rollouts
 from tasks.scoring import last_token_scores, model_scores
 from tasks.store import Ref, read_dataset, write_dataset, write_json
-from tasks.text import OPTIONS_FILE, copy_tokenizer, encode_dialogues, load_tokenizer, options_of
+from tasks.text import OPTIONS_FILE, copy_tokenizer, encode_dialogues, options_of
 
 
 def train_reward_model(
@@ -34,18 +31,13 @@ def train_reward_model(
     base: Ref,
     reference: Ref,
     data: Ref,
-    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Bradley–Terry over all ordered pairs of each preference, every preference with the same weight."""
     source = part_directory(base, REWARD_MODEL, POLICY)
-    device = pick_device(context.execution)
-    dtype = pick_dtype(context.execution, device)
-    tokenizer = load_tokenizer(
-        str(source),
-        trust_remote_code=config.trust_remote_code,
-        chat_template_kwargs=config.chat_template_kwargs if config.base is None else None,
-    )
-    model = load_scalar_model(source, seed=context.seed("head"), trust_remote_code=config.trust_remote_code).to(device)
+    models = Models(context, config.access)
+    # Without a base of its own it reads as the policy does.
+    tokenizer = models.tokenizer(source, options=config.access.chat_template_kwargs if config.base is None else None)
+    model = models.new_reward_model(base, seed=context.seed("head"))
     train = read_dataset(data.directory / "preferences").to_pylist()
     held_out = read_dataset(data.directory / "held_out_preferences").to_pylist()
     if config.use_margins and all(row["margin"] is None for row in train):
@@ -57,7 +49,7 @@ def train_reward_model(
 
     def scores_of(rows: list[list[int]], *, grad: bool = False) -> "torch.Tensor":
         with torch.set_grad_enabled(grad):
-            return last_token_scores(model, rows, device=device, dtype=dtype)
+            return last_token_scores(models, model, rows)
 
     def backward(batch: Sequence[int]) -> float:
         total = 0.0
@@ -69,9 +61,9 @@ def train_reward_model(
             margin = [train[i]["margin"] or 0.0 for i in chosen for _ in train_ids[i]] if config.use_margins else None
             loss = ranking_loss(
                 scores,
-                torch.tensor(ranks, device=device),
-                torch.tensor(group_ids, device=device),
-                margin=None if margin is None else torch.tensor(margin, device=device),
+                torch.tensor(ranks, device=models.device),
+                torch.tensor(group_ids, device=models.device),
+                margin=None if margin is None else torch.tensor(margin, device=models.device),
                 centering=config.centering,
             ) * (len(chosen) / len(batch))
             loss.backward()
@@ -97,13 +89,7 @@ def train_reward_model(
     gates = Gates(context)
     require_better_than_chance(quality, context.health.min_reward_model_accuracy, gates)
     rollouts = calibration_rollouts(
-        context,
-        Learners(
-            context=context,
-            lora_base=lora_base,
-            trust_remote_code=config.trust_remote_code,
-            chat_template_kwargs=config.chat_template_kwargs,
-        ),
+        models,
         reference=reference,
         data=data,
         num_samples=config.calibration_samples,
@@ -112,9 +98,7 @@ def train_reward_model(
     )
     # A critic may learn from the same responses.
     write_dataset(context.output / CALIBRATION / "rollouts", rollouts)
-    scores = torch.tensor(
-        model_scores(context, model, source, rollouts, part_directory(reference, POLICY), to_the_end=False)
-    )
+    scores = torch.tensor(model_scores(models, model, source, rollouts, reference, to_the_end=False))
     mean, std = float(scores.mean()), max(float(scores.std()), 1e-6)
     model.calibrate(mean, std)
     model.save(context.output / REWARD_MODEL)

@@ -10,7 +10,7 @@ from ppo_core.update import MinibatchStats
 from tasks.config import UpdatePolicyConfig
 from tasks.contract import Gates, StageContext, StageOutput
 from tasks.metrics import explained_variance_stderr
-from tasks.models import STATE_FILE, Learners, NextCheckpoint, pick_dtype, pick_head_dtype
+from tasks.models import STATE_FILE, Models, NextCheckpoint
 from tasks.sampling import rollout_batch
 from tasks.store import SAMPLING_LOGPROBS, BackgroundWriter, Ref, read_dataset
 
@@ -25,7 +25,6 @@ def update_policy(
     policy: Ref,
     critic: Ref | None,
     reference: Ref | None,
-    lora_base: Ref | None = None,
 ) -> StageOutput:
     """Read checkpoint k (or the models that training starts from), update, write checkpoint k + 1.
 
@@ -35,14 +34,9 @@ def update_policy(
     columns = columns_for(config, has_critic=critic is not None)
     columns += [SAMPLING_LOGPROBS] if SAMPLING_LOGPROBS in table.column_names else []
     batch = rollout_batch(table, *columns)
-    learners = Learners(
-        context=context,
-        lora_base=lora_base,
-        shared_trunk=config.shared_trunk,
-        trust_remote_code=config.trust_remote_code,
-    )
-    dtype, head_dtype = pick_dtype(context.execution, learners.device), pick_head_dtype(context.execution)
-    critic_epochs = 0 if critic is None or config.shared_trunk else config.ppo.critic_epochs or config.ppo.epochs
+    models = Models(context, config.access)
+    dtype, head_dtype = models.dtype, models.head_dtype
+    critic_epochs = 0 if critic is None or config.access.shared_trunk else config.ppo.critic_epochs or config.ppo.epochs
     total = len(batch.responses.values) * (config.ppo.epochs * config.train_policy + critic_epochs)
     done = 0
 
@@ -53,7 +47,7 @@ def update_policy(
 
     gates = Gates(context)
     with BackgroundWriter(flushes=context.keeps_recoverable) as writer:
-        checkpoint = NextCheckpoint(context, config, learners, policy=policy, critic=critic, writer=writer)
+        checkpoint = NextCheckpoint(context, config, models, policy=policy, critic=critic, writer=writer)
         stats = ppo_update(
             InPrecision(checkpoint.actor.model, dtype, head_dtype) if config.train_policy else None,
             InPrecision(checkpoint.valuer.model, dtype) if checkpoint.valuer is not None else None,
@@ -62,7 +56,7 @@ def update_policy(
             # Responses that were left out may have left fewer than that.
             replace(config.ppo, num_minibatches=min(config.ppo.num_minibatches, len(batch))),
             temperature=config.temperature,
-            reference=InPrecision(learners.policy(reference), dtype, head_dtype) if reference is not None else None,
+            reference=InPrecision(models.policy(reference), dtype, head_dtype) if reference is not None else None,
             micro_batch_tokens=context.execution.micro_batch_tokens,
             seed=context.seed("update"),
             before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),

@@ -15,16 +15,7 @@ from ppo_core import (
 )
 from tasks.config import WarmUpStageConfig
 from tasks.contract import StageContext, StageOutput
-from tasks.models import (
-    POLICY,
-    descend,
-    load_policy,
-    part_directory,
-    pick_device,
-    pick_dtype,
-    pick_head_dtype,
-    shuffled,
-)
+from tasks.models import POLICY, Models, descend, part_directory, shuffled
 from tasks.store import Ref, ragged_column, read_dataset
 from tasks.text import copy_tokenizer
 
@@ -32,20 +23,19 @@ from tasks.text import copy_tokenizer
 def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data: Ref) -> StageOutput:
     """Minimise the next-token loss; of a row with a prompt, only its response counts."""
     source = part_directory(base, POLICY)
-    device = pick_device(context.execution)
-    dtype = pick_dtype(context.execution, device)
+    models = Models(context, config.access)
     table = read_dataset(data.directory / "texts")
     texts = as_rollouts(
         ragged_column(table, "token_ids", torch.int64), torch.tensor(table.column("prompt_length").to_pylist())
     )
-    model = load_policy(source, trust_remote_code=config.trust_remote_code).to(device)
-    policy = InPrecision(model, dtype, pick_head_dtype(context.execution))
+    learner = models.take_policy(base)
+    policy = InPrecision(learner.model, models.dtype, models.head_dtype)
 
     def backward(batch: Sequence[int]) -> float:
         chosen = texts.select(torch.tensor(batch))
         total = 0.0
-        for lines in forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens):
-            logprobs = token_logprobs(policy, chosen.padded(lines, device), temperature=1.0)
+        for lines in forward_groups([learner.model], chosen.lengths, context.execution.micro_batch_tokens):
+            logprobs = token_logprobs(policy, chosen.padded(lines, models.device), temperature=1.0)
             loss = -logprobs.sum() / len(chosen.responses.values)
             loss.backward()
             total += float(loss.detach())
@@ -59,7 +49,7 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
 
     num_tokens = int(texts.lengths.sum())
     losses = descend(
-        list(model.parameters()),
+        learner.parameters,
         batches,
         backward,
         epochs=config.epochs,
@@ -70,17 +60,17 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
             step, steps, unit="steps", tokens=num_tokens * config.epochs * step // steps
         ),
     )
-    model.save_pretrained(str(context.output / POLICY))
+    learner.save(context.output / POLICY)
     copy_tokenizer(source, context.output / POLICY)
     tail = losses[-max(1, len(losses) // 10) :]
     return StageOutput(
         rows=len(texts),
         metrics={"warm_up/first_loss": losses[0], "warm_up/loss": sum(tail) / len(tail), "warm_up/steps": len(losses)},
-        resident={POLICY: model},
+        resident={POLICY: learner.kept()},
     )
 
 
-def as_rollouts(texts: "Ragged", prompt_lengths: "torch.Tensor") -> "RolloutBatch":
+def as_rollouts(texts: Ragged, prompt_lengths: torch.Tensor) -> RolloutBatch:
     """Texts cut after their prompts, or after their first token, which nothing predicts; those with no more are left out."""
     columns, mask = torch.arange(int(texts.lengths.max())), texts.mask()
     rows = texts.padded(fill=0)

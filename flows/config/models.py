@@ -1,11 +1,11 @@
 """Which models a run starts from."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config import AdapterConfig, FromScratchConfig, StageConfig
+from tasks.config import AdapterConfig, FromScratchConfig, ModelAccess, StageConfig
 
 FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"
 
@@ -46,6 +46,10 @@ class ModelConfig(StageConfig):
                 f"critic={self.critic}: with model.{setting} the critic is made on the policy; leave critic out"
             )
         return self
+
+    def access(self, *read: Literal["chat_template_kwargs", "lora", "shared_trunk"]) -> ModelAccess:
+        """What a stage is told of how models are loaded: whether their code may run, and what it ``read``s besides."""
+        return ModelAccess(**{name: getattr(self, name) for name in ("trust_remote_code", *read)})
 
     @property
     def names_critic(self) -> bool:

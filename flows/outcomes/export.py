@@ -9,6 +9,7 @@ from flows.config import RunConfig
 from flows.outcomes.card import Exported, model_card
 from flows.outcomes.outputs import Found, find_outputs
 from flows.runs import Run
+from tasks.config import ModelAccess
 from tasks.contract import StageContext, recover, remade
 from tasks.errors import ConfigError, RunError
 from tasks.stages import STAGES
@@ -59,7 +60,7 @@ def whole_output(run: Run, found: Found, scratch: Path) -> Path:
         run_seed=config.seed,
         execution=config.execution,
         health=config.health,
-        models=models,
+        resident=models,
         report=lambda _: None,
     )
     scratch.parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +75,8 @@ def write_model(run: Run, found: Found, source: Path, part: str, directory: Path
     """
     manifest = Manifest.read(found.ref.directory)
     base = run.store.inputs_of(manifest).get("lora_base")
-    shared_trunk = manifest.recipe["settings"].get("shared_trunk", False)
-    if base is None and not (shared_trunk and part == "critic"):
+    access = ModelAccess(**manifest.recipe["settings"].get("access", {}))
+    if base is None and not (access.shared_trunk and part == "critic"):
         for name in manifest.files:
             if PurePath(name).is_relative_to(part):
                 target = directory / PurePath(name).relative_to(part)
@@ -92,8 +93,7 @@ def write_model(run: Run, found: Found, source: Path, part: str, directory: Path
         source,
         directory,
         lora_base=part_directory(base, POLICY) if isinstance(base, Ref) else None,
-        shared_trunk=shared_trunk,
-        trust_remote_code=run.config.model.trust_remote_code,
+        access=access,
     )
     copy_tokenizer(source / POLICY, directory)
 

@@ -11,6 +11,7 @@ from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, E
 from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
 from tasks.config.hub import ADAPTER_CONFIG, needs_hub
+from tasks.config.model_access import ModelAccess
 from tasks.config.model_checks import ModelChecks
 from tasks.config.reward_model import RewardModelConfig, TrainRewardModelConfig
 from tasks.config.reward_names import SUFFIX, collision
@@ -39,6 +40,7 @@ __all__ = [
     "GenerateRolloutsConfig",
     "HealthConfig",
     "LengthCutConfig",
+    "ModelAccess",
     "ModelChecks",
     "OptimizersConfig",
     "PrepareDataConfig",

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
-from tasks.config.adapters import AdapterConfig
 from tasks.config.base import StageConfig
+from tasks.config.model_access import ModelStageConfig
 
 
 class CriticPretrainingConfig(StageConfig):
@@ -26,7 +26,7 @@ class CriticPretrainingConfig(StageConfig):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
-class CriticPretrainingStageConfig(CriticPretrainingConfig):
+class CriticPretrainingStageConfig(CriticPretrainingConfig, ModelStageConfig):
     """What the stage reads."""
 
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
@@ -38,7 +38,3 @@ class CriticPretrainingStageConfig(CriticPretrainingConfig):
     """Of these two stages: another way to make the targets makes another critic."""
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
-    lora: AdapterConfig | None = None
-    shared_trunk: bool = False
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})

@@ -1,13 +1,13 @@
 """Where a run's data comes from, what is held out of it, and a model made anew."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.config.base import StageConfig
+from tasks.config.model_access import ModelStageConfig
 from tasks.errors import ConfigError
 
 
@@ -108,7 +108,7 @@ class FromScratchConfig(StageConfig):
     context_length: int = Field(128, gt=1)
 
 
-class PrepareDataConfig(StageConfig):
+class PrepareDataConfig(ModelStageConfig):
     """What the stage reads: the sources that count in this round, and digests of what lies behind them."""
 
     data: DataConfig
@@ -118,6 +118,3 @@ class PrepareDataConfig(StageConfig):
     source_digests: tuple[str, ...] = ()
     adapted_layers: tuple[str, ...] = ()
     """What the policy's layers that get adapters are called, which the model must have; empty: no names to check."""
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template."""

@@ -1,13 +1,11 @@
 """What a round is measured by: rewards held out of training, held-out prompts, and its report."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
 from tasks.config.base import StageConfig
 from tasks.config.engines import SamplingEngine
+from tasks.config.model_access import ModelStageConfig
 from tasks.config.rewards import Rewards
 
 
@@ -19,7 +17,7 @@ class EvaluationConfig(StageConfig):
     """Rewards that training never sees: what is really wanted, where it can be measured. Stored beside the score."""
 
 
-class EvaluatePolicyConfig(StageConfig):
+class EvaluatePolicyConfig(ModelStageConfig):
     """What the stage reads. Evaluation samples as training does."""
 
     samples_per_prompt: int
@@ -28,16 +26,12 @@ class EvaluatePolicyConfig(StageConfig):
     engine: SamplingEngine = "builtin"
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template."""
 
 
-class AuditRolloutsConfig(StageConfig):
+class AuditRolloutsConfig(ModelStageConfig):
     """What the stage reads."""
 
     held_out_rewards: Rewards
-    trust_remote_code: bool = False
 
 
 class ReportRoundConfig(StageConfig):

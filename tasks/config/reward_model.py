@@ -1,12 +1,10 @@
 """The reward model that a run trains."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
 from tasks.config.base import StageConfig
+from tasks.config.model_access import ModelStageConfig
 
 
 class RewardModelConfig(StageConfig):
@@ -29,11 +27,8 @@ class RewardModelConfig(StageConfig):
     """Responses of the reference policy on which the scores get mean 0 and standard deviation 1."""
 
 
-class TrainRewardModelConfig(RewardModelConfig):
+class TrainRewardModelConfig(RewardModelConfig, ModelStageConfig):
     """What the stage reads: the user's settings, and how the policy samples, for calibration."""
 
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template, which is the reward model's where it has no ``base`` of its own."""

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tasks.config.base import StageConfig
+from tasks.config.model_access import ModelStageConfig
 
 TRAINED = "trained"
 
@@ -46,12 +47,10 @@ def by_name(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
 Rewards = Annotated[Mapping[str, RewardConfig], AfterValidator(by_name)]
 
 
-class ScoreRolloutsConfig(StageConfig):
+class ScoreRolloutsConfig(ModelStageConfig):
     """The components of the score, and the temperature at which the rollouts were sampled."""
 
     rewards: Rewards
     temperature: float
-    shared_trunk: bool = False
     exact_kl: bool = False
     """Add the exact KL at each position, for a penalty that is made of it."""
-    trust_remote_code: bool = False

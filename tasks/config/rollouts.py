@@ -1,13 +1,11 @@
 """Which responses an iteration samples, and how."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
 from tasks.config.base import StageConfig
 from tasks.config.engines import SamplingEngine
+from tasks.config.model_access import ModelStageConfig
 
 
 class RolloutsConfig(StageConfig):
@@ -25,7 +23,5 @@ class RolloutsConfig(StageConfig):
     """A response also ends where one of these appears."""
 
 
-class GenerateRolloutsConfig(RolloutsConfig):
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = Field({})
-    """Options of the policy's chat template."""
+class GenerateRolloutsConfig(RolloutsConfig, ModelStageConfig):
+    """What the stage reads."""

@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from ppo_core.config import PPOConfig
-from tasks.config.adapters import AdapterConfig
 from tasks.config.base import StageConfig
+from tasks.config.model_access import ModelStageConfig
 
 
 class OptimizersConfig(StageConfig):
@@ -35,15 +35,12 @@ class OptimizersConfig(StageConfig):
         return 1.0
 
 
-class UpdatePolicyConfig(StageConfig):
+class UpdatePolicyConfig(ModelStageConfig):
     """What the stage reads; the learning rates are those of this iteration."""
 
     ppo: PPOConfig
-    lora: AdapterConfig | None = None
-    shared_trunk: bool = False
     temperature: float
     learning_rate: float
     critic_learning_rate: float
     weight_decay: float
     train_policy: bool = True
-    trust_remote_code: bool = False

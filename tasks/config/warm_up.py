@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from tasks.config.base import StageConfig
+from tasks.config.model_access import ModelStageConfig
 
 
 class WarmUpConfig(StageConfig):
@@ -17,7 +18,5 @@ class WarmUpConfig(StageConfig):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
-class WarmUpStageConfig(WarmUpConfig):
+class WarmUpStageConfig(WarmUpConfig, ModelStageConfig):
     """What the stage reads."""
-
-    trust_remote_code: bool = False

@@ -13,11 +13,23 @@ from tasks.contract.call import MICRO_BATCH, StageCall, input_refs
 from tasks.contract.stage import StageContext, StageOutput, stage_function
 from tasks.errors import DamagedError
 from tasks.stages import STAGES
-from tasks.store import Manifest, Ref, Store, digests_below, is_committed, make_empty, require_undamaged, rerun_command
+from tasks.store import (
+    Inputs,
+    Manifest,
+    Ref,
+    Store,
+    digests_below,
+    is_committed,
+    make_empty,
+    require_undamaged,
+    rerun_command,
+)
 
 if TYPE_CHECKING:
     from tasks.contract.resident import ResidentModels
 
+LORA_BASE = "lora_base"
+"""The input that every stage with models may have: the frozen model whose adapters the others are."""
 NO_LIMITS = HealthConfig(
     max_ratio_deviation=inf,
     max_engine_difference=inf,
@@ -45,12 +57,12 @@ def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping
         run_seed=call.seed,
         execution=ExecutionConfig(**call.execution),
         health=HealthConfig(**call.health),
-        models=models,
+        resident=models,
         report=report,
         keeps_recoverable=call.keeps_recoverable,
     )
     with models.recovering(lambda ref: recover(ref, store, context)):
-        output = stage_function(call.stage)(context, STAGES[call.stage].config(**call.settings), **call.inputs)
+        output = run_stage(call.stage, context, call.settings, call.inputs)
     ref = store.commit(
         recipe,
         scratch,
@@ -81,7 +93,7 @@ def recover(ref: Ref, store: Store, context: StageContext) -> None:
     finally:
         shutil.rmtree(scratch.parent, ignore_errors=True)
     for part, model in output.resident.items():
-        context.models.keep(ref, part, model)
+        context.resident.keep(ref, part, model)
 
 
 def remade(ref: Ref, store: Store, context: StageContext, scratch: Path) -> StageOutput:
@@ -114,6 +126,7 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
     inputs = store.inputs_of(manifest)
     for ref in input_refs(inputs):
         require_undamaged(ref)
+    # A recipe holds what is no field of the stage's own too: the precision of its models.
     settings = {name: value for name, value in recipe["settings"].items() if name in stage.config.model_fields}
     execution = dict(context.execution)
     execution[MICRO_BATCH] = manifest.origin.get(MICRO_BATCH, context.execution.micro_batch_tokens)
@@ -124,4 +137,12 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
         run_seed=recipe["seed"],
         execution=ExecutionConfig(**execution),
     )
-    return stage_function(manifest.stage)(context, stage.config(**settings), **inputs)
+    return run_stage(manifest.stage, context, settings, inputs)
+
+
+def run_stage(name: str, context: StageContext, settings: Mapping[str, Any], inputs: Inputs) -> StageOutput:
+    """Call a stage's function; what its adapters are over is for those that load models, not for the stage."""
+    own = dict(inputs)
+    lora_base = own.pop(LORA_BASE, None)
+    assert not isinstance(lora_base, list)
+    return stage_function(name)(replace(context, lora_base=lora_base), STAGES[name].config(**settings), **own)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import ExecutionConfig, HealthConfig
-from tasks.store import Place
+from tasks.store import Place, Ref
 
 if TYPE_CHECKING:
     from tasks.contract.resident import ResidentModels
@@ -35,9 +35,12 @@ class StageContext:
     run_seed: int
     execution: ExecutionConfig
     health: HealthConfig
-    models: "ResidentModels"
+    resident: "ResidentModels"
+    """What stages before this one left in memory."""
     report: Callable[[Mapping[str, Any]], None]
     keeps_recoverable: bool = True
+    lora_base: Ref | None = None
+    """The frozen model whose adapters the others are; None where models are whole."""
 
     def seed(self, *coordinates: int | str) -> int:
         """A seed that is a function of the run's seed, the round, the iteration and the given coordinates alone."""

@@ -1,6 +1,6 @@
 """Hugging Face models as stages use them: loaded, given heads and adapters, trained, kept in memory."""
 
-from tasks.models.access import Learners, write_whole
+from tasks.models.access import Models, write_whole
 from tasks.models.checkpoint import NextCheckpoint
 from tasks.models.checks import require_sound_models
 from tasks.models.devices import empty_cache, pick_device, pick_dtype, pick_head_dtype, prefer_determinism
@@ -8,8 +8,7 @@ from tasks.models.loading import load_policy, require_layers
 from tasks.models.loop_state import STATE_FILE, LoopState, read_loop_state
 from tasks.models.model_config import context_length, read_text_config, why_limited
 from tasks.models.parts import CRITIC, POLICY, REWARD_MODEL, part_directory
-from tasks.models.reward_model import load_reward_model
-from tasks.models.scalar import ScalarModel, load_scalar_model
+from tasks.models.scalar import ScalarModel
 from tasks.models.training import descend, shuffled
 
 __all__ = [
@@ -17,16 +16,14 @@ __all__ = [
     "POLICY",
     "REWARD_MODEL",
     "STATE_FILE",
-    "Learners",
     "LoopState",
+    "Models",
     "NextCheckpoint",
     "ScalarModel",
     "context_length",
     "descend",
     "empty_cache",
     "load_policy",
-    "load_reward_model",
-    "load_scalar_model",
     "part_directory",
     "pick_device",
     "pick_dtype",

@@ -1,24 +1,27 @@
-"""Policy and critic of a checkpoint as stages take them: whole models, or adapters over one frozen base; and a critic with a
-body of its own, or a head on the policy's."""
+"""The one way to a stage's models: whole ones, or adapters over one frozen base; a critic with a body of its own, or a head
+on the policy's; a reward model, trained or new."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from ppo_core import HeadCritic, TrunkCritic
-from tasks.config import AdapterConfig
+from tasks.config import ModelAccess
 from tasks.contract import StageContext
 from tasks.models.adapters import Adapter, AdapterShape, SharedBase, merge, read_adapter, write_adapter
 from tasks.models.checkpointing import checkpoint_gradients
 from tasks.models.devices import pick_device, pick_dtype, pick_head_dtype, with_weights_in
 from tasks.models.loading import load_policy
-from tasks.models.parts import CRITIC, HEAD, POLICY, part_directory
-from tasks.models.scalar import load_critic, load_head, load_scalar_model, save_head
+from tasks.models.parts import CRITIC, HEAD, POLICY, REWARD_MODEL, part_directory
+from tasks.models.reward_model import load_reward_model
+from tasks.models.scalar import ScalarModel, load_critic, load_head, load_scalar_model, save_head
 from tasks.store import Ref
+from tasks.text import load_tokenizer
 
 BASE = "base"
 
@@ -34,35 +37,51 @@ class Learner:
     """What later stages find in memory, and need not read from what was saved."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learners:
-    """How a stage comes by policy and critic."""
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A stage's models. Each is on the stage's device, and loaded once for all stages that use it after another.
 
-    context: "StageContext"
-    lora_base: Ref | None
-    """The frozen model whose adapters the others are; None where models are whole."""
-    shared_trunk: bool = False
-    """Whether the critic is a head on the policy's body."""
-    trust_remote_code: bool = False
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the policy's chat template, which says where an answer ends."""
+    Where ``context.lora_base`` is given, policies are adapters over that frozen model, and so are critics.
+    """
+
+    context: StageContext
+    access: ModelAccess
 
     @property
     def device(self) -> torch.device:
         return pick_device(self.context.execution)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of forward passes."""
+        return pick_dtype(self.context.execution, self.device)
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """Of the layer that makes logits."""
+        return pick_head_dtype(self.context.execution)
+
+    def tokenizer(self, directory: Path, *, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+        """The tokenizer in a model's directory, its template with these options, else with those saved there."""
+        trusts = self.access.trust_remote_code
+        return load_tokenizer(str(directory), trust_remote_code=trusts, chat_template_kwargs=options)
+
+    def policy_tokenizer(self, ref: Ref) -> PreTrainedTokenizerBase:
+        """A policy's tokenizer, which renders prompts as the run's configuration says."""
+        return self.tokenizer(part_directory(ref, POLICY), options=self.access.chat_template_kwargs)
+
     def policy(self, ref: Ref) -> Any:
         """A policy that nobody changes."""
-        if self.lora_base is None:
-            return self.context.models.get(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
-        if ref.digest == self.lora_base.digest:
+        if self.context.lora_base is None:
+            return self.context.resident.get(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
+        if ref.digest == self.context.lora_base.digest:
             return self._shared_base().bare
         adapter = self._saved_adapter(ref, POLICY)
         return self._shared_base(adapter.shape).policy(adapter)
 
     def write_policy(self, ref: Ref, directory: Path) -> None:
         """A policy as its checkpoint has it, also where the checkpoint's own files were not kept."""
-        if self.lora_base is None:
+        if self.context.lora_base is None:
             self.policy(ref).save_pretrained(str(directory))
         else:
             write_adapter(POLICY, self._saved_adapter(ref, POLICY), directory)
@@ -70,22 +89,37 @@ class Learners:
     def critic(self, ref: Ref, policy: Ref) -> nn.Module:
         """A critic that nobody changes, beside ``policy``, on whose body it may stand. Before the first update, the one that
         this will start from."""
-        if self.shared_trunk:
+        if self.access.shared_trunk:
             body = self.policy(policy)
-            return TrunkCritic(body, self.context.models.get(ref, CRITIC, lambda: self._load_head(ref, body)))
-        if self.lora_base is None:
-            return self.context.models.get(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
-        if ref.digest == self.lora_base.digest:
+            return TrunkCritic(body, self.context.resident.get(ref, CRITIC, lambda: self._load_head(ref, body)))
+        if self.context.lora_base is None:
+            return self.context.resident.get(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
+        if ref.digest == self.context.lora_base.digest:
             # Its adapter's product is 0 before the first step.
             bare = self._shared_base().bare
             return HeadCritic(bare.base_model, self._load_head(ref, bare))
         adapter = self._saved_adapter(ref, CRITIC)
         return self._shared_base(adapter.shape).critic(adapter)
 
-    def take_policy(self, ref: Ref, new: "AdapterConfig | None") -> Learner:
-        """The policy to train; ``new`` says what adapter it gets where it has none yet."""
-        if self.lora_base is None:
-            model = self.context.models.take(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
+    def reward_model(self, ref: Ref) -> ScalarModel:
+        """A finished reward model that nobody changes."""
+
+        def load() -> ScalarModel:
+            return load_reward_model(part_directory(ref, REWARD_MODEL), trust_remote_code=self.access.trust_remote_code)
+
+        return self.context.resident.get(ref, REWARD_MODEL, load).to(self.device).eval()
+
+    def new_reward_model(self, ref: Ref, *, seed: int) -> ScalarModel:
+        """A reward model to train, from another one or from a policy, whose head is then drawn from ``seed``."""
+        source = part_directory(ref, REWARD_MODEL, POLICY)
+        model = load_scalar_model(source, seed=seed, trust_remote_code=self.access.trust_remote_code).to(self.device)
+        self._spare_memory(model)
+        return model
+
+    def take_policy(self, ref: Ref) -> Learner:
+        """The policy to train, with a new adapter where it has none yet."""
+        if self.context.lora_base is None:
+            model = self.context.resident.take(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
             self._spare_memory(model)
             return Learner(
                 model=model,
@@ -93,30 +127,31 @@ class Learners:
                 save=lambda directory: model.save_pretrained(str(directory)),
                 kept=lambda: model,
             )
-        return self._take_adapted(ref, POLICY, new)
+        return self._take_adapted(ref, POLICY)
 
-    def take_critic(self, ref: Ref, new: "AdapterConfig | None", policy: Any) -> Learner:
+    def take_critic(self, ref: Ref, policy: Any) -> Learner:
         """The critic to train, beside ``policy``, on whose body it may stand."""
-        if self.shared_trunk:
-            head = self.context.models.take(ref, CRITIC, lambda: self._load_head(ref, policy))
+        if self.access.shared_trunk:
+            head = self.context.resident.take(ref, CRITIC, lambda: self._load_head(ref, policy))
             return Learner(
                 model=TrunkCritic(policy, head),
                 parameters=list(head.parameters()),
                 save=lambda directory: save_head(head, directory),
                 kept=lambda: head,
             )
-        if self.lora_base is None:
-            model = self.context.models.take(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
+        if self.context.lora_base is None:
+            model = self.context.resident.take(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
             self._spare_memory(model)
             return Learner(
                 model=model, parameters=list(model.parameters()), save=lambda d: model.save(d), kept=lambda: model
             )
-        return self._take_adapted(ref, CRITIC, new)
+        return self._take_adapted(ref, CRITIC)
 
-    def _take_adapted(self, ref: Ref, part: str, new: "AdapterConfig | None") -> Learner:
-        assert self.lora_base is not None
-        assert new is not None
-        if ref.digest == self.lora_base.digest:
+    def _take_adapted(self, ref: Ref, part: str) -> Learner:
+        new = self.access.lora
+        assert self.context.lora_base is not None
+        assert new is not None, "the configuration says what adapters are like"
+        if ref.digest == self.context.lora_base.digest:
             shared = self._shared_base((new.rank, new.alpha, new.target_modules))
             adapter = shared.fresh(part, self.context.run_seed)
         else:
@@ -129,33 +164,32 @@ class Learners:
             kept=lambda: shared.state(part),
         )
 
-    def _shared_base(self, shape: "AdapterShape | None" = None) -> "SharedBase":
+    def _shared_base(self, shape: AdapterShape | None = None) -> SharedBase:
         """The base with a place for adapters of this shape; None asks for none."""
-        base = self.lora_base
+        base = self.context.lora_base
         assert base is not None
 
-        def load() -> "SharedBase":
-            dtype = pick_dtype(self.context.execution, self.device)
-            return SharedBase(with_weights_in(self._load_policy(base), dtype, pick_head_dtype(self.context.execution)))
+        def load() -> SharedBase:
+            return SharedBase(with_weights_in(self._load_policy(base), self.dtype, self.head_dtype))
 
-        shared = self.context.models.get(base, BASE, load)
+        shared = self.context.resident.get(base, BASE, load)
         if shape is not None and not shared.has_place(shape):
             if shared.shape is not None:
                 # A run that was told to make adapters of another shape from here on.
-                self.context.models.take(base, BASE, load)
-                shared = self.context.models.get(base, BASE, load)
+                self.context.resident.take(base, BASE, load)
+                shared = self.context.resident.get(base, BASE, load)
             shared.make_place(shape)
         self._spare_memory(shared.to(self.device).whole)
         return shared
 
-    def _saved_adapter(self, ref: Ref, part: str) -> "Adapter":
-        return self.context.models.get(ref, part, lambda: read_adapter(part_directory(ref, part)))
+    def _saved_adapter(self, ref: Ref, part: str) -> Adapter:
+        return self.context.resident.get(ref, part, lambda: read_adapter(part_directory(ref, part)))
 
     def _load_policy(self, ref: Ref) -> Any:
-        return load_policy(part_directory(ref, POLICY), trust_remote_code=self.trust_remote_code)
+        return load_policy(part_directory(ref, POLICY), trust_remote_code=self.access.trust_remote_code)
 
     def _load_critic(self, ref: Ref) -> Any:
-        return load_critic(ref, trust_remote_code=self.trust_remote_code)
+        return load_critic(ref, trust_remote_code=self.access.trust_remote_code)
 
     def _load_head(self, ref: Ref, policy: Any) -> nn.Linear:
         hidden_size = policy.config.get_text_config().hidden_size
@@ -172,20 +206,19 @@ def write_whole(
     directory: Path,
     *,
     lora_base: Path | None,
-    shared_trunk: bool,
-    trust_remote_code: bool,
+    access: ModelAccess,
 ) -> None:
     """Policy or critic of a checkpoint as a model that needs neither base nor policy to be read."""
-    body = POLICY if shared_trunk else part
+    body = POLICY if access.shared_trunk else part
     source = checkpoint / body if lora_base is None else lora_base
     model: Any
     if part == POLICY:
-        model = load_policy(source, trust_remote_code=trust_remote_code)
+        model = load_policy(source, trust_remote_code=access.trust_remote_code)
     else:
-        model = load_scalar_model(source, trust_remote_code=trust_remote_code).model
+        model = load_scalar_model(source, trust_remote_code=access.trust_remote_code).model
     if lora_base is not None:
         merge(model, read_adapter(checkpoint / body))
-    if part == CRITIC and shared_trunk:
+    if part == CRITIC and access.shared_trunk:
         head = getattr(model, HEAD)
         head.load_state_dict(load_head(checkpoint / CRITIC, head.in_features).state_dict())
     model.save_pretrained(str(directory))

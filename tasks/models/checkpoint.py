@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ppo_core import Optimizers
-from tasks.models.access import Learner, Learners
+from tasks.models.access import Learner, Models
 from tasks.models.parts import CRITIC, POLICY, part_directory
 from tasks.models.training import adamw
 from tasks.store import BackgroundWriter, Ref
@@ -33,7 +33,7 @@ class NextCheckpoint:
         self,
         context: "StageContext",
         config: "UpdatePolicyConfig",
-        learners: Learners,
+        models: Models,
         *,
         policy: Ref,
         critic: Ref | None,
@@ -42,15 +42,15 @@ class NextCheckpoint:
         self._context, self._config, self._writer = context, config, writer
         self._sources = {POLICY: policy} if critic is None else {POLICY: policy, CRITIC: critic}
         # Taken, not shared: the update changes them in place, and nobody may see them half changed.
-        self.actor = learners.take_policy(policy, config.lora)
-        self.valuer = None if critic is None else learners.take_critic(critic, config.lora, self.actor.model)
+        self.actor = models.take_policy(policy)
+        self.valuer = None if critic is None else models.take_critic(critic, self.actor.model)
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         if config.train_policy:
             groups = [(self.actor, config.learning_rate)]
-            if self.valuer is not None and config.shared_trunk:
+            if self.valuer is not None and config.access.shared_trunk:
                 groups.append((self.valuer, config.critic_learning_rate))
             self._optimizers[POLICY] = self._optimizer(groups)
-        if self.valuer is not None and not config.shared_trunk:
+        if self.valuer is not None and not config.access.shared_trunk:
             self._optimizers[CRITIC] = self._optimizer([(self.valuer, config.critic_learning_rate)])
         self._restored: set[str] = set()
         self.resident: dict[str, Any] = {}
@@ -71,7 +71,7 @@ class NextCheckpoint:
         self._write_moments(name)
         if name == POLICY:
             self._write(POLICY, self.actor)
-        if self.valuer is not None and (name == CRITIC or self._config.shared_trunk):
+        if self.valuer is not None and (name == CRITIC or self._config.access.shared_trunk):
             self._write(CRITIC, self.valuer)
 
     def _optimizer(self, groups: list[tuple[Learner, float]]) -> torch.optim.AdamW:
@@ -87,7 +87,7 @@ class NextCheckpoint:
         self._restored.add(part)
         source, name = self._sources[part], MOMENTS_OF[part]
         path = source.directory / name
-        kept: dict[str, torch.Tensor] = self._context.models.take(source, name, dict)
+        kept: dict[str, torch.Tensor] = self._context.resident.take(source, name, dict)
         if not kept and not path.exists():
             return
         optimizer = self._optimizers[part]

@@ -3,8 +3,7 @@
 import math
 
 from ppo_core import SamplingConfig
-from tasks.contract import StageContext
-from tasks.models import Learners
+from tasks.models import Models
 from tasks.sampling.sampler import Sampler
 from tasks.store import Ref, Table, read_dataset
 
@@ -13,8 +12,7 @@ CALIBRATION = "calibration"
 
 
 def calibration_rollouts(
-    context: StageContext,
-    learners: Learners,
+    models: Models,
     *,
     reference: Ref,
     data: Ref,
@@ -23,9 +21,10 @@ def calibration_rollouts(
     stop_strings: tuple[str, ...],
 ) -> Table:
     """At least ``num_samples`` rollouts, as many to each prompt."""
+    context = models.context
     prompts = read_dataset(data.directory / "prompts")
     prompts = prompts.slice(0, min(prompts.num_rows, num_samples))
-    return Sampler(context, reference, learners).sample(
+    return Sampler(models, reference).sample(
         prompts,
         samples_per_prompt=math.ceil(num_samples / prompts.num_rows),
         sampling=sampling,

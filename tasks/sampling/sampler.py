@@ -11,22 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ppo_core import (
-    InPrecision,
-    PaddedBatch,
-    Ragged,
-    RolloutBatch,
-    SamplingConfig,
-    exact_kl,
-    forward_groups,
-    response_and_final_values,
-    token_logits,
-    token_logprobs,
-)
+from ppo_core import InPrecision, Ragged, RolloutBatch, SamplingConfig
 from tasks.config import SamplingEngine
-from tasks.contract import StageContext
 from tasks.errors import ModelError
-from tasks.models import POLICY, Learners, context_length, part_directory, pick_dtype, pick_head_dtype
+from tasks.models import POLICY, Models, context_length, part_directory
 from tasks.sampling.engines import (
     PROOF_PROMPTS,
     BuiltinSampler,
@@ -35,9 +23,10 @@ from tasks.sampling.engines import (
     require_same_policy,
     tied_weights,
 )
+from tasks.sampling.passes import batch_logprobs
 from tasks.store import SAMPLING_LOGPROBS, Ref, Table, ragged_column, with_columns
 from tasks.store import rollouts as rollouts_schema
-from tasks.text import copy_tokenizer, decode_response, ending_of, load_tokenizer, stop_checker, terminators
+from tasks.text import copy_tokenizer, decode_response, ending_of, stop_checker, terminators
 
 
 class Sampler:
@@ -45,27 +34,18 @@ class Sampler:
 
     def __init__(
         self,
-        context: StageContext,
+        models: Models,
         policy: Ref,
-        learners: Learners,
         *,
         engine: SamplingEngine = "builtin",
         proof_prompts: Table | None = None,
     ) -> None:
         """``proof_prompts``, the same all through a run, are what another engine than the builtin one is tried on first."""
-        self._context = context
-        self.device = learners.device
-        self.dtype = pick_dtype(context.execution, self.device)
-        self.head_dtype = pick_head_dtype(context.execution)
-        self.tokenizer: Any = load_tokenizer(
-            str(part_directory(policy, POLICY)),
-            trust_remote_code=learners.trust_remote_code,
-            chat_template_kwargs=learners.chat_template_kwargs,
-        )
-        self.policy = learners.policy(policy)
-        self.policy_version = policy.digest
+        self._models = models
+        self._context = models.context
+        self._tokenizer = models.policy_tokenizer(policy)
+        self._policy = models.policy(policy)
         self._ref = policy
-        self._learners = learners
         self._engine = engine
         self._proof_prompts = None if engine == "builtin" else proof_prompts
 
@@ -86,8 +66,8 @@ class Sampler:
         stands before among those that are sampled together, other shards included: its samples then count on, so that no
         two rows are the same, and all samples of a prompt are one group. ``on_rows`` is told (rows done, tokens done).
         """
-        sampling, stop_strings = with_terminators(sampling, stop_strings, self.tokenizer)
-        sampling = without_unknown_tokens(sampling, self.tokenizer, self.policy.config.get_text_config().vocab_size)
+        sampling, stop_strings = with_terminators(sampling, stop_strings, self._tokenizer)
+        sampling = without_unknown_tokens(sampling, self._tokenizer, self._policy.config.get_text_config().vocab_size)
         num_rows = prompts.num_rows * samples_per_prompt
         rows = prompts.take(np.arange(num_rows) // samples_per_prompt)
         before = [0] * prompts.num_rows if occurrences is None else occurrences
@@ -97,7 +77,7 @@ class Sampler:
         prompt_ids = rows.column("prompt_id").to_pylist()
         seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
         prompt_tokens = ragged_column(prompts, "prompt_token_ids", torch.int64)
-        check_context(self.policy, prompt_tokens, sampling, prompts.column("prompt_id").to_pylist())
+        check_context(self._policy, prompt_tokens, sampling, prompts.column("prompt_id").to_pylist())
         with self._opened_engine(sampling.temperature) as engine:
             if self._proof_prompts is not None:
                 self._prove(engine, sampling)
@@ -106,26 +86,26 @@ class Sampler:
                 samples_per_prompt=samples_per_prompt,
                 sampling=sampling,
                 stop_strings=stop_strings,
-                should_stop=stop_checker(self.tokenizer, stop_strings),
+                should_stop=stop_checker(self._tokenizer, stop_strings),
                 seeds=seeds,
                 on_rows=on_rows,
             )
         is_foreign = self._engine != "builtin"
         if is_foreign:
             # The trainer's, and the engine's own beside them.
-            ours = self.logprobs(self.policy, batch, temperature=sampling.temperature)
+            ours = self._logprobs(batch, sampling.temperature)
             batch = batch.with_columns(logprobs=ours, **{SAMPLING_LOGPROBS: batch.token_columns["logprobs"]})
-        elif self.dtype != torch.float32:
-            batch = batch.with_columns(logprobs=self.logprobs(self.policy, batch, temperature=sampling.temperature))
+        elif self._models.dtype != torch.float32:
+            batch = batch.with_columns(logprobs=self._logprobs(batch, sampling.temperature))
         responses = [
-            decode_response(self.tokenizer, batch.responses.row(i).tolist(), finished=stopped)
+            decode_response(self._tokenizer, batch.responses.row(i).tolist(), finished=stopped)
             for i, stopped in enumerate(batch.stopped.tolist())
         ]
         place = self._context.place.label
         columns: dict[str, Any] = {
             "rollout_id": [f"{place}.{p}.{s}" for p, s in zip(prompt_ids, sample_index, strict=True)],
             "sample_index": sample_index,
-            "policy_version": [self.policy_version] * num_rows,
+            "policy_version": [self._ref.digest] * num_rows,
             "response": responses,
             "response_token_ids": batch.responses,
             "finish_reason": ["stop" if stopped else "length" for stopped in batch.stopped.tolist()],
@@ -137,15 +117,15 @@ class Sampler:
     def _opened_engine(self, temperature: float) -> Iterator[TokenSampler]:
         execution = self._context.execution
         if self._engine == "builtin":
-            policy = InPrecision(self.policy, self.dtype, self.head_dtype)
+            policy = InPrecision(self._policy, self._models.dtype, self._models.head_dtype)
             yield BuiltinSampler(policy, token_budget=execution.micro_batch_tokens)
             return
         with self._weights_on_disk() as directory, ExitStack() as opened:
-            base = self._learners.lora_base
+            base = self._context.lora_base
             files = PolicyFiles(
                 directory=directory.resolve(),
-                digest=self.policy_version,
-                tied=tied_weights(self.policy if base is None else self.policy.model),
+                digest=self._ref.digest,
+                tied=tied_weights(self._policy if base is None else self._policy.model),
                 scratch=self._context.output.parent,
             )
             if execution.engine_server is not None:
@@ -157,12 +137,12 @@ class Sampler:
 
                 yield opened.enter_context(
                     vllm_in_process(
-                        self._context.models,
+                        self._context.resident,
                         files,
                         lora_base=None if base is None else part_directory(base, POLICY),
-                        dtype=self.dtype,
+                        dtype=self._models.dtype,
                         temperature=temperature,
-                        trust_remote_code=self._learners.trust_remote_code,
+                        trust_remote_code=self._models.access.trust_remote_code,
                     )
                 )
 
@@ -173,11 +153,14 @@ class Sampler:
         require_same_policy(
             engine,
             prompts.select(torch.arange(min(len(prompts), PROOF_PROMPTS))),
-            lambda batch, temperature: self.logprobs(self.policy, batch, temperature=temperature),
+            self._logprobs,
             sampling=sampling,
             context=self._context,
-            dtype=self.dtype,
+            dtype=self._models.dtype,
         )
+
+    def _logprobs(self, batch: RolloutBatch, temperature: float) -> torch.Tensor:
+        return batch_logprobs(self._models, self._policy, batch, temperature=temperature)
 
     @contextmanager
     def _weights_on_disk(self) -> Iterator[Path]:
@@ -186,126 +169,13 @@ class Sampler:
         if any(directory.glob("*.safetensors")):
             yield directory
             return
-        copy = self._context.output.parent / f"policy-{self.policy_version}"
+        copy = self._context.output.parent / f"policy-{self._ref.digest}"
         try:
-            self._learners.write_policy(self._ref, copy)
+            self._models.write_policy(self._ref, copy)
             copy_tokenizer(directory, copy)
             yield copy
         finally:
             shutil.rmtree(copy, ignore_errors=True)
-
-    def logprobs(self, model: PreTrainedModel, batch: RolloutBatch, *, temperature: float) -> torch.Tensor:
-        """(N,) log-probabilities of the responses under a model, one forward pass as in training.
-
-        The sampler's own come from a cache filled token by token. They differ in the last bits, in bfloat16 in many more,
-        where only these make the first ratio of the update 1.
-        """
-        return batch_logprobs(
-            model,
-            batch,
-            temperature=temperature,
-            token_budget=self._context.execution.micro_batch_tokens,
-            device=self.device,
-            dtype=self.dtype,
-            head_dtype=self.head_dtype,
-        )
-
-
-@torch.inference_mode()
-def batch_logprobs(
-    model: PreTrainedModel,
-    batch: RolloutBatch,
-    *,
-    temperature: float,
-    token_budget: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """(N,) log-probabilities of a batch's responses under ``model``, aligned with its ragged values."""
-
-    policy = InPrecision(model, dtype, head_dtype)
-
-    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
-        return (token_logprobs(policy, padded, temperature=temperature),)
-
-    return in_micro_batches(forward, [policy], batch, token_budget=token_budget, device=device)[0].values
-
-
-@torch.inference_mode()
-def batch_exact_kl(
-    model: PreTrainedModel,
-    reference: PreTrainedModel,
-    batch: RolloutBatch,
-    *,
-    temperature: float,
-    token_budget: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """(N,) KL(model || reference) of the distribution that each response token was drawn from."""
-
-    models = [InPrecision(m, dtype, head_dtype) for m in (model, reference)]
-
-    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
-        logits, ref_logits = (token_logits(m, padded, temperature=temperature) for m in models)
-        return (exact_kl(logits, ref_logits),)
-
-    return in_micro_batches(forward, models, batch, token_budget=token_budget, device=device)[0].values
-
-
-@torch.inference_mode()
-def batch_values(
-    critic: torch.nn.Module, batch: RolloutBatch, *, token_budget: int, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) the critic's values of response tokens, and (B,) those after each response's last token."""
-
-    model = InPrecision(critic, dtype)
-
-    def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
-        values, final_values = response_and_final_values(model, padded)
-        return values[padded.response_mask], final_values
-
-    values, final_values = in_micro_batches(forward, [model], batch, token_budget=token_budget, device=device)
-    return values.values, final_values.values
-
-
-def in_micro_batches(
-    forward: Callable[[PaddedBatch], tuple[torch.Tensor, ...]],
-    models: Sequence[torch.nn.Module],
-    batch: RolloutBatch,
-    *,
-    token_budget: int,
-    device: torch.device,
-) -> list[Ragged]:
-    """What a forward pass says of a batch's rows, in their order: flat numbers of response tokens, or one per row."""
-    parts: list[list[Ragged]] = []
-    order = []
-    for lines in forward_groups(models, batch.lengths, token_budget):
-        rows = torch.cat(lines)
-        lengths = batch.responses.lengths[rows]
-        parts.append([as_rows(x.float().cpu(), lengths) for x in forward(batch.padded(lines, device))])
-        order.append(rows)
-    original = torch.argsort(torch.cat(order))
-    return [Ragged.concatenate(column).select(original) for column in zip(*parts, strict=True)]
-
-
-def as_rows(x: torch.Tensor, lengths: torch.Tensor) -> Ragged:
-    """Flat numbers as rows of these lengths; where there is one number a row, as rows of one."""
-    lengths = lengths if len(x) == int(lengths.sum()) else torch.ones_like(lengths)
-    return Ragged(x, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
-
-
-def rollout_batch(table: Table, *columns: str) -> RolloutBatch:
-    """Rollouts as tensors, with the per-token columns named."""
-    responses = ragged_column(table, "response_token_ids", torch.int64)
-    return RolloutBatch(
-        prompts=ragged_column(table, "prompt_token_ids", torch.int64),
-        responses=responses,
-        stopped=torch.tensor([reason == "stop" for reason in table.column("finish_reason").to_pylist()]),
-        token_columns={name: ragged_column(table, name, torch.float32).values for name in columns},
-    )
 
 
 def with_terminators(

@@ -9,23 +9,21 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tasks.contract import is_a_service_s
 from tasks.data import TOKEN_IDS, WITH_SPECIAL_TOKENS, reward_function
 from tasks.errors import RewardError, TransientError, shorten
-from tasks.store import Table
-from tasks.text import decode_response, load_tokenizer
+from tasks.models import Models
+from tasks.store import Ref, Table
+from tasks.text import decode_response
 
 OURS = ("prompt", "response", "rollout_id", "prompt_id", "sample_index", "finish_reason")
 """What a row has besides the columns of the user's data; a column of the same name stays the user's."""
 
 
-def function_scores(
-    name: str, import_path: str, rollouts: "Table", policy_directory: Path, *, trust_remote_code: bool = False
-) -> list[float]:
-    """Scores by a Python function, checked before anything is stored. The tokenizer is that of ``policy_directory``."""
+def function_scores(models: Models, name: str, import_path: str, rollouts: Table, policy: Ref) -> list[float]:
+    """Scores by a Python function, checked before anything is stored. The tokenizer is the policy's."""
     function, asked = reward_function(import_path, field=f"rewards.{name}.function")
     table = rollouts.select([*OURS, "extra"]).to_pylist()
     prompts, responses = [row["prompt"] for row in table], [row["response"] for row in table]
@@ -34,7 +32,7 @@ def function_scores(
     if asked:
         more[TOKEN_IDS] = rollouts.column("response_token_ids").to_pylist()
     if WITH_SPECIAL_TOKENS in asked:
-        tokenizer = load_tokenizer(str(policy_directory), trust_remote_code=trust_remote_code)
+        tokenizer = models.policy_tokenizer(policy)
         more[WITH_SPECIAL_TOKENS] = [
             decode_response(tokenizer, ids, finished=False, special_tokens=True) for ids in more[TOKEN_IDS]
         ]

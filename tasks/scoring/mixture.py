@@ -11,41 +11,26 @@ import torch
 
 from ppo_core import InPrecision, Ragged, micro_batches
 from tasks.config import RewardConfig
-from tasks.contract import StageContext
 from tasks.errors import ModelError, RewardError
-from tasks.models import (
-    POLICY,
-    REWARD_MODEL,
-    ScalarModel,
-    context_length,
-    load_reward_model,
-    part_directory,
-    pick_device,
-    pick_dtype,
-    why_limited,
-)
+from tasks.models import REWARD_MODEL, Models, ScalarModel, context_length, part_directory, why_limited
 from tasks.scoring.functions import function_scores
 from tasks.store import Ref, Table
-from tasks.text import decode_response, encode_dialogues, load_tokenizer
+from tasks.text import decode_response, encode_dialogues
 
 PASS_COST = 64
 """What a forward pass costs besides its tokens, in tokens."""
 
 
-def last_token_scores(
-    model: ScalarModel, rows: Sequence[Sequence[int]], *, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
+def last_token_scores(models: Models, model: ScalarModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """(B,) scalars at the last token of each row of token ids, in one forward pass."""
     ragged = Ragged.from_rows(rows, torch.int64)
     assert bool((ragged.lengths > 0).all()), "a row without a token has no last token"
-    scores = InPrecision(model, dtype)(input_ids=ragged.padded(fill=0).to(device))
-    return scores.gather(1, ragged.lengths.to(device)[:, None] - 1).squeeze(1)
+    scores = InPrecision(model, models.dtype)(input_ids=ragged.padded(fill=0).to(models.device))
+    return scores.gather(1, ragged.lengths.to(models.device)[:, None] - 1).squeeze(1)
 
 
 @torch.inference_mode()
-def scores_in_batches(
-    model: ScalarModel, rows: Sequence[Sequence[int]], *, token_budget: int, device: torch.device, dtype: torch.dtype
-) -> list[float]:
+def scores_in_batches(models: Models, model: ScalarModel, rows: Sequence[Sequence[int]]) -> list[float]:
     """Scores of any number of rows, in their order."""
     config = model.model.config.get_text_config()
     limit, longest = context_length(config), max(map(len, rows), default=0)
@@ -56,21 +41,20 @@ def scores_in_batches(
         )
     scores = torch.empty(len(rows))
     lengths = torch.tensor([len(row) for row in rows])
-    for part in micro_batches(lengths, token_budget, group_cost=PASS_COST):
-        own = last_token_scores(model, [rows[i] for i in part.tolist()], device=device, dtype=dtype)
+    for part in micro_batches(lengths, models.context.execution.micro_batch_tokens, group_cost=PASS_COST):
+        own = last_token_scores(models, model, [rows[i] for i in part.tolist()])
         scores[part] = own.float().cpu()
     return scores.tolist()
 
 
 def model_scores(
-    context: StageContext,
+    models: Models,
     model: ScalarModel,
     model_directory: Path,
     rollouts: Table,
-    policy_directory: Path,
+    policy: Ref,
     *,
     to_the_end: bool,
-    trust_remote_code: bool = False,
 ) -> list[float]:
     """Scores by a reward model, which reads each dialogue in its own tokenizer's and template's way, as it was trained.
 
@@ -78,64 +62,40 @@ def model_scores(
     and one that was cut off is read as if it ended there: what that counts for is settled with the advantages.
     ``to_the_end`` as in ``encode_dialogue``.
     """
-    device = pick_device(context.execution)
-    model = model.to(device).eval()
-    tokenizer = load_tokenizer(str(model_directory), trust_remote_code=trust_remote_code)
-    policy_tokenizer = load_tokenizer(str(policy_directory), trust_remote_code=trust_remote_code)
+    tokenizer = models.tokenizer(model_directory)
+    policy_tokenizer = models.policy_tokenizer(policy)
     columns = rollouts.select(["prompt", "messages", "response_token_ids", "finish_reason"]).to_pylist()
     rows = []
     for row in columns:
         finished = row["finish_reason"] == "stop"
         text = decode_response(policy_tokenizer, row["response_token_ids"], finished=finished, special_tokens=True)
         rows += encode_dialogues(tokenizer, row, [text], to_the_end=to_the_end)
-    return scores_in_batches(
-        model,
-        rows,
-        token_budget=context.execution.micro_batch_tokens,
-        device=device,
-        dtype=pick_dtype(context.execution, device),
-    )
+    return scores_in_batches(models, model.eval(), rows)
 
 
 def score_rows(
-    context: StageContext,
+    models: Models,
     rollouts: Table,
     rewards: Mapping[str, RewardConfig],
     *,
     policy: Ref,
     reward_model: Ref | None,
     external: Sequence[Ref],
-    trust_remote_code: bool = False,
 ) -> dict[str, list[float]]:
     """Each component's scores by its name. ``external`` are the models of the components that name one, in their order."""
     others = iter(external)
-    policy_directory = part_directory(policy, POLICY)
     scores: dict[str, list[float]] = {}
     for name, reward in rewards.items():
         if reward.function is not None:
-            scores[name] = function_scores(
-                name, reward.function, rollouts, policy_directory, trust_remote_code=trust_remote_code
-            )
+            scores[name] = function_scores(models, name, reward.function, rollouts, policy)
             continue
         ref = reward_model if reward.is_trained_in_run else next(others)
         assert ref is not None, "the configuration refuses a trained reward without a reward model"
         directory = part_directory(ref, REWARD_MODEL)
-        model = context.models.get(
-            ref,
-            REWARD_MODEL,
-            lambda d=directory: load_reward_model(d, trust_remote_code=trust_remote_code),  # type: ignore[misc]
-        )
+        model = models.reward_model(ref)
         # A model of others was trained on all that its template writes; ours, calibrated, up to the end of the turn.
         to_the_end = not model.is_calibrated
-        scores[name] = model_scores(
-            context,
-            model,
-            directory,
-            rollouts,
-            policy_directory,
-            to_the_end=to_the_end,
-            trust_remote_code=trust_remote_code,
-        )
+        scores[name] = model_scores(models, model, directory, rollouts, policy, to_the_end=to_the_end)
         require_finite(scores[name], rollouts, where=f"rewards.{name}: {directory}")
     return scores
 

@@ -57,7 +57,7 @@ def replay(
         run_seed=manifest.recipe["seed"],
         execution=execution,
         health=NO_LIMITS,
-        models=models,
+        resident=models,
         report=report,
     )
     try:

@@ -103,14 +103,16 @@ def loop(directory, case, iterations):
     from ppo_core import InPrecision, Optimizers, gae, kl_estimate, masked_whiten, ppo_update, token_rewards
     from tasks.config.execution import ExecutionConfig
     from tasks.config.health import HealthConfig
+    from tasks.config.model_access import ModelAccess
     from tasks.contract.resident import ResidentModels
     from tasks.contract.stage import StageContext
     from tasks.generate_rollouts import prompts_of_iteration
-    from tasks.models.access import Learners
+    from tasks.models.access import Models
     from tasks.models.loading import load_policy
     from tasks.models.scalar import load_scalar_model
     from tasks.models.training import adamw
-    from tasks.sampling.sampler import Sampler, batch_logprobs, batch_values, rollout_batch
+    from tasks.sampling.passes import batch_logprobs, batch_values, rollout_batch
+    from tasks.sampling.sampler import Sampler
     from tasks.store.data_sets import read_dataset
     from tasks.store.manifest import Place, Ref
 
@@ -129,17 +131,15 @@ def loop(directory, case, iterations):
         (data,) = (home / "runs/run/stages/round-001/prepare_data").iterdir()
     prompts = read_dataset(data / "prompts")
     policy_ref = Ref(str(directory / "policy"), "policy")
-    models = ResidentModels()
+    resident = ResidentModels()
     reference, policy = (load_policy(directory / "policy") for _ in "ab")
     critic, reward = (load_scalar_model(directory / part) for part in ("critic", "reward"))
-    models.keep(policy_ref, "policy", policy)
+    resident.keep(policy_ref, "policy", policy)
     rates = config.optimizers
     optimizers = Optimizers(
         policy=adamw([{"params": policy.parameters(), "lr": rates.learning_rate}]),
         critic=adamw([{"params": critic.parameters(), "lr": rates.critic_learning_rate}]),
     )
-    budget = config.execution.micro_batch_tokens
-    settings_of = {"token_budget": budget, "device": torch.device("cpu"), "dtype": torch.float32}
     ends = []
     for number in range(1, iterations + 1):
         context = StageContext(
@@ -148,10 +148,11 @@ def loop(directory, case, iterations):
             run_seed=config.seed,
             execution=ExecutionConfig(**dict(config.execution)),
             health=HealthConfig(),
-            models=models,
+            resident=resident,
             report=lambda _: None,
         )
-        rollouts = Sampler(context, policy_ref, Learners(context=context, lora_base=None)).sample(
+        models = Models(context, ModelAccess())
+        rollouts = Sampler(models, policy_ref).sample(
             prompts.take([i for i, _ in prompts_of_iteration(prompts.num_rows, generate_config(config), context)]),
             samples_per_prompt=1,
             sampling=config.rollouts.sampling,
@@ -160,9 +161,9 @@ def loop(directory, case, iterations):
             on_rows=lambda *_: None,
         )
         batch = rollout_batch(rollouts, "logprobs")
-        _, scores = batch_values(reward, batch, **settings_of)
-        ref_logprobs = batch_logprobs(reference, batch, temperature=1.0, head_dtype=torch.float32, **settings_of)
-        values, _ = batch_values(critic, batch, **settings_of)
+        _, scores = batch_values(models, reward, batch)
+        ref_logprobs = batch_logprobs(models, reference, batch, temperature=1.0)
+        values, _ = batch_values(models, critic, batch)
         batch = batch.with_columns(ref_logprobs=ref_logprobs, values=values)
         columns, mask = batch.padded().token_columns, batch.responses.mask()
         advantage = advantages_config(config)

@@ -13,6 +13,7 @@ from tasks.config.base import StageConfig
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source
 from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
+from tasks.config.model_access import ModelAccess
 from tasks.config.reward_model import TrainRewardModelConfig
 from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
@@ -79,10 +80,12 @@ class Workbench:
             run_seed=self.seed,
             execution=self.execution,
             health=self.health,
-            models=self.models,
+            resident=self.models,
             report=self.events.append,
+            lora_base=inputs.get("lora_base"),
         )
-        output = stage_function(name)(context, config, **inputs)
+        own = {key: value for key, value in inputs.items() if key != "lora_base"}
+        output = stage_function(name)(context, config, **own)
         return self.store.commit(recipe, scratch, inputs=inputs, rows=output.rows, metrics=output.metrics, seconds=0.0)
 
     def metrics(self, ref: Ref) -> dict[str, float]:
@@ -133,8 +136,14 @@ def rows(ref, name="rollouts"):
     return read_dataset(ref.directory / name).to_pylist()
 
 
+def with_access(settings):
+    """Settings of a stage, with those of how its models are loaded where they belong."""
+    access = {name: settings[name] for name in ModelAccess.model_fields if name in settings}
+    return {"access": ModelAccess(**access), **{name: value for name, value in settings.items() if name not in access}}
+
+
 def generate(bench, base, data, lora_base=None, iteration=1, **changes):
-    config = GenerateRolloutsConfig(**{"prompts_per_iteration": 6, "sampling": SAMPLING, **changes})
+    config = GenerateRolloutsConfig(**with_access({"prompts_per_iteration": 6, "sampling": SAMPLING, **changes}))
     places = [Place(1, iteration, shard) for shard in range(config.shards)]
     inputs = {"policy": base, "data": data, "lora_base": lora_base}
     return [bench.run("generate_rollouts", config, place=place, **inputs) for place in places]
@@ -142,7 +151,7 @@ def generate(bench, base, data, lora_base=None, iteration=1, **changes):
 
 def score(bench, base, rollouts, rewards, *, reference=None, reward_model=None, external=(), **inputs):
     """``critic=None`` leaves the critic out; by default it starts from the policy."""
-    settings = {name: inputs.pop(name, False) for name in ("exact_kl", "shared_trunk")}
+    settings = with_access({name: inputs.pop(name, False) for name in ("exact_kl", "shared_trunk")})
     return bench.run(
         "score_rollouts",
         ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature, **settings),
@@ -172,7 +181,7 @@ LENGTH = {"length": RewardConfig(function="small_world:length_reward")}
 
 def train_reward_model(bench, base, data, **changes):
     settings = {"epochs": 8, "learning_rate": 3e-3, "batch_size": 8, "calibration_samples": 32, "sampling": SAMPLING}
-    config = TrainRewardModelConfig(**{**settings, **changes})
+    config = TrainRewardModelConfig(**with_access({**settings, **changes}))
     return bench.run("train_reward_model", config, place=Place(1), base=base, reference=base, data=data)
 
 
@@ -202,7 +211,7 @@ def an_update(
         "critic_learning_rate": 1e-2,
         "weight_decay": 0.0,
     }
-    config = UpdatePolicyConfig(**{**settings, **changes})
+    config = UpdatePolicyConfig(**with_access({**settings, **changes}))
     exact = config.ppo.kl_loss_coef > 0 and config.ppo.kl_loss_estimator == "exact"
     return bench.run(
         "update_policy",

@@ -12,9 +12,10 @@ from ppo_core import PPOConfig, Ragged, RolloutBatch, response_logprobs, respons
 from tasks.config.adapters import AdapterConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
+from tasks.config.model_access import ModelAccess
 from tasks.contract.stage import StageContext
 from tasks.errors import ConfigError, ModelError
-from tasks.models.access import Learners, write_whole
+from tasks.models.access import Models, write_whole
 from tasks.models.checkpointing import checkpoint_gradients
 from tasks.models.loading import load_policy, require_layers
 from tasks.models.parts import POLICY, part_directory
@@ -36,10 +37,11 @@ def learners_of(bench, base, tmp_path, **settings):
         run_seed=bench.seed,
         execution=bench.execution,
         health=HealthConfig(),
-        models=bench.models,
+        resident=bench.models,
         report=lambda event: None,
+        lora_base=base,
     )
-    return Learners(context=context, lora_base=base, **settings)
+    return Models(context, ModelAccess(**settings))
 
 
 def a_bench(root, **execution):
@@ -61,10 +63,10 @@ def weights(ref):
 
 def test_before_any_training_policy_and_reference_are_the_base_and_the_critic_is_a_head_on_it(world, tmp_path):
     bench, base, _, _ = world
-    learners = learners_of(bench, base, tmp_path)
+    learners = learners_of(bench, base, tmp_path, lora=LORA)
     plain = load_policy(base.directory)
-    actor = learners.take_policy(base, LORA)
-    valuer = learners.take_critic(base, LORA, actor.model)
+    actor = learners.take_policy(base)
+    valuer = learners.take_critic(base, actor.model)
     assert torch.equal(logits(actor.model), logits(plain))
     assert torch.equal(logits(learners.policy(base)), logits(plain))
     assert valuer.model(TEXT).tolist() == learners.critic(base, base)(TEXT).tolist() == [[0.0] * TEXT.shape[1]]
@@ -77,9 +79,9 @@ def test_before_any_training_policy_and_reference_are_the_base_and_the_critic_is
 
 def test_the_base_is_in_memory_once_and_only_adapters_and_head_are_trained(world, tmp_path):
     bench, base, _, _ = world
-    learners = learners_of(bench, base, tmp_path)
-    actor = learners.take_policy(base, LORA)
-    valuer = learners.take_critic(base, LORA, actor.model)
+    learners = learners_of(bench, base, tmp_path, lora=LORA)
+    actor = learners.take_policy(base)
+    valuer = learners.take_critic(base, actor.model)
     reference = learners.policy(base)
     embeddings = {model.model.get_input_embeddings().weight.data_ptr() for model in (actor.model, reference)}
     assert len(embeddings) == 1
@@ -94,7 +96,7 @@ def test_an_update_changes_the_adapters_and_no_bit_of_the_base(world, tmp_path):
     _, base, data, _ = world
     bench = a_bench(tmp_path / "run")
     first = an_update(bench, base, data, lora=LORA)
-    learners = learners_of(bench, base, tmp_path)
+    learners = learners_of(bench, base, tmp_path, lora=LORA)
     plain = logits(load_policy(base.directory))
     assert torch.equal(logits(learners.policy(base)), plain)
     assert (logits(learners.policy(first)) - plain).abs().max() > 1e-3
@@ -111,7 +113,7 @@ def test_a_checkpoint_is_what_peft_reads(world, tmp_path, family):
     base = a_model(tmp_path / "model", family=family)
     bench = a_bench(tmp_path / "run")
     done = an_update(bench, base, data, lora=LORA)
-    learners = learners_of(bench, base, tmp_path)
+    learners = learners_of(bench, base, tmp_path, lora=LORA)
     ours, values = logits(learners.policy(done)), learners.critic(done, done)(TEXT)[:, -1]
 
     theirs = PeftModel.from_pretrained(load_policy(base.directory), str(done.directory / "policy"))
@@ -147,8 +149,7 @@ def test_written_whole_a_model_needs_nothing_else(world, tmp_path, shape, family
             done.directory,
             tmp_path / part,
             lora_base=lora_base and base.directory,
-            shared_trunk="shared_trunk" in shape,
-            trust_remote_code=False,
+            access=ModelAccess(shared_trunk="shared_trunk" in shape),
         )
     theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path / "policy")).eval()
     torch.testing.assert_close(logits(theirs), ours, atol=1e-5, rtol=1e-5)
@@ -209,7 +210,7 @@ def test_values_and_reference_stored_with_rollouts_are_those_of_the_parts(world,
     first = an_update(bench, base, data, lora=LORA)
     (rollouts,) = generate(bench, first, data, base)
     scored = score(bench, first, rollouts, LENGTH, reference=base, critic=first, lora_base=base)
-    learners = learners_of(bench, base, tmp_path)
+    learners = learners_of(bench, base, tmp_path, lora=LORA)
     for row in rows(scored):
         batch = RolloutBatch(
             prompts=Ragged.from_rows([row["prompt_token_ids"]], torch.int64),
@@ -229,9 +230,10 @@ def test_values_and_reference_stored_with_rollouts_are_those_of_the_parts(world,
 def test_only_the_layers_that_are_named_get_adapters_and_another_shape_takes_the_place_of_the_first(world, tmp_path):
     bench, base, data, _ = world
     bench = a_bench(tmp_path / "run")
-    learners = learners_of(bench, base, tmp_path)
-    learners.take_policy(base, LORA)
-    narrow = learners.take_policy(base, AdapterConfig(rank=2, alpha=2, target_modules=("q_proj",)))
+    learners = learners_of(bench, base, tmp_path, lora=LORA)
+    learners.take_policy(base)
+    shape = AdapterConfig(rank=2, alpha=2, target_modules=("q_proj",))
+    narrow = learners_of(bench, base, tmp_path, lora=shape).take_policy(base)
     assert [tuple(x.shape) for x in narrow.parameters] == [(2, 16), (16, 2)] * 2
     done = an_update(bench, base, data, lora=AdapterConfig(rank=2, alpha=2, target_modules=("q_proj",)))
     settings = json.loads((done.directory / "policy/adapter_config.json").read_text())
@@ -282,8 +284,8 @@ def test_in_bfloat16_the_base_takes_half_the_memory_and_what_is_trained_stays_ex
     done = an_update(bench, base, data, lora=LORA)
     # The first ratio is 1 as it is for whole models: both passes are the trainer's.
     assert bench.metrics(done)["update/first_minibatch_ratio_deviation"] < 0.05
-    learners = learners_of(bench, base, tmp_path)
-    actor = learners.take_policy(done, LORA)
+    learners = learners_of(bench, base, tmp_path, lora=LORA)
+    actor = learners.take_policy(done)
     assert {x.dtype for x in actor.parameters} == {torch.float32}
     head = actor.model.get_output_embeddings().weight
     frozen = [x for name, x in actor.model.named_parameters() if "lora" not in name and x is not head]

@@ -15,18 +15,20 @@ from small_world import (
     rows,
     score,
     train_reward_model,
+    with_access,
 )
 
 from ppo_core import PPOConfig
 from tasks.config.adapters import AdapterConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.critic_pretraining import CriticPretrainingStageConfig
+from tasks.config.model_access import ModelAccess
 from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext
 from tasks.critic_pretraining import held_out_rows
-from tasks.models.access import Learners
+from tasks.models.access import Models
 from tasks.models.scalar import load_scalar_model
 from tasks.models.training import descend, shuffled
 from tasks.sampling import calibration
@@ -64,8 +66,8 @@ COLOUR = {"colour": RewardConfig(function="test_critic_pretraining:colour")}
 def pretrain(
     bench, base, data, *, critic=None, reward_model=None, rewards=LENGTH, treatment=None, lora=None, **changes
 ):
-    trunk = changes.get("shared_trunk", False)
-    scoring = ScoreRolloutsConfig(rewards=rewards, temperature=SAMPLING.temperature, shared_trunk=trunk)
+    own = {"rewards": rewards, "temperature": SAMPLING.temperature, "shared_trunk": changes.get("shared_trunk", False)}
+    scoring = ScoreRolloutsConfig(**with_access(own))
     settings = {
         "samples": 64,
         "learning_rate": 3e-3,
@@ -77,7 +79,7 @@ def pretrain(
     }
     return bench.run(
         "critic_pretraining",
-        CriticPretrainingStageConfig(**{**settings, **changes}),
+        CriticPretrainingStageConfig(**with_access({**settings, **changes})),
         place=Place(1),
         reference=base,
         critic=critic or reward_model or base,
@@ -95,10 +97,11 @@ def learners_of(bench, tmp_path, base, **settings):
         run_seed=bench.seed,
         execution=bench.execution,
         health=bench.health,
-        models=bench.models,
+        resident=bench.models,
         report=lambda _: None,
+        lora_base=base if settings.get("lora") else None,
     )
-    return Learners(context=context, lora_base=base if settings.pop("lora", False) else None, **settings)
+    return Models(context, ModelAccess(**settings))
 
 
 def explained(bench, ref):
@@ -183,7 +186,7 @@ KINDS = {
 def test_each_kind_of_critic_learns_and_the_policy_stays(world, reward_model, kind, tmp_path):
     _, base, data, _ = world
     bench, changes = Workbench(tmp_path / "run"), KINDS[kind]
-    parts = {name: True for name in ("lora", "shared_trunk") if name in changes}
+    parts = {name: changes[name] for name in ("lora", "shared_trunk") if name in changes}
     prompt = torch.tensor([[5, 9, 250]])
     before = learners_of(bench, tmp_path, base, **parts).policy(base)(input_ids=prompt, use_cache=False).logits
     settings = {"rewards": COLOUR, "epochs": 25, "learning_rate": 1e-2, **changes}
@@ -331,7 +334,9 @@ def test_the_first_iteration_goes_on_from_the_pretrained_critic(world, tmp_path,
     settings = {"temperature": SAMPLING.temperature, "learning_rate": 1e-30, "critic_learning_rate": 1e-30}
     done = bench.run(
         "update_policy",
-        UpdatePolicyConfig(ppo=PPOConfig(epochs=1, num_minibatches=1), weight_decay=0.0, **settings, **changes),
+        UpdatePolicyConfig(
+            ppo=PPOConfig(epochs=1, num_minibatches=1), weight_decay=0.0, **with_access({**settings, **changes})
+        ),
         place=Place(1, 1),
         experience=experience,
         policy=base,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from safetensors.torch import load_file, save_file
 from small_world import TEXTS, Workbench, prepare_config, write_rows
 
 from tasks.config.data import FromScratchConfig, Source
+from tasks.config.execution import ExecutionConfig
+from tasks.config.model_access import ModelAccess
 from tasks.config.model_checks import ModelChecks
 from tasks.data.records import Text
 from tasks.errors import ModelError
+from tasks.models.access import Models
 from tasks.models.checks import model_mistakes, require_sound_models
 from tasks.models.reward_model import load_reward_model
 from tasks.prepare_data import make_model
@@ -458,9 +462,10 @@ def test_an_encoder_cannot_be_a_critic(tmp_path):
 def test_rows_that_turn_out_longer_than_a_reward_models_context_are_not_scored(tmp_path):
     # What a response takes in the tokens of another model is only known once it is there.
     model = load_reward_model(a_reward_model(tmp_path / "reward", max_position_embeddings=8))
-    settings = {"token_budget": 100, "device": torch.device("cpu"), "dtype": torch.float32}
-    assert len(scores_in_batches(model, [[1] * 8, [1]], **settings)) == 2
+    execution = ExecutionConfig(device="cpu", micro_batch_tokens=100)
+    models = Models(SimpleNamespace(execution=execution), ModelAccess())
+    assert len(scores_in_batches(models, model, [[1] * 8, [1]])) == 2
     with pytest.raises(
         ModelError, match=r"takes 9 tokens as the reward model reads it, and that has a context of 8; lower"
     ):
-        scores_in_batches(model, [[1] * 9, [1]], **settings)
+        scores_in_batches(models, model, [[1] * 9, [1]])

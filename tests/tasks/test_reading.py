@@ -16,6 +16,7 @@ from small_world import (
     rows,
     score,
     train_reward_model,
+    with_access,
     write_rows,
 )
 
@@ -85,7 +86,7 @@ def chat_config(root, **changes):
             {"prompt": row["prompt"], "response": row["chosen"]} for row in CHAT_PAIRS
         ])),),
     }  # fmt: skip
-    return prepare_config(root, **sources).model_copy(update=changes)
+    return prepare_config(root, **sources).model_copy(update=with_access(changes))
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,7 @@ def test_options_reach_prompts_and_a_reward_model_without_a_base_of_its_own(chat
     own = train_reward_model(bench, base, data, epochs=1, chat_template_kwargs=options)
     assert json.loads((own.directory / "reward_model" / "chat_template_kwargs.json").read_text()) == options
     settings = {"epochs": 1, "calibration_samples": 8, "sampling": SAMPLING, "chat_template_kwargs": options}
-    config = TrainRewardModelConfig(base=base.path, **settings)
+    config = TrainRewardModelConfig(base=base.path, **with_access(settings))
     of_another = bench.run("train_reward_model", config, place=Place(1), base=base, reference=base, data=data)
     assert not (of_another.directory / "reward_model" / "chat_template_kwargs.json").exists()
 

@@ -10,9 +10,12 @@ import pytest
 import torch
 from small_world import a_model
 
+from tasks.config.model_access import ModelAccess
 from tasks.data.functions import reward_function
 from tasks.errors import ConfigError, RewardError, TransientError
+from tasks.models.access import Models
 from tasks.scoring.functions import function_scores
+from tasks.store.manifest import Ref
 from tasks.store.schemas import ROLLOUTS, table_of
 from tasks.text.tokens import load_tokenizer
 
@@ -61,7 +64,8 @@ TEXTS = ["<think>the lamp</think> on the table", "the lamp is red", "<think> tha
 
 
 def scores(policy, name, texts=TEXTS, **more):
-    return function_scores("format", f"test_reward_functions:{name}", rollouts(policy, texts, **more), policy)
+    table, models = rollouts(policy, texts, **more), Models(None, ModelAccess())
+    return function_scores(models, "format", f"test_reward_functions:{name}", table, Ref(str(policy), "policy"))
 
 
 # What a function sees
