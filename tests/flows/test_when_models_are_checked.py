@@ -108,7 +108,7 @@ def test_each_model_is_asked_for_by_the_field_that_names_it(tmp_path):
 
 
 class Watching:
-    """An observer and an engine at once that note what happens; a stage that would execute is refused."""
+    """An observer and a worker at once that note what happens; a stage that would execute is refused."""
 
     def __init__(self, mistake=None):
         self.seen = []
@@ -136,7 +136,7 @@ def what_happens(tmp_path, *, stop_before=None, mistake=None):
     named = Externals(base=None, critic=None, reward_model_base=None, rewards=(), held_out_rewards=())
     config = with_code_digests(run.config)
     session = Session(run, config, watching, named)
-    session.engine = watching
+    session.worker = watching
 
     def call(stage, place, settings, **inputs):
         done = session._supervise(stage_call(run, config, stage, place, settings, run.generations), inputs)
