@@ -41,7 +41,8 @@ class Stage:
     config: type[StageConfig]
     belongs_to: Literal["round", "iteration", "shard"]
     inputs: tuple[str, ...]
-    """By name, as its function takes them; committed outputs, lists of them, or models from outside."""
+    """By name, as its function takes them; committed outputs, lists of them, or models from outside. What adapters are over
+    is in its context."""
     uses_models: bool = True
     """Whether forward passes decide what it writes, so that their precision is part of the recipe."""
     holds_rollouts: bool = False
@@ -127,7 +128,7 @@ STAGES = Stages(
             version="4",
             config=TrainRewardModelConfig,
             belongs_to="round",
-            inputs=("base", "reference", "data", "lora_base"),
+            inputs=("base", "reference", "data"),
             models=("reward_model",),
             headlines=(("reward_model/accuracy", "accuracy", 3),),
         ),
@@ -136,7 +137,7 @@ STAGES = Stages(
             version="1",
             config=CriticPretrainingStageConfig,
             belongs_to="round",
-            inputs=("reference", "critic", "reward_model", "external", "data", "lora_base"),
+            inputs=("reference", "critic", "reward_model", "external", "data"),
             headlines=(
                 ("critic_pretraining/explained_variance_before", "explained variance before", 2),
                 ("critic_pretraining/explained_variance", "after", 2),
@@ -147,7 +148,7 @@ STAGES = Stages(
             version="3",
             config=GenerateRolloutsConfig,
             belongs_to="shard",
-            inputs=("policy", "data", "lora_base"),
+            inputs=("policy", "data"),
             holds_rollouts=True,
             headlines=(("rollouts/response_length", "length", 1),),
         ),
@@ -156,7 +157,7 @@ STAGES = Stages(
             version="4",
             config=ScoreRolloutsConfig,
             belongs_to="shard",
-            inputs=("rollouts", "policy", "reference", "critic", "reward_model", "external", "lora_base"),
+            inputs=("rollouts", "policy", "reference", "critic", "reward_model", "external"),
             holds_rollouts=True,
             is_replayed=True,
             headlines=(("score/mean", "score", 3),),
@@ -177,7 +178,7 @@ STAGES = Stages(
             version="4",
             config=UpdatePolicyConfig,
             belongs_to="iteration",
-            inputs=("experience", "policy", "critic", "reference", "lora_base"),
+            inputs=("experience", "policy", "critic", "reference"),
             is_replayed=True,
             models=("policy", "critic"),
             headlines=(("update/entropy", "entropy", 3), ("update/clipfrac", "clipped", 3)),
@@ -195,7 +196,7 @@ STAGES = Stages(
             version="3",
             config=EvaluatePolicyConfig,
             belongs_to="round",
-            inputs=("policy", "reference", "reward_model", "external", "data", "lora_base"),
+            inputs=("policy", "reference", "reward_model", "external", "data"),
             headlines=(
                 ("evaluation/score", "score", 3),
                 ("evaluation/score_gain", "gain", 2),

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import torch.utils.checkpoint
 from small_world import (
     LENGTH,
     SAMPLING,
@@ -35,6 +36,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ppo_core import SamplingConfig
 from tasks.config.data import Source
 from tasks.config.evaluation import EvaluatePolicyConfig
+from tasks.config.execution import ExecutionConfig
 from tasks.config.rewards import RewardConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.config.update import OptimizersConfig
@@ -226,6 +228,32 @@ def test_warm_up_lowers_the_loss_and_keeps_the_tokenizer(world):
     assert metrics["warm_up/loss"] < 0.7 * metrics["warm_up/first_loss"]
     assert (warm.directory / "policy/tokenizer.json").read_bytes() == (base.directory / "tokenizer.json").read_bytes()
     AutoModelForCausalLM.from_pretrained(warm.directory / "policy", use_safetensors=True)
+
+
+@pytest.mark.parametrize("stage", ["warm_up", "train_reward_model"])
+def test_activation_checkpointing_reaches_what_is_trained_before_ppo_and_changes_nothing(
+    world, tmp_path, monkeypatch, stage
+):
+    _, base, data, _ = world
+
+    def trained(name, **execution):
+        bench = Workbench(tmp_path / name)
+        bench.execution = ExecutionConfig(**{**bench.execution.model_dump(), **execution})
+        if stage == "warm_up":
+            return bench.run(stage, WarmUpStageConfig(batch_tokens=128), base=base, data=data)
+        return train_reward_model(bench, base, data, epochs=1)
+
+    layers = []
+
+    def counted(forward, *args, **kwargs):
+        layers.append(forward)
+        return torch.utils.checkpoint.checkpoint(forward, *args, **kwargs)
+
+    plain = trained("plain")
+    monkeypatch.setattr("tasks.models.checkpointing.checkpoint", counted)
+    again = trained("again", gradient_checkpointing=True)
+    assert layers
+    assert again.digest == plain.digest
 
 
 def test_a_reward_model_learns_and_its_calibration_is_part_of_it(world):
