@@ -30,7 +30,8 @@ class SamplingConfig:
     """Draw from this many most likely tokens; 0 draws from all. Applied before ``top_p``."""
 
     stop_token_ids: tuple[int, ...] = ()
-    """A response ends with the first of these, which stays in the response. Put the EOS token here."""
+    """A response ends with the first of these, which stays in the response. A run adds what its model ends with; in a
+    loop of your own, put the EOS token here."""
 
     suppress_token_ids: tuple[int, ...] = ()
     """These are never drawn. Like ``top_k`` and ``top_p`` they leave the stored logprobs as they are."""

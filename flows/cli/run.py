@@ -25,7 +25,7 @@ def init(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write.")] = "rounds.yaml",
 ) -> None:
     """Write a commented configuration to start from."""
-    from flows.config import PRESETS
+    from flows.config import commented
     from flows.text import printable
     from tasks.errors import ConfigError
     from tasks.paths import shown, user_path
@@ -33,7 +33,7 @@ def init(
     path = user_path(file, field="FILE")
     try:
         with path.open("x") as stream:
-            stream.write((PRESETS / "template.yaml").read_text(encoding="utf-8"))
+            stream.write(commented())
     except FileExistsError as error:
         raise ConfigError(f"{shown(path)} exists already; name another file, or remove it") from error
     except OSError as error:

@@ -30,7 +30,7 @@ def read_document(name: str) -> dict[str, Any]:
     if is_there(PRESETS / f"{name}.yaml"):
         path = PRESETS / f"{name}.yaml"
     elif not is_there(path) or path.is_dir():
-        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "template")
+        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
         raise ConfigError(f"{shown(name)}: no such file, and no preset of that name; presets are {', '.join(known)}")
     try:
         with naming(path), require_regular(path).open("rb") as file:

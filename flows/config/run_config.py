@@ -75,11 +75,12 @@ class RunConfig(StageConfig):
     """One run, whole."""
 
     algorithm: Algorithm = "ppo"
-    """What an advantage is: ppo learns a critic, the others compare responses with each other and have none."""
+    """What an advantage is: ppo learns a critic; grpo, dr_grpo and rloo compare the samples of a prompt, reinforce those of an
+    iteration, vanilla_pg nothing: these have no critic, and take no setting of one."""
     seed: int = Field(0, ge=0)
     """Every random draw of the run is a function of it."""
     rounds: int = Field(1, gt=0)
-    """A round trains the reward model on the preferences known by then, then makes ``iterations`` iterations."""
+    """A round trains the reward model on the preferences known by then, then makes its iterations."""
     iterations: int = Field(8, gt=0)
     """An iteration is rollouts, scores, advantages and one update."""
     checkpoint_every: int = Field(1, gt=0)
@@ -93,6 +94,7 @@ class RunConfig(StageConfig):
     reward_model: RewardModelConfig | None = None
     critic_pretraining: CriticPretrainingConfig | None = CriticPretrainingConfig()
     rewards: Rewards = Field(min_length=1)
+    """The score is their weighted sum. The names are yours."""
     rollouts: RolloutsConfig
     advantages: AdvantagesConfig = AdvantagesConfig()
     ppo: PPOConfig = PPOConfig()

@@ -36,7 +36,7 @@ class LengthCutConfig(StageConfig):
 
 
 class AdvantagesConfig(StageConfig):
-    """From scores to advantages (``algorithm.md`` 4 and 5)."""
+    """From scores to rewards and advantages."""
 
     kl_coef: float = Field(0.05, ge=0, allow_inf_nan=False)
     """Weight of the KL penalty in the reward of each token."""

@@ -84,10 +84,13 @@ class DataConfig(StageConfig):
     """Where data comes from. Each entry is a path, or a mapping with ``path``, ``dataset`` or ``function``."""
 
     prompts: tuple[Source, ...] = Field(min_length=1)
+    """What responses are sampled to."""
     held_out_prompts: tuple[Source, ...] = ()
     """Prompts for evaluation; by default ``num_held_out_prompts`` are set aside from ``prompts``."""
     num_held_out_prompts: int = Field(64, gt=0)
+    """How many are set aside where ``held_out_prompts`` is empty."""
     preferences: tuple[Source, ...] = ()
+    """What the reward model learns: prompt, chosen and rejected; or prompt, responses and ranks."""
     held_out_preferences: float = Field(0.1, gt=0, lt=1)
     """Share of the preferences that the reward model never trains on; all of one prompt fall on one side."""
     texts: tuple[Source, ...] = ()

@@ -17,9 +17,10 @@ class RewardConfig(StageConfig):
     model: str | None = None
     """``trained`` for the reward model that this run trains, else the name or directory of a sequence classifier."""
     function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
-    """Import path ``module:function`` of ``(prompts, responses, rows) -> list[float]``."""
+    """Instead of a model, the import path ``module:function`` of ``(prompts, responses, rows) -> list[float]``."""
     weight: float = Field(1.0, allow_inf_nan=False)
-    code: str = Field("", repr=False)
+    """Of its score in the sum."""
+    code: str = Field("", repr=False, json_schema_extra={"readOnly": True})
     """Digest of the function's module, so that an edited function scores again; filled in when the run starts."""
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ class OptimizersConfig(StageConfig):
     warmup_iterations: int = Field(0, ge=0)
     """Iterations over which the learning rates rise to their full value in each round."""
     decay: str = Field("constant", pattern="^(constant|linear|cosine)$")
-    """How they fall after that, to a tenth at the round's last iteration."""
+    """constant, linear or cosine: how they fall after that, to a tenth at the round's last iteration."""
 
     def factor(self, iteration: int, iterations: int) -> float:
         """What both learning rates are multiplied by in an iteration (from 1) of a round of so many."""

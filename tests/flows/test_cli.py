@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 from flows import launch
 from flows.cli import main as cli
 from flows.cli.app import home_first
+from flows.config.commented import commented
 from flows.config.mistakes import fields_of
-from flows.config.reading import PRESETS, load_config
+from flows.config.reading import PRESETS, checked, load_config
 from flows.config.run_config import RunConfig
 from flows.outcomes.outputs import latest_variants
 from flows.text import escape_what_streams_lack
+from tasks.config.yaml_text import read_yaml
 from tasks.contract.failures import StageError
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
@@ -91,15 +93,15 @@ def test_home_may_be_named_behind_the_command(home):
 def test_init_writes_a_file_and_never_over_one(rounds, tmp_path):
     path = tmp_path / "mine.yaml"
     rounds("init", path)
-    assert path.read_text() == (PRESETS / "template.yaml").read_text()
+    assert path.read_text() == commented()
     path.write_text("mine")
     assert "exists already; name another file" in error_of(rounds("init", path, code=2))
     assert path.read_text() == "mine"
     assert "cannot be written" in error_of(rounds("init", tmp_path / "no" / "where.yaml", code=2))
 
 
-def test_the_template_loads_and_what_it_says_is_the_default():
-    config = load_config(str(PRESETS / "template.yaml"))
+def test_what_init_writes_loads_and_says_the_defaults(tmp_path):
+    config = checked(read_yaml(commented()), where="init")
     required = {
         "model": {"policy": config.model.policy},
         "data": {name: [{"path": getattr(config.data, name)[0].path}] for name in ("prompts", "preferences")},
@@ -110,11 +112,40 @@ def test_the_template_loads_and_what_it_says_is_the_default():
     assert config == RunConfig.model_validate(required)
 
 
-def test_the_template_has_every_field_of_the_configuration():
-    text = (PRESETS / "template.yaml").read_text()
-    written = set(re.findall(r"^\s*(?:# )?\s*(?:- )?(\w+):", text, re.M))
+@pytest.mark.parametrize("section", ["model.lora", "warm_up"])
+def test_a_section_that_init_switched_off_is_switched_on_by_its_marks_alone(section):
+    *_, name = section.split(".")
+    lines = commented().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.strip() == f"# {name}:")
+    indent = lines[first].index("#")
+    for i in range(first, len(lines)):
+        if i > first and not lines[i].startswith(f"{' ' * indent}#   "):
+            break
+        lines[i] = " " * indent + lines[i][indent + 2 :]
+    document = read_yaml("\n".join(lines))
+    document["data"]["texts"] = [{"path": "texts.jsonl"}]
+    config, default = (
+        checked(document, where="init").model_dump(),
+        checked(read_yaml(commented()), where="").model_dump(),
+    )
+    for part in section.split("."):
+        config, default = config[part], default[part]
+    assert config
+    assert default is None
+
+
+def test_what_init_writes_has_every_field_of_the_configuration():
+    written = set(re.findall(r"^\s*(?:# )?\s*(?:- )?(\w+):", commented(), re.M))
     assert every_field(RunConfig) - written == set()
-    assert written - every_field(RunConfig) == {"preference", "brevity"}
+
+
+def test_what_init_writes_says_of_a_field_what_its_docstring_says_and_its_choices():
+    lines = " ".join(line.strip().removeprefix("# ") for line in commented().splitlines())
+    # A model, a dataclass of ppo_core, and choices that the docstring does not name.
+    assert "Every random draw of the run is a function of it. seed: 0" in lines
+    assert "null does not clip." in lines
+    assert "The critic's gradient is scaled down to this norm; .inf never scales. critic_max_grad_norm: 1.0" in lines
+    assert "warn says it and goes on. One of stop, warn. action: stop" in lines
 
 
 def every_field(node):
@@ -165,7 +196,6 @@ def test_a_configuration_that_is_not_there_is_told_with_the_presets(rounds, tmp_
     assert "presets are grpo, quickstart, r1_zero, rloo, stories" in error_of(
         rounds("run", tmp_path / "gone.yaml", code=2)
     )
-    assert "template" not in error_of(rounds("run", tmp_path / "gone.yaml", code=2))
 
 
 @pytest.mark.parametrize("name", ["a/b", "../up", "-x", ""])

@@ -35,7 +35,7 @@ def refusal(*overrides, name=TINY):
 # What loads
 
 
-@pytest.mark.parametrize("name", ["quickstart", "stories", "grpo", "rloo", "r1_zero", "template"])
+@pytest.mark.parametrize("name", ["quickstart", "stories", "grpo", "rloo", "r1_zero"])
 def test_a_preset_loads_though_its_data_need_not_be_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_config(name) == load_config(str(PRESETS / f"{name}.yaml"))
@@ -757,7 +757,7 @@ def test_what_is_written_is_what_was_set():
     assert checked(written, where="").ppo.max_grad_norm == math.inf
 
 
-@pytest.mark.parametrize("name", ["quickstart", "stories", "grpo", "rloo", "r1_zero", "template"])
+@pytest.mark.parametrize("name", ["quickstart", "stories", "grpo", "rloo", "r1_zero"])
 def test_a_preset_survives_being_written_as_yaml(name):
     config = load_config(name)
     assert checked(yaml.safe_load(yaml.safe_dump(dump(config))), where="") == config

@@ -15,7 +15,7 @@ from tasks.config.execution import ExecutionConfig
 from tasks.config.rewards import RewardConfig
 from tasks.config.update import UpdatePolicyConfig
 
-PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "template")
+PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 RATES = {"temperature": 1.0, "learning_rate": 1e-5, "critic_learning_rate": 1e-5, "weight_decay": 0.0}
 
 
