@@ -75,8 +75,8 @@ class RunConfig(StageConfig):
     """One run, whole."""
 
     algorithm: Algorithm = "ppo"
-    """What an advantage is: ppo learns a critic; grpo, dr_grpo and rloo compare the samples of a prompt, reinforce those of an
-    iteration, vanilla_pg nothing: these have no critic, and take no setting of one."""
+    """What an advantage is: ppo learns a critic; grpo, dr_grpo and rloo compare the samples of a prompt, reinforce those of
+    an iteration, vanilla_pg nothing: these have no critic, and take no setting of one."""
     seed: int = Field(0, ge=0)
     """Every random draw of the run is a function of it."""
     rounds: int = Field(1, gt=0)
