@@ -1,9 +1,11 @@
 """Other people's files and functions, read into canonical records."""
 
 from tasks.data.bad_rows import BadRow, Findings, in_words
+from tasks.data.conversations import Messages
 from tasks.data.functions import TOKEN_IDS, WITH_SPECIAL_TOKENS, code_digest, import_function, reward_function
 from tasks.data.plain_values import as_json, content_key
-from tasks.data.records import Messages, Preference, Prompt, Text, to_preferences, to_prompts, to_texts
+from tasks.data.preferences import to_preferences
+from tasks.data.records import Preference, Prompt, Text, to_prompts, to_texts
 from tasks.data.sources import is_pattern, matching_paths, read_rows, source_digest
 
 __all__ = [

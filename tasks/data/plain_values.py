@@ -11,10 +11,25 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from tasks.errors import shorten
 
 MAX_BITS = 8192
 """Of a whole number: beyond some thousand digits Python writes none as text."""
+
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a row that could not be read, the next move, and the kind of problem, for counting."""
+
+    what: str
+    move: str
+    reason: str
 
 
 class NotPlainError(TypeError):
@@ -62,6 +77,47 @@ def plain(value: Any, where: str) -> Any:
     if callable(getattr(value, "tolist", None)):  # arrays and scalars of numpy and torch
         return plain(value.tolist(), where)
     raise NotPlainError(f"{where} holds a {kind.__name__}, which is no text, number, list or mapping")
+
+
+def as_values(values: Any) -> Values | Problem:
+    """A row of plain values, or what it holds that has no plain form."""
+    try:
+        return {str(name): plain(value, str(name)) for name, value in values.items()}
+    except RecursionError:
+        return Problem("a column nests too deep", "leave it out, or give it as text", "a column nests too deep")
+    except NotPlainError as error:
+        return Problem(str(error), "leave the column out, or give it as text or numbers", str(error))
+
+
+def json_object(line: bytes) -> Values | Problem:
+    try:
+        values = json.loads(line.decode("utf-8"), object_pairs_hook=once)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        text = shorten(line.decode("utf-8", errors="replace").strip())
+        kind = "has a key twice" if isinstance(error, _KeyTwiceError) else "is not JSON"
+        return Problem(f"the line {text} {kind} ({error})", "correct or remove it", f"the line {kind}")
+    return an_object(values)
+
+
+class _KeyTwiceError(ValueError):
+    """An object says two things under one name."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> Values:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _KeyTwiceError(f"{twice!r} stands twice in one object")
+    return found
+
+
+def an_object(values: Any) -> Values | Problem:
+    if isinstance(values, dict):
+        return values
+    return Problem(
+        f"{shorten(values)} is not an object", 'write each row as {"column": value, ...}', "the row is not an object"
+    )
 
 
 def as_json(value: Any) -> str:

@@ -11,25 +11,12 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.data.plain_values import NotPlainError, plain
+from tasks.data.plain_values import Problem, Values, an_object, as_values, json_object, once
 from tasks.errors import DataError, shorten
 from tasks.paths import is_there, require_regular
-
-Values = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with a row that could not be read, the next move, and the kind of problem, for counting."""
-
-    what: str
-    move: str
-    reason: str
-
 
 Numbered = Iterator[tuple[int, Values | Problem]]
 COMPRESSIONS = (".gz", ".zst")
@@ -66,16 +53,6 @@ def read_path(path: Path, split: str | None) -> Numbered:
     yield from reader(require_regular(path))
 
 
-def as_values(values: Any) -> Values | Problem:
-    """A row of plain values, or what it holds that has no plain form."""
-    try:
-        return {str(name): plain(value, str(name)) for name, value in values.items()}
-    except RecursionError:
-        return Problem("a column nests too deep", "leave it out, or give it as text", "a column nests too deep")
-    except NotPlainError as error:
-        return Problem(str(error), "leave the column out, or give it as text or numbers", str(error))
-
-
 def _open(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed."""
     compression = format_of(path)[1]
@@ -109,7 +86,7 @@ def _read_json_lines(path: Path) -> Numbered:
                         yield from _read_json_array(path, line + rest)
                         return
                 if line.strip():
-                    yield number, _json_object(line)
+                    yield number, json_object(line)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, number, error) from None
 
@@ -131,44 +108,13 @@ def _too_long(path: Path, what: str) -> DataError:
     )
 
 
-def _json_object(line: bytes) -> Values | Problem:
-    try:
-        values = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        text = shorten(line.decode("utf-8", errors="replace").strip())
-        kind = "has a key twice" if isinstance(error, _KeyTwiceError) else "is not JSON"
-        return Problem(f"the line {text} {kind} ({error})", "correct or remove it", f"the line {kind}")
-    return _an_object(values)
-
-
-class _KeyTwiceError(ValueError):
-    """An object says two things under one name."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Values:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _KeyTwiceError(f"{twice!r} stands twice in one object")
-    return found
-
-
 def _read_json_array(path: Path, content: bytes) -> Numbered:
     try:
-        rows = json.loads(content.decode("utf-8"), object_pairs_hook=_once)
+        rows = json.loads(content.decode("utf-8"), object_pairs_hook=once)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"{path} begins with '[' but is not a JSON list ({error}); correct it") from None
     for number, values in enumerate(rows, start=1):
-        yield number, _an_object(values)
-
-
-def _an_object(values: Any) -> Values | Problem:
-    if isinstance(values, dict):
-        return values
-    return Problem(
-        f"{shorten(values)} is not an object", 'write each row as {"column": value, ...}', "the row is not an object"
-    )
+        yield number, an_object(values)
 
 
 def _read_csv(path: Path) -> Numbered:

@@ -16,7 +16,8 @@ from typing import Any
 from tasks.config import Source
 from tasks.data.bad_rows import BadRow, Row
 from tasks.data.functions import code_digest, import_function
-from tasks.data.readers import Problem, Values, as_values, format_of, load_hub, read_path, saved_files
+from tasks.data.plain_values import Problem, Values, as_values
+from tasks.data.readers import format_of, load_hub, read_path, saved_files
 from tasks.errors import DataError, shorten
 from tasks.paths import is_there, naming, require_regular, shown, user_path
 from tasks.store import found_or_known

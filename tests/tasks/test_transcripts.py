@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transcripts import WRITTEN, written
 
 from tasks.data.bad_rows import Findings, Row
-from tasks.data.records import to_preferences
+from tasks.data.preferences import to_preferences
 from tasks.data.transcripts import split_transcripts
 from tasks.errors import DataError
 
