@@ -1,6 +1,5 @@
 """The settings of each stage, and of what stages share: pydantic alone, so that a configuration is checked at once."""
 
-from tasks.config.adapters import AdapterConfig
 from tasks.config.advantages import AdvantagesConfig, Algorithm, ComputeAdvantagesConfig, LengthCutConfig
 from tasks.config.base import StageConfig
 from tasks.config.critic_pretraining import CriticPretrainingConfig, CriticPretrainingStageConfig
@@ -10,9 +9,8 @@ from tasks.config.engines import SamplingEngine, require_available
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
-from tasks.config.hub import ADAPTER_CONFIG, needs_hub
-from tasks.config.model_access import ModelAccess
-from tasks.config.model_checks import ModelChecks
+from tasks.config.model_access import AdapterConfig, ModelAccess
+from tasks.config.model_checks import ADAPTER_CONFIG, ModelChecks, needs_hub
 from tasks.config.reward_model import RewardModelConfig, TrainRewardModelConfig
 from tasks.config.reward_names import SUFFIX, collision
 from tasks.config.rewards import TRAINED, RewardConfig, Rewards, ScoreRolloutsConfig

@@ -1,8 +1,10 @@
 """What a run asks of the models that it names."""
 
+import json
 from collections.abc import Mapping
 
 from tasks.config.base import StageConfig
+from tasks.paths import user_path
 
 
 class ModelChecks(StageConfig):
@@ -26,3 +28,19 @@ class ModelChecks(StageConfig):
     trust_remote_code: bool = False
     data: str | None = None
     """What prepare_data made, once it has."""
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def needs_hub(name: str) -> bool:
+    """Whether a model, or the one that it is an adapter over, is no directory here."""
+    directory = user_path(name)
+    if not directory.is_dir():
+        return True
+    config = directory / ADAPTER_CONFIG
+    try:
+        base = json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None
+    except (OSError, ValueError, AttributeError):
+        return False
+    return isinstance(base, str) and base != "" and not (directory / base).is_dir() and needs_hub(base)

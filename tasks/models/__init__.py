@@ -1,11 +1,11 @@
 """Hugging Face models as stages use them: loaded, given heads and adapters, trained, kept in memory."""
 
 from tasks.models.access import Models, write_whole
-from tasks.models.checkpoint import NextCheckpoint
+from tasks.models.checkpoint import STATE_FILE, LoopState, NextCheckpoint, read_loop_state
 from tasks.models.checks import require_sound_models
 from tasks.models.devices import empty_cache, pick_device, pick_dtype, pick_head_dtype, prefer_determinism
+from tasks.models.from_scratch import make_model
 from tasks.models.loading import load_policy, require_layers
-from tasks.models.loop_state import STATE_FILE, LoopState, read_loop_state
 from tasks.models.model_config import context_length, read_text_config, why_limited
 from tasks.models.parts import CRITIC, POLICY, REWARD_MODEL, part_directory
 from tasks.models.scalar import ScalarModel
@@ -24,6 +24,7 @@ __all__ = [
     "descend",
     "empty_cache",
     "load_policy",
+    "make_model",
     "part_directory",
     "pick_device",
     "pick_dtype",

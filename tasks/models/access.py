@@ -14,12 +14,11 @@ from ppo_core import HeadCritic, TrunkCritic
 from tasks.config import ModelAccess
 from tasks.contract import StageContext
 from tasks.models.adapters import Adapter, AdapterShape, SharedBase, merge, read_adapter, write_adapter
-from tasks.models.checkpointing import checkpoint_gradients
 from tasks.models.devices import pick_device, pick_dtype, pick_head_dtype, with_weights_in
 from tasks.models.loading import load_policy
 from tasks.models.parts import CRITIC, HEAD, POLICY, REWARD_MODEL, part_directory
-from tasks.models.reward_model import load_reward_model
-from tasks.models.scalar import ScalarModel, load_critic, load_head, load_scalar_model, save_head
+from tasks.models.scalar import ScalarModel, load_critic, load_head, load_reward_model, load_scalar_model, save_head
+from tasks.models.training import checkpoint_gradients
 from tasks.store import Ref
 from tasks.text import load_tokenizer
 

@@ -1,23 +1,23 @@
-"""The next checkpoint in the making: each part is read when its training begins, and written when that is over."""
+"""The next checkpoint in the making, whose parts are read when their training begins and written when that is over; and what
+training remembers besides weights."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ppo_core import Optimizers
+from ppo_core import Optimizers, RunningMoments
+from tasks.config import UpdatePolicyConfig
+from tasks.contract import StageContext
 from tasks.models.access import Learner, Models
 from tasks.models.parts import CRITIC, POLICY, part_directory
 from tasks.models.training import adamw
-from tasks.store import BackgroundWriter, Ref
+from tasks.store import BackgroundWriter, Ref, read_json, write_json
 from tasks.text import copy_tokenizer
-
-if TYPE_CHECKING:
-    from tasks.config import UpdatePolicyConfig
-    from tasks.contract import StageContext
 
 MOMENTS_OF = {POLICY: "policy_optimizer.safetensors", CRITIC: "critic_optimizer.safetensors"}
 
@@ -31,8 +31,8 @@ class NextCheckpoint:
 
     def __init__(
         self,
-        context: "StageContext",
-        config: "UpdatePolicyConfig",
+        context: StageContext,
+        config: UpdatePolicyConfig,
         models: Models,
         *,
         policy: Ref,
@@ -135,3 +135,31 @@ def _copied(path: Path, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
 def _parameters(optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
     """In the order of their numbers in a checkpoint."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+STATE_FILE = "loop_state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopState:
+    """Written by ``compute_advantages`` for the next iteration; part of the checkpoint. JSON keeps floats exactly."""
+
+    kl_coef: float | None = None
+    """None before the first iteration: the configuration's."""
+    scores: RunningMoments = field(default_factory=RunningMoments)
+    """Of all scores so far that count."""
+    told_length_cut: bool = False
+    """Whether it was said that most responses are cut off: once is enough."""
+
+    def write(self, directory: Path) -> None:
+        write_json(directory / STATE_FILE, asdict(self))
+
+
+def read_loop_state(directory: Path) -> LoopState:
+    """The state in a checkpoint; that of the beginning in the model that training starts from."""
+    saved = read_json(directory / STATE_FILE)
+    if saved is None:
+        return LoopState()
+    return LoopState(
+        kl_coef=saved["kl_coef"], scores=RunningMoments(**saved["scores"]), told_length_cut=saved["told_length_cut"]
+    )

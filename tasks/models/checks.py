@@ -19,11 +19,10 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from ppo_core.forward import linear_head
 from tasks.config import ModelChecks
 from tasks.errors import ConfigError, ModelError, UserError
-from tasks.models.checkpointing import checkpoint_gradients
 from tasks.models.loading import load_policy, require_layers
 from tasks.models.model_config import context_length, read_text_config, why_limited
-from tasks.models.reward_model import load_reward_model
-from tasks.models.scalar import load_scalar_model
+from tasks.models.scalar import load_reward_model, load_scalar_model
+from tasks.models.training import checkpoint_gradients
 from tasks.store import concatenate, ragged_column, read_dataset
 from tasks.text import check_tokenizer, encode_dialogues, encode_prompt, load_tokenizer
 

@@ -1,4 +1,4 @@
-"""Gradient descent as the supervised stages share it. (PPO's own loop is ``ppo_core.update``.)"""
+"""Gradient descent as the supervised stages share it (PPO's own is ``ppo_core.update``), and activation checkpointing."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo_core.errors import NonFiniteError
 from ppo_core.randomness import derive_seed
 from ppo_core.update import require_finite
+from tasks.errors import ModelError
 
 
 def adamw(groups: Iterable[dict[str, Any]], *, weight_decay: float = 0.0) -> torch.optim.AdamW:
@@ -73,3 +76,29 @@ def descend(
         parameters, f"the weights after the last of {num_steps} steps at a learning rate of {learning_rate:g}"
     )
     return losses
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Have each layer keep its input alone for the backward pass, which then computes the layer again.
+
+    Chen et al. 2016, arXiv:1604.06174. Not by the library's own switch: that works in training mode alone, where dropout
+    is on. Doing it twice changes nothing.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            f"execution.gradient_checkpointing=true: {type(model).__name__} has no layers that can be computed again; "
+            "set it to false"
+        )
+    for layer in layers:
+        if "forward" not in vars(layer):
+            layer.forward = _recomputing(layer.forward)
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return wrapped

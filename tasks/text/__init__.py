@@ -2,6 +2,7 @@
 
 from tasks.text.chat_template import OPTIONS_FILE, options_of
 from tasks.text.doubts import doubts_about_data
+from tasks.text.encoder import Encoder
 from tasks.text.endings import GENERATION_CONFIG, doubts_about_endings, ending_of, terminators
 from tasks.text.tokens import (
     check_tokenizer,
@@ -10,15 +11,14 @@ from tasks.text.tokens import (
     encode_dialogue,
     encode_dialogues,
     encode_prompt,
-    encode_text,
     load_tokenizer,
-    render_prompt,
     stop_checker,
 )
 
 __all__ = [
     "GENERATION_CONFIG",
     "OPTIONS_FILE",
+    "Encoder",
     "check_tokenizer",
     "copy_tokenizer",
     "decode_response",
@@ -27,11 +27,9 @@ __all__ = [
     "encode_dialogue",
     "encode_dialogues",
     "encode_prompt",
-    "encode_text",
     "ending_of",
     "load_tokenizer",
     "options_of",
-    "render_prompt",
     "stop_checker",
     "terminators",
 ]

@@ -78,7 +78,7 @@ def models(tmp_path_factory):
 
     from tasks.config.data import FromScratchConfig
     from tasks.data.records import Text
-    from tasks.prepare_data import make_model
+    from tasks.models.from_scratch import make_model
 
     root = tmp_path_factory.mktemp("models")
     texts = [Text(prompt=None, response=text, place="") for text in TEXTS]

@@ -17,7 +17,7 @@ from tasks.contract.execution import execute
 from tasks.contract.resident import ResidentModels
 from tasks.data.records import Text
 from tasks.errors import UserError
-from tasks.prepare_data import make_model
+from tasks.models.from_scratch import make_model
 
 WORDS = "where is the red lamp? it is on the table. thank you for asking."
 

@@ -15,8 +15,8 @@ from flows.outcomes.export import export_model
 from tasks.config.data import FromScratchConfig
 from tasks.data.records import Text
 from tasks.errors import ConfigError, DamagedError, RunError
+from tasks.models.from_scratch import make_model
 from tasks.models.scalar import load_scalar_model
-from tasks.prepare_data import make_model
 
 
 @pytest.fixture(scope="module")

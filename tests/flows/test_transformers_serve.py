@@ -19,7 +19,7 @@ from ppo_core import Ragged, SamplingConfig
 from tasks.config.data import FromScratchConfig
 from tasks.data.records import Text
 from tasks.errors import ServerError, TransientError
-from tasks.prepare_data import make_model
+from tasks.models.from_scratch import make_model
 from tasks.sampling.engines.policy_files import PolicyFiles
 from tasks.sampling.engines.vllm_rows import sampling_parameters
 from tasks.sampling.engines.vllm_server import Server, push, vllm_server

@@ -9,16 +9,15 @@ from small_world import LENGTH, Workbench, a_model, an_update, generate, make_wo
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ppo_core import PPOConfig, Ragged, RolloutBatch, response_logprobs, response_values
-from tasks.config.adapters import AdapterConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
-from tasks.config.model_access import ModelAccess
+from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.contract.stage import StageContext
 from tasks.errors import ConfigError, ModelError
 from tasks.models.access import Models, write_whole
-from tasks.models.checkpointing import checkpoint_gradients
 from tasks.models.loading import load_policy, require_layers
 from tasks.models.parts import POLICY, part_directory
+from tasks.models.training import checkpoint_gradients
 from tasks.store.manifest import Place
 
 LORA = AdapterConfig(rank=4, alpha=8)

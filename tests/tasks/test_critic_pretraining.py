@@ -19,10 +19,9 @@ from small_world import (
 )
 
 from ppo_core import PPOConfig
-from tasks.config.adapters import AdapterConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.critic_pretraining import CriticPretrainingStageConfig
-from tasks.config.model_access import ModelAccess
+from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels

@@ -18,8 +18,8 @@ from tasks.data.records import Text
 from tasks.errors import ModelError
 from tasks.models.access import Models
 from tasks.models.checks import model_mistakes, require_sound_models
-from tasks.models.reward_model import load_reward_model
-from tasks.prepare_data import make_model
+from tasks.models.from_scratch import make_model
+from tasks.models.scalar import load_reward_model
 from tasks.scoring.mixture import scores_in_batches
 from tasks.store.manifest import Place, Ref
 

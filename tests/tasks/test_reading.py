@@ -21,8 +21,8 @@ from small_world import (
 )
 
 from ppo_core import SamplingConfig
-from tasks.config.adapters import AdapterConfig
 from tasks.config.data import Source
+from tasks.config.model_access import AdapterConfig
 from tasks.config.reward_model import TrainRewardModelConfig
 from tasks.config.rewards import RewardConfig
 from tasks.errors import ModelError

@@ -250,7 +250,7 @@ def test_activation_checkpointing_reaches_what_is_trained_before_ppo_and_changes
         return torch.utils.checkpoint.checkpoint(forward, *args, **kwargs)
 
     plain = trained("plain")
-    monkeypatch.setattr("tasks.models.checkpointing.checkpoint", counted)
+    monkeypatch.setattr("tasks.models.training.checkpoint", counted)
     again = trained("again", gradient_checkpointing=True)
     assert layers
     assert again.digest == plain.digest
