@@ -46,21 +46,11 @@ def compute_advantages(
     batch = rollout_batch(table)
     num_responses = table.num_rows
     mask = batch.responses.mask()
-    if config.kl_estimator == "exact":
-        kl = padded_column(table, "exact_kl")
-    else:
-        kl = kl_estimate(padded_column(table, "logprobs"), padded_column(table, "ref_logprobs"), config.kl_estimator)
-    kl = torch.where(mask, kl, 0.0)
+    kl = kl_of_tokens(config, table, mask)
     kl_of_response = kl.sum(1)
     kl_per_token = float(kl[mask].mean())
     gates = Gates(context)
-    gates.at_most(
-        "max_kl",
-        kl_per_token,
-        context.health.max_kl,
-        what="the KL from the reference, in nats a token,",
-        advice="raise advantages.kl_coef, lower optimizers.learning_rate",
-    )
+    require_near_reference(gates, kl_per_token, context.health.max_kl)
 
     scores = torch.tensor(table.column("score").to_pylist(), dtype=torch.float32)
     cut_off = ~batch.stopped
@@ -85,14 +75,9 @@ def compute_advantages(
     spread = float(columns["advantages"][mask].std(correction=0))
     if config.whiten or (config.whiten is None and config.algorithm == "ppo"):
         columns["advantages"] = masked_whiten(columns["advantages"], mask)
-    table = with_columns(
-        table,
-        {
-            "treated_score": treated.tolist(),
-            **{name: Ragged.from_padded(column, mask) for name, column in columns.items()},
-        },
-        with_advantages(table.schema, has_returns="returns" in columns),
-    )
+    added = {name: Ragged.from_padded(column, mask) for name, column in columns.items()}
+    schema = with_advantages(table.schema, has_returns="returns" in columns)
+    table = with_columns(table, {"treated_score": treated.tolist(), **added}, schema)
     write_dataset(context.output / "rollouts", table)
     after.write(context.output)
     context.progress(table.num_rows, table.num_rows, tokens=int(mask.sum()))
@@ -112,12 +97,31 @@ def compute_advantages(
     return StageOutput(rows=table.num_rows, metrics=metrics)
 
 
-def padded_column(table: "Table", name: str) -> "torch.Tensor":
+def require_near_reference(gates: Gates, kl_per_token: float, limit: float) -> None:
+    gates.at_most(
+        "max_kl",
+        kl_per_token,
+        limit,
+        what="the KL from the reference, in nats a token,",
+        advice="raise advantages.kl_coef, lower optimizers.learning_rate",
+    )
+
+
+def kl_of_tokens(config: AdvantagesConfig, table: Table, mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) the penalty's estimate of the KL from the reference; 0 at padding."""
+    if config.kl_estimator == "exact":
+        kl = padded_column(table, "exact_kl")
+    else:
+        kl = kl_estimate(padded_column(table, "logprobs"), padded_column(table, "ref_logprobs"), config.kl_estimator)
+    return torch.where(mask, kl, 0.0)
+
+
+def padded_column(table: Table, name: str) -> torch.Tensor:
     """(B, T) of a column with one number per response token; 0 at padding."""
     return ragged_column(table, name, torch.float32).padded(fill=0.0)
 
 
-def tell_of_length_cuts(context: StageContext, config: AdvantagesConfig, cut_off: "torch.Tensor") -> bool:
+def tell_of_length_cuts(context: StageContext, config: AdvantagesConfig, cut_off: torch.Tensor) -> bool:
     """Say, where nothing in the configuration is meant for it, that most responses are cut off; whether it was said."""
     share = float(cut_off.double().mean())
     if share <= MANY_CUT_OFF or config.bootstrap or config.length_cut != LengthCutConfig():
@@ -130,8 +134,8 @@ def tell_of_length_cuts(context: StageContext, config: AdvantagesConfig, cut_off
 
 
 def rows_to_learn_from(
-    config: ComputeAdvantagesConfig, table: "Table", cut_off: "torch.Tensor", *, place: str
-) -> "torch.Tensor":
+    config: ComputeAdvantagesConfig, table: Table, cut_off: torch.Tensor, *, place: str
+) -> torch.Tensor:
     """(B,) bool: the finished responses, without those that no other finished one of their prompt is left to compare with.
 
     Raises:
@@ -152,14 +156,14 @@ def rows_to_learn_from(
 
 
 def next_state(
-    before: "LoopState",
+    before: LoopState,
     config: AdvantagesConfig,
-    scores: "torch.Tensor",
+    scores: torch.Tensor,
     *,
     num_responses: int,
     kl_coef: float,
     mean_kl: float,
-) -> "LoopState":
+) -> LoopState:
     """The moments with those of this iteration's scores that count, and the KL coefficient of the next one."""
     if config.kl_target is not None:
         kl_coef = next_kl_coef(kl_coef, mean_kl, num_responses, target=config.kl_target, horizon=config.kl_horizon)
@@ -168,11 +172,11 @@ def next_state(
 
 def treated_by(
     config: ComputeAdvantagesConfig,
-    scores: "torch.Tensor",
-    cut_off: "torch.Tensor",
-    lengths: "torch.Tensor",
-    state: "LoopState",
-) -> "torch.Tensor":
+    scores: torch.Tensor,
+    cut_off: torch.Tensor,
+    lengths: torch.Tensor,
+    state: LoopState,
+) -> torch.Tensor:
     """The scores as they count. The moments hold this iteration already, so that the first one has some."""
     length_penalty = None
     if config.length_cut.ramp_tokens:
@@ -196,8 +200,8 @@ def treated_by(
 
 
 def advantages_of(
-    config: ComputeAdvantagesConfig, table: "Table", rewards: "torch.Tensor", mask: "torch.Tensor"
-) -> dict[str, "torch.Tensor"]:
+    config: ComputeAdvantagesConfig, table: Table, rewards: torch.Tensor, mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Advantages, and with a critic the returns that it learns; without whitening."""
     if config.algorithm == "ppo":
         bootstrap_values = None

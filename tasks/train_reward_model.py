@@ -1,7 +1,9 @@
 """Stage: a reward model from preferences, calibrated on the reference policy's responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +12,7 @@ from ppo_core import expected_calibration_error, ranking_loss
 from tasks.config import TrainRewardModelConfig
 from tasks.contract import Gates, StageContext, StageOutput
 from tasks.errors import DataError
-from tasks.models import (
-    POLICY,
-    REWARD_MODEL,
-    Models,
-    descend,
-    part_directory,
-    shuffled,
-)
+from tasks.models import POLICY, REWARD_MODEL, Models, ScalarModel, descend, part_directory, shuffled
 from tasks.sampling import CALIBRATION, calibration_rollouts
 from tasks.scoring import last_token_scores, model_scores
 from tasks.store import Ref, read_dataset, write_dataset, write_json
@@ -25,12 +20,7 @@ from tasks.text import OPTIONS_FILE, copy_tokenizer, encode_dialogues, options_o
 
 
 def train_reward_model(
-    context: StageContext,
-    config: TrainRewardModelConfig,
-    *,
-    base: Ref,
-    reference: Ref,
-    data: Ref,
+    context: StageContext, config: TrainRewardModelConfig, *, base: Ref, reference: Ref, data: Ref
 ) -> StageOutput:
     """Bradley–Terry over all ordered pairs of each preference, every preference with the same weight."""
     source = part_directory(base, REWARD_MODEL, POLICY)
@@ -44,26 +34,58 @@ def train_reward_model(
         raise DataError(
             "reward_model.use_margins: no preference has a margin; add the column, or leave use_margins out"
         )
-    num_pairs = [pairs_in(row["ranks"]) for row in train]
-    train_ids = [encode_dialogues(tokenizer, row, row["responses"]) for row in train]
+    losses = fit(models, model, train, tokenizer, config)
+    # Before the scores are rescaled: σ(s⁺ − s⁻) is a probability only on the scale of the training loss.
+    scores_of = partial(last_token_scores, models, model)
+    quality = held_out_quality(held_out, tokenizer, context.execution.micro_batch_tokens, scores_of)
+    gates = Gates(context)
+    require_better_than_chance(quality, context.health.min_reward_model_accuracy, gates)
+    mean, std = calibrate(models, model, source, config, reference=reference, data=data)
+    model.save(context.output / REWARD_MODEL)
+    copy_tokenizer(source, context.output / REWARD_MODEL)
+    if options := options_of(tokenizer):
+        # So that whoever scores with it renders a conversation as here.
+        write_json(context.output / REWARD_MODEL / OPTIONS_FILE, dict(options))
+    write_json(context.output / "calibration.json", {**quality, "score_mean": mean, "score_std": std})
+    return StageOutput(
+        rows=len(train),
+        metrics={
+            "reward_model/steps": float(len(losses)),
+            "reward_model/loss": sum(losses[-10:]) / len(losses[-10:]),
+            "reward_model/accuracy": quality["accuracy"],
+            "reward_model/accuracy_error": quality["accuracy_error"],
+            **{f"reward_model/{name}": quality[name] for name in BY_LENGTH if quality[name] is not None},
+            "reward_model/mean_margin": quality["mean_margin"],
+            "reward_model/calibration_error": quality["calibration_error"],
+            "reward_model/score_mean": mean,
+            "reward_model/score_std": std,
+            "health/warnings": float(len(gates.warnings)),
+        },
+        resident={REWARD_MODEL: model},
+    )
 
-    def scores_of(rows: list[list[int]], *, grad: bool = False) -> "torch.Tensor":
-        with torch.set_grad_enabled(grad):
-            return last_token_scores(models, model, rows)
+
+def fit(
+    models: Models, model: ScalarModel, rows: list[dict[str, Any]], tokenizer: Any, config: TrainRewardModelConfig
+) -> list[float]:
+    """Train the model on preferences, and return the loss of each step."""
+    context, device = models.context, models.device
+    num_pairs = [pairs_in(row["ranks"]) for row in rows]
+    dialogues = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
 
     def backward(batch: Sequence[int]) -> float:
         total = 0.0
-        for part in pack_groups([train_ids[i] for i in batch], context.execution.micro_batch_tokens):
+        for part in pack_groups([dialogues[i] for i in batch], context.execution.micro_batch_tokens):
             chosen = [batch[k] for k in part]
-            group_ids = [g for g, i in enumerate(chosen) for _ in train_ids[i]]
-            ranks = [rank for i in chosen for rank in train[i]["ranks"]]
-            scores = scores_of([ids for i in chosen for ids in train_ids[i]], grad=True)
-            margin = [train[i]["margin"] or 0.0 for i in chosen for _ in train_ids[i]] if config.use_margins else None
+            group_ids = [g for g, i in enumerate(chosen) for _ in dialogues[i]]
+            ranks = [rank for i in chosen for rank in rows[i]["ranks"]]
+            scores = last_token_scores(models, model, [ids for i in chosen for ids in dialogues[i]])
+            margin = [rows[i]["margin"] or 0.0 for i in chosen for _ in dialogues[i]] if config.use_margins else None
             loss = ranking_loss(
                 scores,
-                torch.tensor(ranks, device=models.device),
-                torch.tensor(group_ids, device=models.device),
-                margin=None if margin is None else torch.tensor(margin, device=models.device),
+                torch.tensor(ranks, device=device),
+                torch.tensor(group_ids, device=device),
+                margin=None if margin is None else torch.tensor(margin, device=device),
                 centering=config.centering,
             ) * (len(chosen) / len(batch))
             loss.backward()
@@ -71,10 +93,10 @@ def train_reward_model(
         return total
 
     def batches(epoch: int) -> list[list[int]]:
-        order = shuffled(len(train), seed=context.seed("reward_model"), epoch=epoch)
+        order = shuffled(len(rows), seed=context.seed("reward_model"), epoch=epoch)
         return batches_of_pairs(order, num_pairs, config.batch_size)
 
-    losses = descend(
+    return descend(
         list(model.parameters()),
         batches,
         backward,
@@ -84,10 +106,15 @@ def train_reward_model(
         max_grad_norm=config.max_grad_norm,
         on_step=lambda step, steps, _: context.progress(step, steps, unit="steps"),
     )
-    # Before the scores are rescaled: σ(s⁺ − s⁻) is a probability only on the scale of the training loss.
-    quality = held_out_quality(held_out, tokenizer, context.execution.micro_batch_tokens, scores_of)
-    gates = Gates(context)
-    require_better_than_chance(quality, context.health.min_reward_model_accuracy, gates)
+
+
+def calibrate(
+    models: Models, model: ScalarModel, source: Path, config: TrainRewardModelConfig, *, reference: Ref, data: Ref
+) -> tuple[float, float]:
+    """Give the scores of the reference's responses mean 0 and standard deviation 1; what they were is returned.
+
+    A critic may learn from the same responses, so they are kept.
+    """
     rollouts = calibration_rollouts(
         models,
         reference=reference,
@@ -96,30 +123,11 @@ def train_reward_model(
         sampling=config.sampling,
         stop_strings=config.stop_strings,
     )
-    # A critic may learn from the same responses.
-    write_dataset(context.output / CALIBRATION / "rollouts", rollouts)
+    write_dataset(models.context.output / CALIBRATION / "rollouts", rollouts)
     scores = torch.tensor(model_scores(models, model, source, rollouts, reference, to_the_end=False))
     mean, std = float(scores.mean()), max(float(scores.std()), 1e-6)
     model.calibrate(mean, std)
-    model.save(context.output / REWARD_MODEL)
-    copy_tokenizer(source, context.output / REWARD_MODEL)
-    if options := options_of(tokenizer):
-        # So that whoever scores with it renders a conversation as here.
-        write_json(context.output / REWARD_MODEL / OPTIONS_FILE, dict(options))
-    metrics = {
-        "reward_model/steps": float(len(losses)),
-        "reward_model/loss": sum(losses[-10:]) / len(losses[-10:]),
-        "reward_model/accuracy": quality["accuracy"],
-        "reward_model/accuracy_error": quality["accuracy_error"],
-        **{f"reward_model/{name}": quality[name] for name in BY_LENGTH if quality[name] is not None},
-        "reward_model/mean_margin": quality["mean_margin"],
-        "reward_model/calibration_error": quality["calibration_error"],
-        "reward_model/score_mean": mean,
-        "reward_model/score_std": std,
-        "health/warnings": float(len(gates.warnings)),
-    }
-    write_json(context.output / "calibration.json", {**quality, "score_mean": mean, "score_std": std})
-    return StageOutput(rows=len(train), metrics=metrics, resident={REWARD_MODEL: model})
+    return mean, std
 
 
 def pairs_in(ranks: Sequence[int]) -> int:
@@ -165,7 +173,10 @@ FEWEST_TO_STOP_BY = 25
 BY_LENGTH = ("accuracy_chosen_longer", "accuracy_chosen_shorter")
 
 
-def held_out_quality(rows: list[dict[str, Any]], tokenizer: Any, token_budget: int, scores_of: Any) -> dict[str, Any]:
+@torch.no_grad()
+def held_out_quality(
+    rows: list[dict[str, Any]], tokenizer: Any, token_budget: int, scores_of: Callable[[list[list[int]]], torch.Tensor]
+) -> dict[str, Any]:
     """Accuracy, mean margin and reliability of ``σ(s⁺ − s⁻)`` over the strict pairs of preferences never trained on.
 
     Accuracy also apart for pairs whose chosen response has more tokens than the other, and fewer; None where there is none.
@@ -224,7 +235,7 @@ def clustered_error(is_right: Sequence[bool], preference_of: Sequence[int]) -> f
     return float(sum(total**2 for total in sums.values()) ** 0.5 / len(is_right))
 
 
-def require_better_than_chance(quality: dict[str, Any], limit: float, gates: "Gates") -> None:
+def require_better_than_chance(quality: dict[str, Any], limit: float, gates: Gates) -> None:
     """Stop a run that would follow a reward model which tells responses apart no better than ``limit``."""
     accuracy, error = quality["accuracy"], quality["accuracy_error"]
     measured = f"{accuracy:.2f} ± {error:.2f} of {quality['pairs']} held-out pairs"
