@@ -51,7 +51,6 @@ def compute_advantages(
     kl_per_token = float(kl[mask].mean())
     gates = Gates(context)
     require_near_reference(gates, kl_per_token, context.health.max_kl)
-
     scores = torch.tensor(table.column("score").to_pylist(), dtype=torch.float32)
     cut_off = ~batch.stopped
     after = next_state(
@@ -81,6 +80,11 @@ def compute_advantages(
     write_dataset(context.output / "rollouts", table)
     after.write(context.output)
     context.progress(table.num_rows, table.num_rows, tokens=int(mask.sum()))
+    means = (
+        {"returns/mean": columns["returns"], "values/mean": padded_column(table, "values")}
+        if "returns" in columns
+        else {}
+    )
     metrics = {
         "kl/mean": float(kl_of_response.mean()),
         "kl/per_token": kl_per_token,
@@ -90,10 +94,8 @@ def compute_advantages(
         "advantages/std_before_whitening": spread,
         "advantages/excluded_share": 1 - table.num_rows / num_responses,
         "health/warnings": float(len(gates.warnings)),
+        **{name: float(column[mask].mean()) for name, column in means.items()},
     }
-    if "returns" in columns:
-        metrics["values/mean"] = float(padded_column(table, "values")[mask].mean())
-        metrics["returns/mean"] = float(columns["returns"][mask].mean())
     return StageOutput(rows=table.num_rows, metrics=metrics)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ppo_core import InPrecision, PPOConfig, TrunkCritic, explained_variance, forward_groups
+from ppo_core import InPrecision, PPOConfig, RolloutBatch, TrunkCritic, explained_variance, forward_groups
 from ppo_core.objectives import Counts, critic_objective
 from tasks.config import CriticPretrainingStageConfig
 from tasks.contract import StageContext, StageOutput, stage_function
@@ -47,33 +47,7 @@ def critic_pretraining(
     train, held_out = (batch.select(rows.nonzero()[:, 0]) for rows in (~is_held_out, is_held_out))
     learner = models.take_critic(critic, models.policy(reference))
     trained = learner.model.head_alone() if isinstance(learner.model, TrunkCritic) else learner.model
-    critic_model = InPrecision(trained, models.dtype)
-    token_budget = context.execution.micro_batch_tokens
-
-    def backward(rows: Sequence[int]) -> float:
-        chosen = train.select(torch.tensor(rows))
-        counts = Counts(num_tokens=len(chosen.responses.values), num_responses=None)
-        total = 0.0
-        for lines in forward_groups([critic_model], chosen.lengths, token_budget):
-            loss, _ = critic_objective(critic_model, chosen.padded(lines, models.device), PPOConfig(), counts)
-            loss.backward()
-            total += float(loss.detach())
-        return total
-
-    def batches(epoch: int) -> list[list[int]]:
-        order = shuffled(len(train), seed=context.seed("critic_pretraining"), epoch=epoch)
-        return [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-
-    losses = descend(
-        learner.parameters,
-        batches,
-        backward,
-        epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        warmup_share=config.warmup_share,
-        max_grad_norm=config.max_grad_norm,
-        on_step=lambda step, steps, _: context.progress(step, steps, unit="steps"),
-    )
+    losses = fit(models, trained, learner.parameters, train, config)
     returns = held_out.token_columns["returns"]
     after, _ = batch_values(models, trained, held_out)
     explained = {
@@ -92,6 +66,42 @@ def critic_pretraining(
             **{f"critic_pretraining/explained_variance{name}": value for name, value in explained.items()},
         },
         resident={CRITIC: learner.kept()},
+    )
+
+
+def fit(
+    models: Models,
+    critic: torch.nn.Module,
+    parameters: list[torch.nn.Parameter],
+    batch: RolloutBatch,
+    config: CriticPretrainingStageConfig,
+) -> list[float]:
+    """Train the critic on the ``returns`` of a batch, and return the loss of each step."""
+    context, model = models.context, InPrecision(critic, models.dtype)
+
+    def backward(rows: Sequence[int]) -> float:
+        chosen = batch.select(torch.tensor(rows))
+        counts = Counts(num_tokens=len(chosen.responses.values), num_responses=None)
+        total = 0.0
+        for lines in forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens):
+            loss, _ = critic_objective(model, chosen.padded(lines, models.device), PPOConfig(), counts)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def batches(epoch: int) -> list[list[int]]:
+        order = shuffled(len(batch), seed=context.seed("critic_pretraining"), epoch=epoch)
+        return [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+
+    return descend(
+        parameters,
+        batches,
+        backward,
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        warmup_share=config.warmup_share,
+        max_grad_norm=config.max_grad_norm,
+        on_step=lambda step, steps, _: context.progress(step, steps, unit="steps"),
     )
 
 
@@ -154,7 +164,7 @@ def experience_of(
     return experience
 
 
-def held_out_rows(table: "Table") -> "torch.Tensor":
+def held_out_rows(table: Table) -> torch.Tensor:
     """(B,) bool: all rows of some of the prompts; of a lone prompt's, none could be told from those of training."""
     prompt_ids = table.column("prompt_id").to_pylist()
     numbers = {prompt_id: number for number, prompt_id in enumerate(dict.fromkeys(prompt_ids))}

@@ -92,6 +92,15 @@ def prepare_data(
             raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
         write_dataset(context.output / name, table)
     counts = {f"data/{name}": float(table.num_rows) for name, table in written.items()}
+    dropped = tell_of_dropped(context, findings)
+    return StageOutput(
+        rows=sum(table.num_rows for table in written.values()),
+        metrics={**counts, "data/dropped": float(dropped)},
+    )
+
+
+def tell_of_dropped(context: StageContext, findings: Findings) -> int:
+    """Say what was left out and what was split, and how many rows were left out."""
     dropped = findings.reasons + findings.left_out
     if dropped:
         context.warn(f"left out {dropped.total():,} of {findings.num_rows:,} rows ({in_words(dropped)})")
@@ -100,10 +109,7 @@ def prepare_data(
             f"{findings.splits.total():,} pairs of transcripts were split after the opening of the assistant's turn "
             f"({in_words(findings.splits)})"
         )
-    return StageOutput(
-        rows=sum(table.num_rows for table in written.values()),
-        metrics={**counts, "data/dropped": float(dropped.total())},
-    )
+    return dropped.total()
 
 
 def require_usable(data: DataConfig, findings: Findings) -> None:

@@ -73,13 +73,12 @@ def score_rollouts(
     )
     write_dataset(context.output / "rollouts", with_columns(table, added, schema))
     context.progress(passes * table.num_rows, passes * table.num_rows)
-    mean = {name: sum(own) / len(own) for name, own in scores.items()}
     score = torch.tensor(total)
     return StageOutput(
         rows=table.num_rows,
         metrics={
             "score/mean": float(score.mean()),
             "score/std": float(score.std(correction=0)),
-            **{f"score/{name}": value for name, value in mean.items()},
+            **{f"score/{name}": sum(own) / len(own) for name, own in scores.items()},
         },
     )

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import torch
 
-from ppo_core import InPrecision, ppo_update
+from ppo_core import InPrecision, RolloutBatch, ppo_update
 from ppo_core.update import MinibatchStats
 from tasks.config import UpdatePolicyConfig
 from tasks.contract import Gates, StageContext, StageOutput
 from tasks.metrics import explained_variance_stderr
 from tasks.models import STATE_FILE, Models, NextCheckpoint
 from tasks.sampling import rollout_batch
-from tasks.store import SAMPLING_LOGPROBS, BackgroundWriter, Ref, read_dataset
+from tasks.store import SAMPLING_LOGPROBS, BackgroundWriter, Ref, Table, read_dataset
 
 MAX_DEVIATION, MAX_DEVIATION_IN_BFLOAT16 = 0.01, 0.5
 
@@ -64,25 +64,35 @@ def update_policy(
             on_trained=checkpoint.on_trained,
         )
     shutil.copyfile(experience.directory / STATE_FILE, context.output / STATE_FILE)
-    rates = {"learning_rate": config.learning_rate} if config.train_policy else {}
-    rates |= {"critic_learning_rate": config.critic_learning_rate} if critic is not None else {}
-    if critic is not None:
-        stderr = explained_variance_stderr(
-            batch.token_columns["values"],
-            batch.token_columns["returns"],
-            lengths=batch.responses.lengths,
-            groups=table.column("prompt_id").to_pylist(),
-        )
-        rates |= {} if stderr is None else {"explained_variance_stderr": stderr}
+    given = rates(config, has_critic=critic is not None) | doubt_of_critic(table, batch)
     return StageOutput(
         rows=table.num_rows,
         metrics={
-            **{f"update/{name}": float(value) for name, value in {**stats.as_dict(), **rates}.items()},
+            **{f"update/{name}": float(value) for name, value in {**stats.as_dict(), **given}.items()},
             "health/warnings": float(len(gates.warnings)),
         },
         resident=checkpoint.resident,
         recoverable="*.safetensors",
     )
+
+
+def rates(config: UpdatePolicyConfig, *, has_critic: bool) -> dict[str, float]:
+    """The learning rates of what was trained."""
+    found = {"learning_rate": config.learning_rate} if config.train_policy else {}
+    return found | ({"critic_learning_rate": config.critic_learning_rate} if has_critic else {})
+
+
+def doubt_of_critic(table: Table, batch: RolloutBatch) -> dict[str, float]:
+    """The standard error of the variance that the critic explained; nothing without a critic, or with one prompt."""
+    if "values" not in batch.token_columns:
+        return {}
+    stderr = explained_variance_stderr(
+        batch.token_columns["values"],
+        batch.token_columns["returns"],
+        lengths=batch.responses.lengths,
+        groups=table.column("prompt_id").to_pylist(),
+    )
+    return {} if stderr is None else {"explained_variance_stderr": stderr}
 
 
 def columns_for(config: UpdatePolicyConfig, *, has_critic: bool) -> list[str]:
@@ -92,7 +102,7 @@ def columns_for(config: UpdatePolicyConfig, *, has_critic: bool) -> list[str]:
     return names + (["ref_logprobs"] if config.ppo.kl_loss_coef > 0 else [])
 
 
-def require_health(gates: Gates, context: StageContext, minibatch: "MinibatchStats", dtype: "torch.dtype") -> None:
+def require_health(gates: Gates, context: StageContext, minibatch: MinibatchStats, dtype: torch.dtype) -> None:
     """Look at a minibatch before its step."""
     health, values = context.health, minibatch.values
     where = f"in epoch {minibatch.epoch}, minibatch {minibatch.minibatch},"

@@ -90,28 +90,33 @@ class Sampler:
                 seeds=seeds,
                 on_rows=on_rows,
             )
-        is_foreign = self._engine != "builtin"
-        if is_foreign:
+        if self._engine != "builtin":
             # The trainer's, and the engine's own beside them.
             ours = self._logprobs(batch, sampling.temperature)
             batch = batch.with_columns(logprobs=ours, **{SAMPLING_LOGPROBS: batch.token_columns["logprobs"]})
         elif self._models.dtype != torch.float32:
             batch = batch.with_columns(logprobs=self._logprobs(batch, sampling.temperature))
+        return self._as_rollouts(rows, batch, sample_index)
+
+    def _as_rollouts(self, prompts: Table, batch: RolloutBatch, sample_index: list[int]) -> Table:
+        """Rows of prompts with the responses to them."""
         responses = [
             decode_response(self._tokenizer, batch.responses.row(i).tolist(), finished=stopped)
             for i, stopped in enumerate(batch.stopped.tolist())
         ]
         place = self._context.place.label
         columns: dict[str, Any] = {
-            "rollout_id": [f"{place}.{p}.{s}" for p, s in zip(prompt_ids, sample_index, strict=True)],
+            "rollout_id": [
+                f"{place}.{p}.{s}" for p, s in zip(prompts.column("prompt_id").to_pylist(), sample_index, strict=True)
+            ],
             "sample_index": sample_index,
-            "policy_version": [self._ref.digest] * num_rows,
+            "policy_version": [self._ref.digest] * prompts.num_rows,
             "response": responses,
             "response_token_ids": batch.responses,
             "finish_reason": ["stop" if stopped else "length" for stopped in batch.stopped.tolist()],
             **{name: batch.column(name) for name in batch.token_columns},
         }
-        return with_columns(rows, columns, rollouts_schema(has_sampling_logprobs=is_foreign))
+        return with_columns(prompts, columns, rollouts_schema(has_sampling_logprobs=SAMPLING_LOGPROBS in columns))
 
     @contextmanager
     def _opened_engine(self, temperature: float) -> Iterator[TokenSampler]:
