@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppo_core.advantages import gae, group_advantages, length_adaptive_lam, rewards_to_go
-    from ppo_core.batch import AS_FEW_AS_POSSIBLE, PaddedBatch, Ragged, RolloutBatch, micro_batches, minibatches
+    from ppo_core.batch import AS_FEW_AS_POSSIBLE, PaddedBatch, Ragged, RolloutBatch
     from ppo_core.config import GroupEstimator, PPOConfig, SamplingConfig
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
     from ppo_core.forward import (
-        HeadCritic,
-        InPrecision,
-        TrunkCritic,
         forward_groups,
         response_and_final_values,
         response_logprobs,
@@ -22,10 +19,13 @@ if TYPE_CHECKING:
         token_logits,
         token_logprobs,
     )
+    from ppo_core.heads import HeadCritic, TrunkCritic
     from ppo_core.kl import KLEstimator, exact_kl, kl_estimate, next_kl_coef
     from ppo_core.logprobs import entropy, gather_logprobs, linear_logprobs
     from ppo_core.losses import aggregate_loss, importance_weights, kl_loss, pg_loss, policy_loss, value_loss
     from ppo_core.masking import explained_variance, masked_mean, masked_whiten
+    from ppo_core.packing import micro_batches, minibatches
+    from ppo_core.precision import InPrecision
     from ppo_core.preferences import expected_calibration_error, preference_loss, ranking_loss
     from ppo_core.randomness import derive_seed, row_uniforms
     from ppo_core.rewards import RunningMoments, overlong_penalty, token_rewards, treated_scores
@@ -98,10 +98,13 @@ _MODULES = (
     "config",
     "errors",
     "forward",
+    "heads",
     "kl",
     "logprobs",
     "losses",
     "masking",
+    "packing",
+    "precision",
     "preferences",
     "randomness",
     "rewards",

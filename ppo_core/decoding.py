@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ppo_core.batch import Ragged
 from ppo_core.errors import ConfigError
-from ppo_core.forward import InPrecision, device_of
 from ppo_core.kv_cache import keep_rows, prepare
 from ppo_core.logprobs import at_least_float32
+from ppo_core.precision import InPrecision, device_of
 
 # Leaving costs a copy of the cache, staying costs the arithmetic of a dead row: at most a quarter of the rows is dead.
 _LIVE_SHARE_TO_SHRINK = 0.75

@@ -6,98 +6,26 @@ stands on the right, where no real token sees it, so neither gets a mask. Neithe
 dropout must be off, or the ratio of the first minibatch is not 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ppo_core.batch import PaddedBatch, micro_batches, packed_lines
+from ppo_core.batch import PaddedBatch
 from ppo_core.errors import ConfigError, ShapeError
-from ppo_core.logprobs import at_least_float32, entropy, gather_logprobs, linear_in_float32, linear_logprobs
+from ppo_core.heads import LinearHead, linear_head
+from ppo_core.logprobs import at_least_float32, entropy, gather_logprobs, linear_logprobs
+from ppo_core.packing import micro_batches, packed_lines
+from ppo_core.precision import InPrecision, device_of
 from ppo_core.shapes import Float
 
-_PROBE_TOKENS = 4
 # So many pairs of tokens cost in attention what one token costs elsewhere: measured for a model of width 384 on a CPU.
 _PAIRS_TO_A_TOKEN = 1500
 # Lines are tried up to so many times as wide as the longest row; in fewer widths where there are more rows to place.
 _WIDEST = 5
 _FEWEST_WIDTHS, _MOST_WIDTHS, _ROWS_TO_PLACE = 6, 55, 2048
-
-
-class InPrecision(nn.Module):
-    """A model whose every call runs in ``dtype`` over its own weights, but for the vocabulary's head, whose logits are
-    computed in ``head_dtype`` where that is wider.
-
-    Rounded to bfloat16, logits are off by up to half a percent, and log-probabilities by 0.01 and more; with the head in
-    float32 by what the body rounds alone: MiniMax 2025, arXiv:2506.13585; Khatri et al. 2025, arXiv:2510.13786.
-    """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype, head_dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.model = model
-        self.dtype = dtype
-        self.head_dtype = torch.promote_types(dtype, head_dtype)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # The context closes with the call, since autocast keeps its low-precision copies of the weights until then, and an
-        # optimizer step in between would leave them stale.
-        with self.opened():
-            return self.model(*args, **kwargs)
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """The numerics of a call, the same for sampling, scoring and training: ratio 1 needs that."""
-        with torch.autocast(device_of(self.model).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            if self.head_dtype == self.dtype:
-                yield
-            else:
-                with _head_in_float32(self.model):
-                    yield
-
-
-@contextmanager
-def _head_in_float32(model: Any) -> Iterator[None]:
-    """The layer that makes the logits leaves the autocast around it: a model's own forward pass calls it within."""
-    head = _output_layer(model)
-    if head is None or isinstance(own := head.forward, _Float32Forward):
-        yield
-        return
-    was_replaced = "forward" in vars(head)
-    head.forward = _Float32Forward(head, own)
-    try:
-        yield
-    finally:
-        if was_replaced:
-            head.forward = own
-        else:
-            del head.forward
-
-
-class _Float32Forward:
-    """The forward pass of a layer in float32: what it is while ``_head_in_float32`` is open."""
-
-    def __init__(self, layer: nn.Module, own: Callable[..., Any]) -> None:
-        self.layer, self.own = layer, own
-
-    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if type(self.layer) is nn.Linear:
-            return linear_in_float32(self.layer, hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.own(at_least_float32(hidden), *args, **kwargs)
-
-
-def _output_layer(model: Any) -> nn.Module | None:
-    """What makes a language model's logits of hidden states; None for a model without such a layer."""
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return layer if isinstance(layer, nn.Module) else None
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def forward_groups(models: Sequence[Any], lengths: Tensor, token_budget: int) -> list[list[Tensor]]:
@@ -162,86 +90,6 @@ def can_pack(model: Any) -> bool:
                 # One that takes no positions.
                 _can_pack[inner] = False
     return _can_pack[inner]
-
-
-class HeadCritic(nn.Module):
-    """A critic that is a head on a body which belongs to somebody else: ``values = head(body(...).last_hidden_state)``.
-
-    Its parameters are those of the head alone, a linear layer with one output, which computes in float32.
-    """
-
-    def __init__(self, body: Callable[..., Any], head: nn.Linear) -> None:
-        super().__init__()
-        # In a tuple, out of the module's sight.
-        self._body = (body,)
-        self.head = head
-
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Float[Tensor, "G L"]:
-        """One value per position."""
-        positions = {} if position_ids is None else {"position_ids": position_ids}
-        return self.values(self._body[0](input_ids=input_ids, **positions, use_cache=False).last_hidden_state)
-
-    def values(self, hidden: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
-        """Of hidden states of the body."""
-        return linear_in_float32(self.head, hidden).squeeze(-1)
-
-
-class TrunkCritic(HeadCritic):
-    """A critic on the body of the policy that is trained beside it: one forward and one backward pass serve both."""
-
-    def __init__(self, policy: Any, head: nn.Linear) -> None:
-        super().__init__(policy.base_model, head)
-
-    def head_alone(self) -> HeadCritic:
-        """The same head over a body that passes no gradient on, for training that must leave the policy as it is."""
-
-        def body(**inputs: Any) -> Any:
-            with torch.no_grad():
-                return self._body[0](**inputs)
-
-        return HeadCritic(body, self.head)
-
-
-def shares_trunk(critic: Any | None) -> bool:
-    """Whether a critic is a head on the policy's body."""
-    return isinstance(critic.model if isinstance(critic, InPrecision) else critic, TrunkCritic)
-
-
-@dataclass(frozen=True, slots=True)
-class LinearHead:
-    """A language model in two parts: ``logits = body(...).last_hidden_state @ weight.T + bias``."""
-
-    body: Callable[..., Any]
-    weight: Tensor
-    bias: Tensor | None
-    dtype: torch.dtype | None
-    """In which the product is computed; None for that of the hidden states, but at least float32."""
-
-
-_has_linear_head: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
-
-
-def linear_head(model: Any) -> LinearHead | None:
-    """The two parts of a model like those of Hugging Face; None for one that does more to its logits, or has no such parts.
-
-    Whether the parts give the model's logits is tried once, on a few tokens.
-    """
-    inner: Any = model.model if isinstance(model, InPrecision) else model
-    head = _output_layer(inner)
-    body = getattr(inner, "base_model", inner)
-    if not isinstance(head, nn.Linear) or body is inner:
-        return None
-    if inner not in _has_linear_head:
-        with torch.no_grad(), model.opened() if isinstance(model, InPrecision) else nullcontext():
-            ids = torch.arange(_PROBE_TOKENS, device=device_of(inner))[None] % head.out_features
-            logits = inner(input_ids=ids, use_cache=False).logits
-            parts = head(body(input_ids=ids, use_cache=False).last_hidden_state)
-            _has_linear_head[inner] = parts.shape == logits.shape and torch.allclose(parts, logits)
-    if not _has_linear_head[inner]:
-        return None
-    if not isinstance(model, InPrecision):
-        return LinearHead(body, head.weight, head.bias, None)
-    return LinearHead(InPrecision(body, model.dtype), head.weight, head.bias, model.head_dtype)
 
 
 def token_logits(model: Any, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "N V"]:

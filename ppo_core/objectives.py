@@ -8,14 +8,7 @@ from torch import Tensor
 
 from ppo_core.batch import PaddedBatch
 from ppo_core.config import PPOConfig
-from ppo_core.forward import (
-    device_of,
-    response_values,
-    spread,
-    token_logits,
-    token_logprobs,
-    token_logprobs_and_values,
-)
+from ppo_core.forward import response_values, spread, token_logits, token_logprobs, token_logprobs_and_values
 from ppo_core.kl import exact_kl
 from ppo_core.logprobs import entropy, gather_logprobs
 from ppo_core.losses import (
@@ -27,6 +20,7 @@ from ppo_core.losses import (
     policy_loss,
     value_loss,
 )
+from ppo_core.precision import device_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +45,74 @@ def policy_objective(
     on the policy's body."""
     padded = padded.to(device_of(policy))
     mask, columns = padded.response_mask, padded.token_columns
-    num_tokens, num_responses = counts.num_tokens, counts.num_responses
     kl_estimator = config.kl_loss_estimator if config.kl_loss_coef > 0 else None
-    new_values = logits = ref_logits = None
+    new_values: Tensor | None = None
     if kl_estimator == "exact":
-        # The whole distributions are compared, so their logits have to exist. The policy comes last: it may be an adapter
-        # on the reference, and the backward pass may have to compute its layers again.
-        with torch.no_grad():
-            ref_logits = token_logits(reference, padded, temperature=temperature)
-        logits = token_logits(policy, padded, temperature=temperature)
-        tokens = gather_logprobs(logits, padded.response_ids), entropy(logits)
+        *tokens, divergence = _tokens_and_exact_kl(policy, reference, padded, config, temperature=temperature)
     elif critic is not None:
-        *both, new_values = token_logprobs_and_values(policy, critic, padded, temperature=temperature)
-        tokens = both[0], both[1]
+        *tokens, new_values = token_logprobs_and_values(policy, critic, padded, temperature=temperature)
     else:
-        tokens = token_logprobs(policy, padded, temperature=temperature, with_entropy=True)
+        tokens = list(token_logprobs(policy, padded, temperature=temperature, with_entropy=True))
     new_logprobs, entropies = (spread(x, mask) for x in tokens)
 
+    loss, stats = _surrogate(new_logprobs, padded, config, counts)
+    stats["policy_loss"] = loss.detach()
+    stats["entropy"] = aggregate_loss(entropies.detach(), mask, num_tokens=counts.num_tokens)
+    num_tokens, num_responses = counts.num_tokens, counts.num_responses
+    if config.entropy_coef > 0:
+        loss = loss - config.entropy_coef * aggregate_loss(
+            entropies, mask, num_tokens=num_tokens, num_responses=num_responses
+        )
+    if kl_estimator is not None:
+        if kl_estimator == "exact":
+            of_tokens = spread(divergence, mask)
+            of_minibatch = aggregate_loss(of_tokens, mask, num_tokens=num_tokens, num_responses=num_responses)
+        else:
+            of_minibatch = kl_loss(
+                new_logprobs,
+                columns["logprobs"],
+                columns["ref_logprobs"],
+                mask,
+                estimator=kl_estimator,
+                direction=config.kl_loss_direction,
+                num_tokens=num_tokens,
+                num_responses=num_responses,
+            )
+        stats["kl_loss"] = of_minibatch.detach()
+        loss = loss + config.kl_loss_coef * of_minibatch
+    if new_values is not None:
+        own_loss, own_stats = _value_objective(spread(new_values, mask), padded, config, counts)
+        stats |= own_stats
+        loss = loss + config.vf_coef * own_loss
+    return loss, stats
+
+
+def _tokens_and_exact_kl(
+    policy: Any, reference: Any, padded: PaddedBatch, config: PPOConfig, *, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) log-probabilities, entropies and divergences: whole distributions are compared, so their logits have to exist."""
+    # The policy comes last: it may be an adapter on the reference, and the backward pass may compute its layers again.
+    with torch.no_grad():
+        ref_logits = token_logits(reference, padded, temperature=temperature)
+    logits = token_logits(policy, padded, temperature=temperature)
+    ordered = (logits, ref_logits) if config.kl_loss_direction == "reverse" else (ref_logits, logits)
+    return gather_logprobs(logits, padded.response_ids), entropy(logits), exact_kl(*ordered)
+
+
+def _surrogate(new_logprobs: Tensor, padded: PaddedBatch, config: PPOConfig, counts: Counts) -> tuple[Tensor, Stats]:
+    """The loss of the policy gradient alone; tokens that another engine drew have weights."""
+    mask, columns = padded.response_mask, padded.token_columns
     weights, weight_stats = None, Stats()
     if "sampling_logprobs" in columns:
         weights, weight_stats = importance_weights(
-            columns["logprobs"], columns["sampling_logprobs"], mask, cap=config.importance_cap, num_tokens=num_tokens
+            columns["logprobs"],
+            columns["sampling_logprobs"],
+            mask,
+            cap=config.importance_cap,
+            num_tokens=counts.num_tokens,
         )
     given = (new_logprobs, columns["logprobs"], columns["advantages"], mask)
+    num_tokens, num_responses = counts.num_tokens, counts.num_responses
     if config.loss == "ppo":
         loss, stats = policy_loss(
             *given,
@@ -85,39 +124,7 @@ def policy_objective(
         )
     else:
         loss, stats = pg_loss(*given, num_tokens=num_tokens, num_responses=num_responses, weights=weights)
-    stats |= weight_stats
-    stats["policy_loss"] = loss.detach()
-    stats["entropy"] = aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)
-    if config.entropy_coef > 0:
-        loss = loss - config.entropy_coef * aggregate_loss(
-            entropies, mask, num_tokens=num_tokens, num_responses=num_responses
-        )
-    if kl_estimator is not None:
-        if kl_estimator == "exact":
-            assert logits is not None
-            assert ref_logits is not None
-            ordered = (logits, ref_logits) if config.kl_loss_direction == "reverse" else (ref_logits, logits)
-            divergence = aggregate_loss(
-                spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses
-            )
-        else:
-            divergence = kl_loss(
-                new_logprobs,
-                columns["logprobs"],
-                columns["ref_logprobs"],
-                mask,
-                estimator=kl_estimator,
-                direction=config.kl_loss_direction,
-                num_tokens=num_tokens,
-                num_responses=num_responses,
-            )
-        stats["kl_loss"] = divergence.detach()
-        loss = loss + config.kl_loss_coef * divergence
-    if new_values is not None:
-        own_loss, own_stats = _value_objective(spread(new_values, mask), padded, config, counts)
-        stats |= own_stats
-        loss = loss + config.vf_coef * own_loss
-    return loss, stats
+    return loss, stats | weight_stats
 
 
 def critic_objective(critic: Any, padded: PaddedBatch, config: PPOConfig, counts: Counts) -> tuple[Tensor, Stats]:

@@ -11,8 +11,8 @@ from ppo_core.batch import Ragged, RolloutBatch
 from ppo_core.config import SamplingConfig
 from ppo_core.decoding import way_of
 from ppo_core.errors import ShapeError
-from ppo_core.forward import InPrecision, device_of
 from ppo_core.logprobs import at_least_float32
+from ppo_core.precision import InPrecision, device_of
 from ppo_core.randomness import row_uniforms
 from ppo_core.shapes import Float, Int
 

@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from ppo_core.batch import PaddedBatch, RolloutBatch, minibatches
+from ppo_core.batch import RolloutBatch
 from ppo_core.config import PPOConfig
 from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
-from ppo_core.forward import forward_groups, shares_trunk
-from ppo_core.losses import Stats
+from ppo_core.forward import forward_groups
+from ppo_core.heads import shares_trunk
+from ppo_core.learner import Learner, mean_of
 from ppo_core.masking import explained_variance
 from ppo_core.objectives import Counts, critic_objective, policy_objective
+from ppo_core.packing import minibatches
 from ppo_core.randomness import derive_seed
-
-# Statistics of micro-batches that do not add up.
-_MAXIMA = ("ratio_max_deviation",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +122,42 @@ def ppo_update(
     ``NonFiniteError`` before the step it would have spoiled, and so does what the last step made of the weights.
     """
     _require_inputs(batch, config, policy, critic, optimizers, reference)
-    learners: dict[str, _Learner] = {}
+    learners = _learners(policy, critic, optimizers, config, temperature=temperature, reference=reference)
+    # One after the other: there is memory for one gradient, and what the first has become can be written meanwhile.
+    for name, learner in learners.items():
+        for epoch in range(learner.epochs):
+            for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
+                _add_gradient(learner, batch.select(rows), config, group, micro_batch_tokens, on_tokens)
+                stats = learner.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
+                if before_step is not None and name == "policy":
+                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
+                learner.optimizer.step()
+            if name == "policy" and config.target_kl is not None:
+                latest = learner.minibatches[-config.num_minibatches :]
+                if mean_of([stats["approx_kl"] for stats in latest]) > config.target_kl:
+                    learner.epochs = epoch + 1
+                    break
+        learner.optimizer.zero_grad()
+        require_finite(learner.parameters, f"the {name}'s weights after the update")
+        if on_trained is not None:
+            on_trained(name)
+    return _summary(batch, learners)
+
+
+def _learners(
+    policy: Any | None,
+    critic: Any | None,
+    optimizers: Optimizers,
+    config: PPOConfig,
+    *,
+    temperature: float,
+    reference: Any | None,
+) -> dict[str, Learner]:
+    """What is trained, by name; a critic on the policy's body is part of the policy."""
+    learners: dict[str, Learner] = {}
     if policy is not None:
         trunk_critic = critic if shares_trunk(critic) else None
-        learners["policy"] = _Learner(
+        learners["policy"] = Learner(
             model=policy,
             optimizer=optimizers.policy,
             epochs=config.epochs,
@@ -136,46 +167,38 @@ def ppo_update(
             ),
         )
     if critic is not None and not shares_trunk(critic):
-        learners["critic"] = _Learner(
+        learners["critic"] = Learner(
             model=critic,
             optimizer=optimizers.critic,
             epochs=config.critic_epochs or config.epochs,
             max_grad_norm=config.critic_max_grad_norm,
             objective=lambda padded, counts: critic_objective(critic, padded, config, counts),
         )
-    # One after the other: there is memory for one gradient, and what the first has become can be written meanwhile.
-    for name, learner in learners.items():
-        epoch = 0
-        while epoch < learner.epochs:
-            for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
-                minibatch = batch.select(rows)
-                counts = Counts(
-                    num_tokens=len(minibatch.responses.values),
-                    num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
-                )
-                share = minibatch.select(_share_of(minibatch.lengths, group))
-                learner.optimizer.zero_grad()
-                for lines in forward_groups([learner.model], share.lengths, micro_batch_tokens):
-                    padded = share.padded(lines)
-                    loss, shares = learner.objective(padded, counts)
-                    loss.backward()
-                    learner.add({"loss": loss.detach(), **shares})
-                    if on_tokens is not None:
-                        on_tokens(len(padded.response_ids))
-                stats = learner.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
-                if before_step is not None and name == "policy":
-                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
-                learner.optimizer.step()
-            epoch += 1
-            if name == "policy" and config.target_kl is not None:
-                latest = learner.minibatches[-config.num_minibatches :]
-                if _mean([stats["approx_kl"] for stats in latest]) > config.target_kl:
-                    learner.epochs = epoch
-        learner.optimizer.zero_grad()
-        require_finite(learner.parameters, f"the {name}'s weights after the update")
-        if on_trained is not None:
-            on_trained(name)
-    return _summary(batch, learners)
+    return learners
+
+
+def _add_gradient(
+    learner: Learner,
+    minibatch: RolloutBatch,
+    config: PPOConfig,
+    group: "distributed.ProcessGroup | None",
+    micro_batch_tokens: int,
+    on_tokens: Callable[[int], None] | None,
+) -> None:
+    """The gradient of this process's share of a minibatch, in passes that fit into memory."""
+    counts = Counts(
+        num_tokens=len(minibatch.responses.values),
+        num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
+    )
+    share = minibatch.select(_share_of(minibatch.lengths, group))
+    learner.optimizer.zero_grad()
+    for lines in forward_groups([learner.model], share.lengths, micro_batch_tokens):
+        padded = share.padded(lines)
+        loss, shares = learner.objective(padded, counts)
+        loss.backward()
+        learner.add({"loss": loss.detach(), **shares})
+        if on_tokens is not None:
+            on_tokens(len(padded.response_ids))
 
 
 def require_finite(parameters: Iterable[Tensor], what: str) -> None:
@@ -194,85 +217,7 @@ def _share_of(lengths: Tensor, group: "distributed.ProcessGroup | None") -> Tens
     return torch.argsort(lengths, stable=True)[group.rank() :: group.size()]
 
 
-@dataclass(eq=False, kw_only=True)
-class _Learner:
-    """A model in training: its gradient, and its statistics from micro-batch to minibatch to update."""
-
-    model: Any
-    optimizer: Any
-    epochs: int
-    max_grad_norm: float
-    objective: Callable[[PaddedBatch, Counts], tuple[Tensor, Stats]]
-    minibatches: list[dict[str, float]] = field(default_factory=list)
-    open_stats: Stats = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def add(self, stats: Stats) -> None:
-        """Add a micro-batch's statistics to those of its minibatch."""
-        self.open_stats = _added([self.open_stats, stats])
-
-    def close_minibatch(self, where: str, group: "distributed.ProcessGroup | None") -> dict[str, float]:
-        """The finished minibatch as numbers; its gradient is summed over processes and scaled down to its limit."""
-        parameters = self.parameters
-        if group is not None:
-            self.open_stats = _sum_over_processes(parameters, self.open_stats, group)
-        stats = {name: float(value) for name, value in self.open_stats.items()}
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        stats["grad_norm"] = float(norm)
-        if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
-            raise NonFiniteError(
-                f"loss {stats['loss']}, gradient norm {stats['grad_norm']} of the {where}; its step was not taken. "
-                "Look at the advantages and returns of these rows, or lower the learning rate"
-            )
-        if stats["grad_norm"] > self.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        self.open_stats = {}
-        self.minibatches.append(stats)
-        return stats
-
-    def mean(self, name: str) -> float | None:
-        """Of a statistic over the minibatches; None where the loss has no such term."""
-        values = [stats[name] for stats in self.minibatches if name in stats]
-        return _mean(values) if values else None
-
-
-def _sum_over_processes(parameters: list[Tensor], stats: Stats, group: "distributed.ProcessGroup") -> Stats:
-    """Gradients are summed in place. Every process computes the same sums, hence takes the same step."""
-    own = ({name: value.cpu() for name, value in stats.items()}, [p.grad is not None for p in parameters])
-    gathered: list[Any] = [None] * group.size()
-    distributed.all_gather_object(gathered, own, group=group)
-    for parameter, *has_gradient in zip(parameters, *(flags for _, flags in gathered), strict=True):
-        # An optimizer leaves a parameter without a gradient alone; with one of zeros it would decay it.
-        if not any(has_gradient):
-            continue
-        # A process without a row has no gradient, but has to take part.
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        distributed.all_reduce(parameter.grad, group=group)
-    return _added([stats for stats, _ in gathered])
-
-
-def _added(parts: list[Stats]) -> Stats:
-    """Statistics of parts as those of the whole: sums, but for the maximum."""
-    whole: Stats = {}
-    for stats in parts:
-        for name, value in stats.items():
-            if name not in whole:
-                whole[name] = value
-            else:
-                whole[name] = torch.maximum(whole[name], value) if name in _MAXIMA else whole[name] + value
-    return whole
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _summary(batch: RolloutBatch, learners: dict[str, _Learner]) -> UpdateStats:
+def _summary(batch: RolloutBatch, learners: dict[str, Learner]) -> UpdateStats:
     found: dict[str, Any] = {}
     if (policy := learners.get("policy")) is not None:
         names = ["policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm"]

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from ppo_core.forward import linear_head
+from ppo_core.heads import linear_head
 from tasks.config import ModelChecks
 from tasks.errors import ConfigError, ModelError, UserError
 from tasks.models.loading import load_policy, require_layers

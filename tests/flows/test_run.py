@@ -76,21 +76,21 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_never_was(home, tiny):
     assert committed.items() <= home.stages("killed").items()
 
 
-def engine_of(process):
-    """The process id of a run's engine, or None while there is none."""
+def worker_of(process):
+    """The process id of a run's worker, or None while there is none."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == process.pid and b"tasks.worker.supervisor" in (entry / "cmdline").read_bytes():
+            if parent == process.pid and b"tasks.worker.child" in (entry / "cmdline").read_bytes():
                 return int(entry.name)
     return None
 
 
 @pytest.mark.slow
-def test_a_killed_engine_is_replaced_and_the_run_goes_on(home, tiny):
+def test_a_killed_worker_is_replaced_and_the_run_goes_on(home, tiny):
     process = home.start("run", TINY, "--name", "robbed", start_new_session=True)
     wait_for(lambda: any("iteration-001/score" in name for name in home.stages("robbed")))
-    os.killpg(engine_of(process), signal.SIGKILL)
+    os.killpg(worker_of(process), signal.SIGKILL)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert "killed by signal SIGKILL" in err

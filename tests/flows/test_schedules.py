@@ -544,13 +544,13 @@ class Server:
         body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
         return [entry["message"] for entry in self.ask("logs/filter", body)]
 
-    def engines(self):
-        """Engines below this process."""
+    def workers(self):
+        """Workers below this process."""
         parents, found = {}, []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if b"tasks.worker.supervisor" in (entry / "cmdline").read_bytes():
+                if b"tasks.worker.child" in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
         return [process for process in found if parents.get(parents.get(process)) == self.process.pid]
 
@@ -614,7 +614,7 @@ def test_grown_by_a_file_that_arrived_started_twice_cancelled_and_continued(serv
     wait_for(lambda: any("round-003/prepare_data" in name for name in home.stages("nightly")))
     server.set_state(running, type="CANCELLING")
     assert server.ended(running)["type"] == "CANCELLED"
-    wait_for(lambda: not server.engines(), seconds=10)
+    wait_for(lambda: not server.workers(), seconds=10)
     # The last word is that of Prefect's runner, which looks every 3 s whether the process has ended.
     wait_for(lambda: server.state(running)["message"] == "Flow run was cancelled successfully.")
     assert not any("round-003/report_round" in name for name in home.stages("nightly"))
@@ -707,12 +707,12 @@ def test_what_was_paused_stays_paused_and_the_dead_are_told_when_it_is_served_ag
     server.ask(f"deployments/{deployment['id']}/schedules/{when['id']}", {"active": False}, method="PATCH")
     flow_run = server.run_now("nightly", run="powerless")
     wait_for(lambda: any("prepare_data" in name for name in server.home.stages("powerless")))
-    (engine,) = server.engines()
-    parent = int(Path(f"/proc/{engine}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    (worker,) = server.workers()
+    parent = int(Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1])
     for process in (server.process.pid, parent):
         os.kill(process, signal.SIGKILL)
     server.process.wait(10)
-    wait_for(lambda: not Path(f"/proc/{engine}").exists(), seconds=10)
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), seconds=10)
     server.start()
     wait_for(lambda: server.state(flow_run)["type"] == "CRASHED")
     (when,) = server.deployment("nightly")["schedules"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from ppo_core import AS_FEW_AS_POSSIBLE, ConfigError, Ragged, RolloutBatch, ShapeError, micro_batches, minibatches
-from ppo_core.batch import packed_lines
+from ppo_core.packing import packed_lines
 
 lists = st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=6)
 INT = torch.int64

@@ -24,7 +24,8 @@ from ppo_core import (
     token_logits,
     token_logprobs,
 )
-from ppo_core.forward import can_pack, linear_head
+from ppo_core.forward import can_pack
+from ppo_core.heads import linear_head
 
 FAMILIES = ("qwen2", "qwen3", "mistral", "gpt_neox", "gemma3_text", "mamba")
 THREE_ROWS = RolloutBatch(

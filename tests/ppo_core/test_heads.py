@@ -23,7 +23,8 @@ from ppo_core import (
     token_logits,
     token_logprobs,
 )
-from ppo_core.forward import linear_head, token_logprobs_and_values
+from ppo_core.forward import token_logprobs_and_values
+from ppo_core.heads import linear_head
 from ppo_core.logprobs import linear_in_float32
 
 VOCABULARY = 61

@@ -1,0 +1,95 @@
+"""A model in training: its gradient and its statistics, from micro-batch to minibatch to update."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ppo_core.batch import PaddedBatch
+from ppo_core.errors import NonFiniteError
+from ppo_core.losses import Stats
+from ppo_core.objectives import Counts
+
+# Statistics of micro-batches that do not add up.
+_MAXIMA = ("ratio_max_deviation",)
+
+
+@dataclass(eq=False, kw_only=True)
+class Learner:
+    """A model in training: its gradient, and its statistics from micro-batch to minibatch to update."""
+
+    model: Any
+    optimizer: Any
+    epochs: int
+    max_grad_norm: float
+    objective: Callable[[PaddedBatch, Counts], tuple[Tensor, Stats]]
+    minibatches: list[dict[str, float]] = field(default_factory=list)
+    open_stats: Stats = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def add(self, stats: Stats) -> None:
+        """Add a micro-batch's statistics to those of its minibatch."""
+        self.open_stats = _added([self.open_stats, stats])
+
+    def close_minibatch(self, where: str, group: "distributed.ProcessGroup | None") -> dict[str, float]:
+        """The finished minibatch as numbers; its gradient is summed over processes and scaled down to its limit."""
+        parameters = self.parameters
+        if group is not None:
+            self.open_stats = _sum_over_processes(parameters, self.open_stats, group)
+        stats = {name: float(value) for name, value in self.open_stats.items()}
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        stats["grad_norm"] = float(norm)
+        if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
+            raise NonFiniteError(
+                f"loss {stats['loss']}, gradient norm {stats['grad_norm']} of the {where}; its step was not taken. "
+                "Look at the advantages and returns of these rows, or lower the learning rate"
+            )
+        if stats["grad_norm"] > self.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        self.open_stats = {}
+        self.minibatches.append(stats)
+        return stats
+
+    def mean(self, name: str) -> float | None:
+        """Of a statistic over the minibatches; None where the loss has no such term."""
+        values = [stats[name] for stats in self.minibatches if name in stats]
+        return mean_of(values) if values else None
+
+
+def _sum_over_processes(parameters: list[Tensor], stats: Stats, group: "distributed.ProcessGroup") -> Stats:
+    """Gradients are summed in place. Every process computes the same sums, hence takes the same step."""
+    own = ({name: value.cpu() for name, value in stats.items()}, [p.grad is not None for p in parameters])
+    gathered: list[Any] = [None] * group.size()
+    distributed.all_gather_object(gathered, own, group=group)
+    for parameter, *has_gradient in zip(parameters, *(flags for _, flags in gathered), strict=True):
+        # An optimizer leaves a parameter without a gradient alone; with one of zeros it would decay it.
+        if not any(has_gradient):
+            continue
+        # A process without a row has no gradient, but has to take part.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        distributed.all_reduce(parameter.grad, group=group)
+    return _added([stats for stats, _ in gathered])
+
+
+def _added(parts: list[Stats]) -> Stats:
+    """Statistics of parts as those of the whole: sums, but for the maximum."""
+    whole: Stats = {}
+    for stats in parts:
+        for name, value in stats.items():
+            if name not in whole:
+                whole[name] = value
+            else:
+                whole[name] = torch.maximum(whole[name], value) if name in _MAXIMA else whole[name] + value
+    return whole
+
+
+def mean_of(values: list[float]) -> float:
+    return sum(values) / len(values)
