@@ -21,7 +21,17 @@ from tasks.metrics import (
 )
 from tasks.models import Models
 from tasks.scoring import score_rows
-from tasks.store import HELD_OUT, Ref, audit, concatenate, read_dataset, read_json, table_of, write_dataset, write_json
+from tasks.store import (
+    HELD_OUT,
+    Ref,
+    audit_schema,
+    concatenate,
+    read_dataset,
+    read_json,
+    table_of,
+    write_dataset,
+    write_json,
+)
 
 MOMENTS_FILE = "moments.json"
 REPETITION_LENGTHS = (1, 2, 3)
@@ -54,7 +64,7 @@ def audit_rollouts(
     prompts: list[str] = table.column("prompt_id").to_pylist()
     bigrams = [distinct_share(response, 2) for response in responses]
     rows = zip(table.column("rollout_id").to_pylist(), bigrams, *held_out.values(), strict=True)
-    write_dataset(context.output / "audit", table_of(list(rows), audit(list(held_out))))
+    write_dataset(context.output / "audit", table_of(list(rows), audit_schema(list(held_out))))
 
     now = {"score": moments(scores), **{f"{HELD_OUT}{name}": moments(own) for name, own in held_out.items()}}
     start = now if baseline is None else read_json(baseline.directory / MOMENTS_FILE)

@@ -25,8 +25,16 @@ from tasks.errors import ConfigError
 from tasks.metrics import mean_metric
 from tasks.models import LoopState, read_loop_state
 from tasks.sampling import rollout_batch
-from tasks.store import Ref, Table, concatenate, ragged_column, read_dataset, with_columns, write_dataset
-from tasks.store import advantages as with_advantages
+from tasks.store import (
+    Ref,
+    Table,
+    advantages_schema,
+    concatenate,
+    ragged_column,
+    read_dataset,
+    with_columns,
+    write_dataset,
+)
 
 MANY_CUT_OFF = 0.5
 """Share of cut off responses above which most of what is scored is unfinished."""
@@ -75,7 +83,7 @@ def compute_advantages(
     if config.whiten or (config.whiten is None and config.algorithm == "ppo"):
         columns["advantages"] = masked_whiten(columns["advantages"], mask)
     added = {name: Ragged.from_padded(column, mask) for name, column in columns.items()}
-    schema = with_advantages(table.schema, has_returns="returns" in columns)
+    schema = advantages_schema(table.schema, has_returns="returns" in columns)
     table = with_columns(table, {"treated_score": treated.tolist(), **added}, schema)
     write_dataset(context.output / "rollouts", table)
     after.write(context.output)

@@ -24,7 +24,7 @@ from tasks.models import Models
 from tasks.sampling import Sampler, batch_logprobs, rollout_batch
 from tasks.sampling.engines import engine_differences
 from tasks.scoring import score_rows, weighted_sum
-from tasks.store import Ref, Table, concatenate, evaluation, read_dataset, with_columns, write_dataset
+from tasks.store import Ref, Table, concatenate, evaluation_schema, read_dataset, with_columns, write_dataset
 
 
 def evaluate_policy(
@@ -73,7 +73,7 @@ def evaluate_policy(
             **{f"score_{component}": own for component, own in scores.items()},
             "ref_logprobs": Ragged(ref_logprobs, batch.responses.offsets),
         }
-        tables[name] = with_columns(table, added, evaluation(list(scores)))
+        tables[name] = with_columns(table, added, evaluation_schema(list(scores)))
     write_dataset(context.output / "evaluation", concatenate(list(tables.values())))
     return StageOutput(
         rows=2 * num_rows,

@@ -16,7 +16,7 @@ from tasks.store import (
     Ref,
     read_dataset,
     require_columns,
-    scored,
+    scored_schema,
     with_columns,
     write_dataset,
 )
@@ -65,7 +65,7 @@ def score_rollouts(
     if critic is not None:
         values, final_values = batch_values(models, models.critic(critic, policy), batch)
         added |= {"values": Ragged(values, offsets), "final_value": final_values.tolist()}
-    schema = scored(
+    schema = scored_schema(
         list(scores),
         has_exact_kl=config.exact_kl,
         has_values=critic is not None,

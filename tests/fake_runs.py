@@ -13,7 +13,7 @@ from flows.runs.workspace import create_or_open
 from tasks.store.data_sets import write_dataset
 from tasks.store.digests import digest_files
 from tasks.store.manifest import Manifest, Place, Ref, digests_below
-from tasks.store.schemas import ROLLOUTS, advantages, audit, scored, table_of
+from tasks.store.schemas import ROLLOUTS, advantages_schema, audit_schema, scored_schema, table_of
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "good": 2, "Ġdog": 3, "bad": 4}
 # What a model may write: markup of the tables' library, and the sequence that clears a terminal.
@@ -197,11 +197,11 @@ def write_audit(directory, place):
     """Against the score: the second rollout is the worse one. It has one token, so no pair of them."""
     ids = rollouts(place, ROLLOUTS)["rollout_id"].to_pylist()
     rows = list(zip(ids, [1.0, None], [6.5, 2.5], strict=True))
-    write_dataset(directory / "audit", table_of(rows, audit(["true_quality"])))
+    write_dataset(directory / "audit", table_of(rows, audit_schema(["true_quality"])))
     return {"audit/length_correlation": -1.0}
 
 
-SCORED, SCORED_ALONE = (scored(["preference"], has_exact_kl=False, has_values=has) for has in (True, False))
+SCORED, SCORED_ALONE = (scored_schema(["preference"], has_exact_kl=False, has_values=has) for has in (True, False))
 
 WRITERS = {
     "prepare_data": write_data,
@@ -209,7 +209,7 @@ WRITERS = {
     "critic_pretraining": write_critic,
     "generate_rollouts": write_rollouts(ROLLOUTS, {"rollouts/response_length": 2.0}),
     "score_rollouts": write_rollouts(SCORED, {"score/mean": 1.0}),
-    "compute_advantages": write_rollouts(advantages(SCORED, has_returns=True), {"kl/mean": 0.5}),
+    "compute_advantages": write_rollouts(advantages_schema(SCORED, has_returns=True), {"kl/mean": 0.5}),
     "update_policy": write_policy_and_critic,
     "audit_rollouts": write_audit,
     "evaluate_policy": write_evaluation,
@@ -218,6 +218,6 @@ WRITERS = {
 WITHOUT_CRITIC = {
     **WRITERS,
     "score_rollouts": write_rollouts(SCORED_ALONE, {"score/mean": 1.0}),
-    "compute_advantages": write_rollouts(advantages(SCORED_ALONE, has_returns=False), {"kl/mean": 0.5}),
+    "compute_advantages": write_rollouts(advantages_schema(SCORED_ALONE, has_returns=False), {"kl/mean": 0.5}),
     "update_policy": write_policy,
 }

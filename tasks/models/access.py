@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ppo_core import HeadCritic, TrunkCritic
 from tasks.config import ModelAccess
 from tasks.contract import StageContext
-from tasks.models.adapters import Adapter, AdapterShape, SharedBase, merge, read_adapter, write_adapter
+from tasks.models.adapters import Adapter, AdapterShape, SharedBase, read_adapter, write_adapter
 from tasks.models.devices import pick_device, pick_dtype, pick_head_dtype, with_weights_in
 from tasks.models.loading import load_policy
 from tasks.models.parts import CRITIC, HEAD, POLICY, REWARD_MODEL, part_directory
@@ -216,7 +217,7 @@ def write_whole(
     else:
         model = load_scalar_model(source, trust_remote_code=access.trust_remote_code).model
     if lora_base is not None:
-        merge(model, read_adapter(checkpoint / body))
+        model = PeftModel.from_pretrained(model, str(checkpoint / body)).merge_and_unload()
     if part == CRITIC and access.shared_trunk:
         head = getattr(model, HEAD)
         head.load_state_dict(load_head(checkpoint / CRITIC, head.in_features).state_dict())

@@ -234,17 +234,3 @@ def write_adapter(part: str, adapter: Adapter, directory: Path) -> None:
         "inference_mode": True,
     }
     write_json(directory / CONFIG_FILE, settings)
-
-
-def merge(model: nn.Module, adapter: Adapter) -> None:
-    """Add an adapter to the weights of a whole model that is like its base, from which it then does not differ in kind."""
-    rank, alpha, _ = adapter.shape
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, x in adapter.weights.items():
-            own = name.removeprefix(_PREFIX)
-            if ".lora_A." in name:
-                change = adapter.weights[name.replace(".lora_A.", ".lora_B.")] @ x * (alpha / rank)
-                parameters[own.replace(".lora_A.", ".")].add_(change.T if adapter.is_transposed else change)
-            elif ".lora_B." not in name:
-                parameters[own].copy_(x)

@@ -24,8 +24,7 @@ from tasks.sampling.engines import (
     tied_weights,
 )
 from tasks.sampling.passes import batch_logprobs
-from tasks.store import SAMPLING_LOGPROBS, Ref, Table, ragged_column, with_columns
-from tasks.store import rollouts as rollouts_schema
+from tasks.store import SAMPLING_LOGPROBS, Ref, Table, ragged_column, rollouts_schema, with_columns
 from tasks.text import copy_tokenizer, decode_response, ending_of, stop_checker, terminators
 
 

@@ -5,7 +5,7 @@ from tasks.store.data_sets import read_dataset, write_dataset
 from tasks.store.digests import canonical_json, digest_files, digest_text
 from tasks.store.external import model_ref
 from tasks.store.files import make_empty, read_json, write_json
-from tasks.store.locks import exclusive, is_locked
+from tasks.store.locks import exclusive, is_locked, wait_in_turn
 from tasks.store.manifest import (
     MANIFEST,
     OR_CLEAN,
@@ -33,15 +33,15 @@ from tasks.store.schemas import (
     SAMPLING_LOGPROBS,
     TEXTS,
     Table,
-    advantages,
-    audit,
+    advantages_schema,
+    audit_schema,
     components_of,
     concatenate,
-    evaluation,
+    evaluation_schema,
     ragged_column,
     require_columns,
-    rollouts,
-    scored,
+    rollouts_schema,
+    scored_schema,
     table_of,
     with_columns,
 )
@@ -67,8 +67,8 @@ __all__ = [
     "Ref",
     "Store",
     "Table",
-    "advantages",
-    "audit",
+    "advantages_schema",
+    "audit_schema",
     "canonical_json",
     "components_of",
     "concatenate",
@@ -77,7 +77,7 @@ __all__ = [
     "digest_text",
     "digests_below",
     "drop_recoverable",
-    "evaluation",
+    "evaluation_schema",
     "exclusive",
     "files_below",
     "found_or_known",
@@ -95,9 +95,10 @@ __all__ = [
     "require_columns",
     "require_undamaged",
     "rerun_command",
-    "rollouts",
-    "scored",
+    "rollouts_schema",
+    "scored_schema",
     "table_of",
+    "wait_in_turn",
     "with_columns",
     "write_dataset",
     "write_json",

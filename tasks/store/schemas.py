@@ -59,12 +59,12 @@ ROLLOUTS = pa.schema(
 )
 
 
-def rollouts(*, has_sampling_logprobs: bool) -> pa.Schema:
+def rollouts_schema(*, has_sampling_logprobs: bool) -> pa.Schema:
     """Rollouts as the engine leaves them."""
     return pa.schema([*ROLLOUTS, *([(SAMPLING_LOGPROBS, PER_TOKEN)] if has_sampling_logprobs else [])])
 
 
-def scored(
+def scored_schema(
     components: list[str], *, has_exact_kl: bool, has_values: bool, has_sampling_logprobs: bool = False
 ) -> pa.Schema:
     """Rollouts with their scores: ``score`` is the weighted sum of the ``score_<component>`` columns.
@@ -73,7 +73,7 @@ def scored(
     """
     return pa.schema(
         [
-            *rollouts(has_sampling_logprobs=has_sampling_logprobs),
+            *rollouts_schema(has_sampling_logprobs=has_sampling_logprobs),
             ("score", pa.float32()),
             *((f"score_{name}", pa.float32()) for name in components),
             ("ref_logprobs", PER_TOKEN),
@@ -83,13 +83,13 @@ def scored(
     )
 
 
-def advantages(scored_rollouts: pa.Schema, *, has_returns: bool) -> pa.Schema:
+def advantages_schema(scored_rollouts: pa.Schema, *, has_returns: bool) -> pa.Schema:
     """Scored rollouts with what the update learns from."""
     names = ("kl", "rewards", "advantages", *(["returns"] if has_returns else []))
     return pa.schema([*scored_rollouts, ("treated_score", pa.float32()), *((name, PER_TOKEN) for name in names)])
 
 
-def audit(components: list[str]) -> pa.Schema:
+def audit_schema(components: list[str]) -> pa.Schema:
     """What is known of a rollout beside its training, in the order of the rollouts."""
     return pa.schema(
         [
@@ -105,7 +105,7 @@ def components_of(table: pa.Table) -> list[str]:
     return [name.removeprefix("score_") for name in table.column_names if name.startswith("score_")]
 
 
-def evaluation(components: list[str]) -> pa.Schema:
+def evaluation_schema(components: list[str]) -> pa.Schema:
     """Responses of the policy and of the reference to held-out prompts; ``sampled_by`` says whose a row is."""
     return pa.schema(
         [

@@ -7,7 +7,6 @@ committed files, and its tag ``rounds.complete`` is set last. Where that tag is,
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tasks import environment
 from tasks.config import write_yaml
-from tasks.store import canonical_json, digest_text
+from tasks.store import canonical_json, digest_text, wait_in_turn
 from tasks.tracking.addresses import TrackingError, tracking_uri
 from tasks.tracking.database import artifacts_uri, embedded_uri, follow_home
 from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
@@ -239,7 +238,7 @@ def locked(directory: Path) -> Iterator[None]:
     """Be the only process that opens the database of this home."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_in_turn(lock)
         yield
 
 

@@ -4,7 +4,6 @@ A lock of the kernel, so that a process that dies lets go of the device at once.
 it for a minute after a kill, and end a training whose lease a restarted server has forgotten.
 """
 
-import fcntl
 import os
 import stat
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RunError
+from tasks.store import exclusive, wait_in_turn
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +44,9 @@ def alone_on(key: str | None, report: Report, *, user: str, directory: Path | No
         return
     path = (lock_directory() if directory is None else directory) / f"{key}.lock"
     with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not exclusive(stream, patience_s=0):
             with telling(report, path, holder=path.read_text().strip()):
-                # Blocking, so that the kernel hands it over in turn: whoever only asks now and then would never get it
-                # from a run that takes it again for its next stage.
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                wait_in_turn(stream)
         stream.truncate(0)
         stream.write(f"{user} (process {os.getpid()})")
         stream.flush()
