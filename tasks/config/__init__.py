@@ -13,7 +13,7 @@ from tasks.config.health import HealthConfig
 from tasks.config.hub import ADAPTER_CONFIG, needs_hub
 from tasks.config.model_checks import ModelChecks
 from tasks.config.reward_model import RewardModelConfig, TrainRewardModelConfig
-from tasks.config.reward_names import SUFFIX, collision
+from tasks.config.reward_names import collision
 from tasks.config.rewards import TRAINED, RewardConfig, Rewards, ScoreRolloutsConfig
 from tasks.config.rollouts import GenerateRolloutsConfig, RolloutsConfig
 from tasks.config.update import OptimizersConfig, UpdatePolicyConfig
@@ -22,7 +22,6 @@ from tasks.config.yaml_text import YAMLError, read_yaml, write_yaml
 
 __all__ = [
     "ADAPTER_CONFIG",
-    "SUFFIX",
     "TRAINED",
     "AdapterConfig",
     "AdvantagesConfig",
