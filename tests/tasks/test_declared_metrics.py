@@ -11,7 +11,7 @@ import pytest
 
 from flows.orchestration.round_page import COLUMNS
 from flows.terminal.display import GAIN, ITERATION_LINE
-from ppo_core.update import UpdateStats
+from ppo_core import UpdateStats
 from tasks.contract import StageOutput
 from tasks.metrics.declared.glossary import GLOSSARY, LOGGED_BY, combination, declaration, declared, named
 from tasks.metrics.declared.metric import BY_ROWS, Limit, Metric, Range, Warns
