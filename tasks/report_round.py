@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.config import ReportRoundConfig
 from tasks.contract import StageContext, StageOutput
-from tasks.metrics import diagnose, merged, warnings_at
+from tasks.metrics import combine, diagnose, warnings_at
 from tasks.store import Manifest, Ref, read_dataset, write_json
 from tasks.tracking.charts import draw_plots
 
@@ -37,7 +37,7 @@ def report_round(
     evaluated = Manifest.read(evaluation.directory).metrics
     trained = Manifest.read(reward_model.directory) if reward_model is not None else None
     of_this_round = [trained.metrics] if trained is not None and trained.place.round == number else []
-    of_round = merged((1, metrics) for metrics in [*of_this_round, evaluated])
+    of_round = combine((1, metrics) for metrics in [*of_this_round, evaluated])
     warnings = [found for found in diagnose(history, {number: of_round}) if found.round == number]
     counts = [len(warnings_at(history[: position + 1], of_round)) for position in range(len(history))]
     for row, count in zip(history, counts, strict=True):
@@ -75,7 +75,7 @@ def iteration_metrics(manifests: list[Any]) -> dict[str, Any]:
     return {
         "round": place.round,
         "iteration": place.iteration,
-        **merged((manifest.rows, manifest.metrics) for manifest in manifests),
+        **combine((manifest.rows, manifest.metrics) for manifest in manifests),
     }
 
 

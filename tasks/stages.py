@@ -1,8 +1,6 @@
 """The table of stages: what each is, reads, writes and shows. Whatever lists stages asks it.
 
-            inputs=(
-            ),
-run is planned, looked at and told of without torch.
+It names settings alone, never the functions that execute them: a run is planned, looked at and told of without torch.
 """
 
 from collections.abc import Iterator, Mapping

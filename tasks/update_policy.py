@@ -9,7 +9,7 @@ from ppo_core import InPrecision, RolloutBatch, ppo_update
 from ppo_core.update import MinibatchStats
 from tasks.config import UpdatePolicyConfig
 from tasks.contract import Gates, StageContext, StageOutput
-from tasks.metrics import explained_variance_stderr
+from tasks.metrics.explained_variance import explained_variance_stderr
 from tasks.models import STATE_FILE, Models, NextCheckpoint
 from tasks.sampling import rollout_batch
 from tasks.store import SAMPLING_LOGPROBS, BackgroundWriter, Ref, Table, read_dataset

@@ -13,6 +13,7 @@ from flows.config import RunConfig, dump
 from flows.orchestration.round_page import show_round
 from flows.outcomes import warning_markdown, warnings_of
 from flows.runs import CommittedRound, Run, committed_round, committed_rounds, history_of
+from tasks.metrics import combine
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
 
@@ -120,8 +121,9 @@ def points_of(committed: CommittedRound) -> "list[Point]":
             points.append(Point(name, rows[iteration][name], iteration, at))
         for stage in dict.fromkeys(manifest.stage for manifest in manifests):
             shards = [manifest for manifest in manifests if manifest.stage == stage]
-            seconds = sum(manifest.seconds for manifest in shards)
-            points.append(Point(f"seconds/{stage}", seconds, iteration, max(shard.committed_at for shard in shards)))
+            at = max(shard.committed_at for shard in shards)
+            seconds = combine((shard.rows, {f"seconds/{stage}": shard.seconds}) for shard in shards)
+            points += [Point(name, value, iteration, at) for name, value in seconds.items()]
     for manifest, step in [*((m, 0) for m in committed.before), (committed.evaluation, max(committed.iterations))]:
         at = manifest.committed_at
         points += [Point(name, value, step, at) for name, value in manifest.metrics.items()]

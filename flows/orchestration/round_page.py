@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flows.outcomes import warning_markdown, warnings_of
 from flows.runs import CommittedRound, Run, history_of
 from flows.text import escaped_character
-from tasks.config import SUFFIX
+from tasks.metrics import STDERR
 from tasks.store import read_json
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def comparison(summary: Mapping[str, Any]) -> list[list[str]]:
     prefix = "evaluation/reference_"
     # Every metric that policy and reference both have; the others tell how it was measured.
     names = [n.removeprefix(prefix) for n in sorted(summary) if n.startswith(prefix)]
-    names = [name for name in names if f"evaluation/{name}" in summary and not name.endswith(SUFFIX)]
+    names = [name for name in names if f"evaluation/{name}" in summary and not name.endswith(STDERR)]
     # The score first: it is what was trained for.
     names.sort(key=lambda name: name != "score")
     rows = [

@@ -9,7 +9,7 @@ from flows.outcomes.results import summary_of, warnings_of
 from flows.plan import Plan, Planned
 from flows.runs import RUN_FILE, Run
 from tasks.errors import DamagedError, UserError
-from tasks.metrics import RunWarning, diagnose, merged, rows_of
+from tasks.metrics import RunWarning, combine, diagnose, rows_of
 from tasks.store import Manifest, Ref
 
 
@@ -36,7 +36,7 @@ class StageStatus:
     @property
     def metrics(self) -> dict[str, float]:
         """Those of all shards together."""
-        return merged(self.parts)
+        return combine(self.parts)
 
     @property
     def state(self) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from flows.terminal.observer import Observer
 from flows.text import duration, number, printable, stage_label
 from tasks.contract import StageCall
-from tasks.metrics import NEEDED, RunWarning, diagnose, merged, rows_of, warnings_at, warnings_of_round
+from tasks.metrics import NEEDED, RunWarning, combine, diagnose, rows_of, warnings_at, warnings_of_round
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref
 
@@ -144,7 +144,7 @@ class Display(Observer, AbstractContextManager["Display"]):
 
     def _iteration_metrics(self, round: int, iteration: int) -> dict[str, float]:
         """Each metric of an iteration, of all its outputs so far."""
-        return merged(self._metrics.get((round, iteration), []))
+        return combine(self._metrics.get((round, iteration), []))
 
     def _headline(self, call: StageCall, manifest: Manifest) -> str:
         """A stage's numbers; a gain never without the number of the round's warnings."""
@@ -158,7 +158,7 @@ class Display(Observer, AbstractContextManager["Display"]):
     def _warnings(self, call: StageCall) -> list[RunWarning]:
         """What is out of its healthy range where this stage was, by what has been committed there so far."""
         here = (call.place.round, call.place.iteration)
-        of_round = merged(self._metrics.get((here[0], 0), []))
+        of_round = combine(self._metrics.get((here[0], 0), []))
         if not call.place.iteration:
             history, _ = rows_of(self._metrics)
             return warnings_of_round(here[0], of_round, [row for row in history if row["round"] == here[0]])

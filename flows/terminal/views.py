@@ -12,6 +12,7 @@ from flows.runs import Run
 from flows.terminal.display import ITERATION_LINE, headline
 from flows.text import duration, number, printable
 from tasks import environment
+from tasks.metrics import combine
 from tasks.stages import STAGES
 from tasks.store import HELD_OUT
 
@@ -156,7 +157,7 @@ def iterations_table(statuses: Sequence[StageStatus]) -> "Table":
     table = plain_table("iteration", "rows", *titles, *numbers, right=("iteration", "rows", *titles, *numbers))
     for iteration in sorted({status.iteration for status in statuses}):
         here = {status.stage: status for status in statuses if status.iteration == iteration}
-        metrics = {name: value for status in here.values() for name, value in status.metrics.items()}
+        metrics = combine(part for status in here.values() for part in status.parts)
         rows = max((status.rows for status in here.values()), default=0)
         add_row(
             table,

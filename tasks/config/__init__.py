@@ -12,7 +12,7 @@ from tasks.config.health import HealthConfig
 from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.config.model_checks import ADAPTER_CONFIG, ModelChecks, needs_hub
 from tasks.config.reward_model import RewardModelConfig, TrainRewardModelConfig
-from tasks.config.reward_names import SUFFIX, collision
+from tasks.config.reward_names import collision
 from tasks.config.rewards import TRAINED, RewardConfig, Rewards, ScoreRolloutsConfig
 from tasks.config.rollouts import GenerateRolloutsConfig, RolloutsConfig
 from tasks.config.update import OptimizersConfig, UpdatePolicyConfig
@@ -21,7 +21,6 @@ from tasks.config.yaml_text import YAMLError, read_yaml, write_yaml
 
 __all__ = [
     "ADAPTER_CONFIG",
-    "SUFFIX",
     "TRAINED",
     "AdapterConfig",
     "AdvantagesConfig",

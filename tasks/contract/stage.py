@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import ExecutionConfig, HealthConfig
+from tasks.metrics.declared import require_declared
 from tasks.store import Place, Ref
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class StageOutput:
     """What the next stage may take from memory, by the part of the output that holds the same numbers."""
     recoverable: str | None = None
     """Pattern of the files that need not be kept: the stage makes them again, from the same inputs, to the last bit."""
+
+    def __post_init__(self) -> None:
+        require_declared(self.metrics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

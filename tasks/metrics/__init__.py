@@ -1,7 +1,9 @@
 """Metrics: how far each can be believed, how it combines, and what it says against a run."""
 
+from tasks.metrics.combining import combine
+from tasks.metrics.declared import STDERR
 from tasks.metrics.diagnosis import diagnose, warnings_at, warnings_of_round
-from tasks.metrics.history import merged, rows_of
+from tasks.metrics.history import rows_of
 from tasks.metrics.policy_comparison import (
     correlation,
     distinct_metric,
@@ -14,7 +16,6 @@ from tasks.metrics.policy_comparison import (
 from tasks.metrics.rules import NEEDED
 from tasks.metrics.standard_errors import (
     correlation_stderr,
-    explained_variance_stderr,
     mean_metric,
     mean_stderr,
     with_stderr,
@@ -23,19 +24,19 @@ from tasks.metrics.warnings import RunWarning
 
 __all__ = [
     "NEEDED",
+    "STDERR",
     "RunWarning",
+    "combine",
     "correlation",
     "correlation_stderr",
     "diagnose",
     "distinct_metric",
     "distinct_share",
     "empty_metric",
-    "explained_variance_stderr",
     "gain",
     "lead",
     "mean_metric",
     "mean_stderr",
-    "merged",
     "moments",
     "rows_of",
     "warnings_at",

@@ -1,10 +1,10 @@
-"""The ranges that the glossary calls healthy, as rules, and the likely cause where a metric leaves one."""
+"""From where on the declarations say that a metric warns, as rules, and the likely cause where it does."""
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from tasks.config import SUFFIX
+from tasks.metrics.declared import HIGH_APPROX_KL, LEAST_CORRELATION, Limit, declaration, named
 from tasks.metrics.warnings import Bound, Measured, Row, Rule, Seen, Z, measured
 
 Z_OF_A_TREND = 3.0
@@ -13,29 +13,34 @@ order are 2 standard errors apart once in 120 times, 3 once in 1,700."""
 FALLS = 3
 NEEDED = FALLS + 1
 """Iterations that a rule looks at, the judged one included, beside the run's first."""
-LEAST_CORRELATION = 0.3
-"""Of a score with what is wanted, within a sample of responses."""
-HIGH_APPROX_KL = 0.05
-"""Nats a token above which an update is large enough to be the cause of what follows it."""
 
 
-def fixed(limit: float) -> Bound:
-    def bound(_seen: Seen, _name: str) -> Measured:
-        return Measured(limit)
+def declared_rule(
+    metric: str,
+    *,
+    kind: str,
+    because: Callable[[Seen], str],
+    applies: Callable[[Seen, str], bool] = lambda _seen, _name: True,
+) -> Rule:
+    """A rule whose limits are those from where on the metric is declared to warn."""
+    warns = declaration(metric).warns
+    assert warns is not None, f"{metric} is not declared to warn"
+    above, below = (bound_of(limit) if limit is not None else None for limit in (warns.above, warns.below))
+    return Rule(kind=kind, metric=metric, above=above, below=below, because=because, applies=applies)
 
-    return bound
 
-
-def of_the_reference(share: float = 1.0, plus: float = 0.0) -> Bound:
-    """``share`` of what the reference has, and ``plus``: of the run's first iteration, or in the same evaluation."""
+def bound_of(limit: Limit) -> Bound:
+    """A declared limit. The reference is that of the run's first iteration, or of the same evaluation."""
 
     def bound(seen: Seen, name: str) -> Measured | None:
+        if not limit.of_reference:
+            return Measured(limit.number)
         found = (
             measured(seen.first, name)
             if seen.rows
             else measured(seen.of_round, name.replace("evaluation/", "evaluation/reference_"))
         )
-        return found and Measured(share * found.value + plus, share * found.stderr)
+        return found and Measured(limit.of_reference * found.value + limit.number, limit.of_reference * found.stderr)
 
     return bound
 
@@ -146,19 +151,16 @@ def something_wanted_does_not_rise(seen: Seen, _name: str) -> bool:
     )
 
 
-def is_the_reference_scored_by_a_model(seen: Seen, name: str) -> bool:
+def is_the_reference_scored_by_a_model(seen: Seen, _name: str) -> bool:
     """Whether this is the reference's own iteration, and its whole score that of the reward model."""
-    is_of_a_reward = name.removesuffix("_correlation") in seen.now
-    components = {name for name in seen.now if name.startswith("score/")} - {"score/mean", "score/std"}
-    is_alone = len({name for name in components if not name.endswith(SUFFIX)}) == 1
-    return is_of_a_reward and seen.now is seen.first and is_alone and "reward_model/accuracy" in seen.of_round
+    is_alone = len(named("score/<reward>", seen.now)) == 1
+    return seen.now is seen.first and is_alone and "reward_model/accuracy" in seen.of_round
 
 
 PER_ITERATION: tuple[Rule, ...] = (
-    Rule(
+    declared_rule(
+        "update/approx_kl",
         kind="approx_kl",
-        metric="update/approx_kl",
-        above=fixed(0.1),
         because=lambda seen: (
             f"each update moves the policy far from the one that sampled: lower {rate(seen)}, take fewer ppo.epochs, or "
             "set ppo.target_kl"
@@ -172,51 +174,26 @@ PER_ITERATION: tuple[Rule, ...] = (
         applies=falls,
         z=Z_OF_A_TREND,
     ),
-    Rule(
-        kind="empty responses",
-        metric="rollouts/empty_share",
-        above=of_the_reference(plus=0.05),
-        because=of_short_responses,
-    ),
-    Rule(
-        kind="short responses",
-        metric="rollouts/response_length",
-        below=of_the_reference(0.5),
-        because=of_short_responses,
-    ),
-    Rule(
-        kind="gap",
-        metric="audit/<reward>_gap",
-        above=fixed(1.0),
-        because=says(GAMED),
-        applies=lags_behind,
-    ),
-    Rule(
-        kind="repetition",
-        metric="audit/distinct_2",
-        below=of_the_reference(0.9),
-        because=says(REPEATS),
-        applies=something_wanted_does_not_rise,
-    ),
-    Rule(
+    declared_rule("rollouts/empty_share", kind="empty responses", because=of_short_responses),
+    declared_rule("rollouts/response_length", kind="short responses", because=of_short_responses),
+    declared_rule("audit/<reward>_gap", kind="gap", because=says(GAMED), applies=lags_behind),
+    declared_rule("audit/distinct_2", kind="repetition", because=says(REPEATS), applies=something_wanted_does_not_rise),
+    declared_rule(
+        "update/explained_variance",
         kind="critic",
-        metric="update/explained_variance",
-        below=fixed(0.0),
         because=says("the critic is worse than a constant: higher optimizers.critic_learning_rate, ppo.critic_epochs"),
         # A critic meets its policy, and in a later round a new reward model, without having learned of it.
         applies=lambda seen, _name: seen.now["iteration"] > FALLS,
     ),
-    Rule(
+    declared_rule(
+        "audit/<reward>_correlation",
         kind="reward model",
-        metric="audit/<reward>_correlation",
-        below=fixed(LEAST_CORRELATION),
         because=says(UNRELATED),
         applies=is_the_reference_scored_by_a_model,
     ),
-    Rule(
+    declared_rule(
+        "health/warnings",
         kind="limit",
-        metric="health/warnings",
-        above=fixed(0.0),
         because=says(
             "limits of health were passed, and health.action: warn let the stage go on; its own line says more"
         ),
@@ -224,42 +201,16 @@ PER_ITERATION: tuple[Rule, ...] = (
 )
 """Looked at in each iteration."""
 PER_ROUND: tuple[Rule, ...] = (
-    Rule(
-        kind="empty responses",
-        metric="evaluation/empty_share",
-        above=of_the_reference(plus=0.05),
-        because=of_short_responses,
+    declared_rule("evaluation/empty_share", kind="empty responses", because=of_short_responses),
+    declared_rule("evaluation/response_length", kind="short responses", because=of_short_responses),
+    declared_rule("evaluation/<reward>_gap", kind="gap", because=says(GAMED), applies=lags_behind),
+    declared_rule(
+        "evaluation/distinct_2", kind="repetition", because=says(REPEATS), applies=something_wanted_does_not_rise
     ),
-    Rule(
-        kind="short responses",
-        metric="evaluation/response_length",
-        below=of_the_reference(0.5),
-        because=of_short_responses,
-    ),
-    Rule(
-        kind="gap",
-        metric="evaluation/<reward>_gap",
-        above=fixed(1.0),
-        because=says(GAMED),
-        applies=lags_behind,
-    ),
-    Rule(
-        kind="repetition",
-        metric="evaluation/distinct_2",
-        below=of_the_reference(0.9),
-        because=says(REPEATS),
-        applies=something_wanted_does_not_rise,
-    ),
-    Rule(
-        kind="reward model",
-        metric="evaluation/reference_<reward>_correlation",
-        below=fixed(LEAST_CORRELATION),
-        because=says(UNRELATED),
-    ),
-    Rule(
+    declared_rule("evaluation/reference_<reward>_correlation", kind="reward model", because=says(UNRELATED)),
+    declared_rule(
+        "health/warnings",
         kind="limit",
-        metric="health/warnings",
-        above=fixed(0.0),
         because=says(
             "limits of health were passed, and health.action: warn let the stage go on; its own line says more"
         ),

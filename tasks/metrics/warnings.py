@@ -1,12 +1,11 @@
 """What a rule is, what it sees of a run, and the warning that it makes."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks.config import SUFFIX
+from tasks.metrics.declared import STDERR, named
 
 Z = 2.0
 """Standard errors by which a value must be out of its range."""
@@ -66,8 +65,7 @@ class Rule:
 
     def broken_by(self, seen: Seen) -> "list[RunWarning]":
         """A warning for each metric of that name that is out of range here."""
-        pattern = re.compile(re.escape(self.metric).replace("<reward>", r"\w+"))
-        names = [name for name in seen.now if pattern.fullmatch(name) and not name.endswith(SUFFIX)]
+        names = named(self.metric, seen.now)
         return [found for name in names if self.applies(seen, name) for found in self._judged(seen, name)]
 
     def _judged(self, seen: Seen, name: str) -> "list[RunWarning]":
@@ -133,4 +131,4 @@ class RunWarning:
 
 def measured(row: Row, name: str) -> Measured | None:
     value = row.get(name)
-    return None if value is None else Measured(value, row.get(f"{name}{SUFFIX}", 0.0))
+    return None if value is None else Measured(value, row.get(f"{name}{STDERR}", 0.0))

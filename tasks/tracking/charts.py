@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.metrics.declared import named
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -169,7 +171,7 @@ def explained_variance_figure(history: History) -> "Figure | None":
 
 def reward_hacking_figure(history: History) -> "Figure | None":
     """Whether the score outruns what training never sees, follows length, or feeds on repetition."""
-    gaps = sorted({name for row in history for name in row if name.startswith("audit/") and name.endswith("_gap")})
+    gaps = sorted(set(named("audit/<reward>_gap", (name for row in history for name in row))))
     gaps = [name for name in gaps if points(history, name)][: len(COLORS)]
     labels = {
         "gap": "score's lead, std",
@@ -307,7 +309,7 @@ def points(history: History, metric: str) -> list[tuple[int, float]]:
 
 def components_of(history: History) -> list[str]:
     """The names of the metrics that are components of the score, in a stable order."""
-    names = {name for row in history for name in row if name.startswith("score/")} - {"score/mean", "score/std"}
+    names = set(named("score/<reward>", (name for row in history for name in row)))
     return sorted(name for name in names if points(history, name))
 
 

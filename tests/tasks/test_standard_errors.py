@@ -10,13 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppo_core import explained_variance
-from tasks.metrics.standard_errors import (
-    correlation_stderr,
-    explained_variance_stderr,
-    mean_metric,
-    mean_stderr,
-    with_stderr,
-)
+from tasks.metrics.explained_variance import explained_variance_stderr
+from tasks.metrics.standard_errors import correlation_stderr, mean_metric, mean_stderr, with_stderr
 
 numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 
