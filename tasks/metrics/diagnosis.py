@@ -1,4 +1,4 @@
-"""What a run's numbers say against it: the ranges that the README's table of metrics calls healthy, as rules.
+"""What a run's numbers say against it: the ranges that the glossary (README.md beside it) calls healthy, as rules.
 
 A rule is broken where a metric is out of its range by more than chance explains, ``Z`` standard errors of what was
 measured. Nothing stops: limits that stop a stage are those of ``health``, and far wider. The functions are pure, so that

@@ -1,4 +1,4 @@
-"""Names of rewards, held against the table of metrics in the README, which a test holds against real runs."""
+"""Names of rewards, held against the glossary of metrics, which a test holds against real runs."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 
 from tasks.config.reward_names import OF_A_REWARD, OURS, collision
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+GLOSSARY = (Path(__file__).resolve().parents[2] / "tasks" / "metrics" / "README.md").read_text()
 # The first cell of each row of the table: `a/b`, `a/<reward>_c`, and `…_std` after a name for the same with an ending.
-CELLS = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", README.partition("| metric | formula |")[2], re.M)
+CELLS = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", GLOSSARY.partition("| metric | formula |")[2], re.M)
 
 
 def metrics():
