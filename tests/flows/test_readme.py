@@ -156,6 +156,13 @@ def test_the_import_contracts_are_listed():
     assert listed == [contract["name"] for contract in contracts]
 
 
+def test_the_environment_variables_that_are_listed_are_read():
+    code = (ROOT / "tasks" / "environment.py").read_text()
+    listed = [row[0].strip("`") for row in rows(section("infra/README.md", "Named servers"))]
+    assert len(listed) > 3
+    assert [name for name in listed if f'environ.get("{name}"' not in code] == []
+
+
 def leading(text):
     return float(re.match(r"[\d.]+", text)[0])
 
