@@ -1,4 +1,4 @@
-"""The versions that are installed: what the README's commands get, and that no later release comes in unseen."""
+"""The versions that are installed: what the READMEs' commands get, and that no later release comes in unseen."""
 
 import re
 import tomllib
@@ -56,9 +56,11 @@ def test_constraints_are_for_linux_and_macos_with_and_without_cuda():
             assert conditions[name].evaluate(environment) is is_there
 
 
-@pytest.mark.parametrize("name", ["README.md", ".ci/run"])
-def test_what_installs_the_project_installs_these_versions(name):
+@pytest.mark.parametrize(
+    ("name", "num"), [("README.md", 1), ("CONTRIBUTING.md", 2), ("infra/README.md", 1), (".ci/run", 2)]
+)
+def test_what_installs_the_project_installs_these_versions(name, num):
     commands = re.findall(r"^(?:python -m )?pip install\b.* -e .*", (ROOT / name).read_text(), re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == num
     for command in commands:
         assert "-c infra/constraints.txt" in command
