@@ -52,7 +52,7 @@ class DamagedError(Exception):
 
 
 class TransientError(Exception):
-    """Worth another attempt: I/O, a lost device, a killed engine, a service that timed out."""
+    """Worth another attempt: I/O, a lost device, a killed worker, a service that timed out."""
 
 
 def shorten(value: Any, width: int = 60) -> str:

@@ -1,4 +1,4 @@
-"""The tables of the command line. They show what ``flows.results`` and ``flows.rollout_rows`` found."""
+"""The tables of the command line. They show what ``flows.outcomes`` found."""
 
 import shlex
 import time

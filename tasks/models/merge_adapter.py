@@ -1,4 +1,4 @@
-"""An adapter added to the model that it is over, as a directory of its own: ``python -m tasks.merge_adapter``.
+"""An adapter added to the model that it is over, as a directory of its own: ``python -m tasks.models.merge_adapter``.
 
 In a process of its own, since whoever finds out that a name is an adapter's has not loaded torch.
 """
