@@ -58,7 +58,8 @@ def report_round(
     write_json(context.output / "summary.json", summary)
     write_json(context.output / "samples.json", samples)
     draw_plots(context.output / "plots", history, calibration_of(reward_model))
-    return StageOutput(rows=len(history), metrics=evaluated)
+    # The numbers are those of other stages: logged again, they would count twice.
+    return StageOutput(rows=len(history))
 
 
 def by_iteration(refs: list[Ref]) -> list[list[Ref]]:

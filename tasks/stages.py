@@ -203,7 +203,7 @@ STAGES = Stages(
         ),
         Stage(
             name="report_round",
-            version="3",
+            version="4",
             config=ReportRoundConfig,
             belongs_to="round",
             inputs=(

@@ -32,3 +32,12 @@ def test_the_standard_errors_that_are_declared_are_logged(home, tiny):
     names = {name for manifest in home.stages(tiny).values() for name in manifest["metrics"]}
     found = {declaration(name).name for name in names if name.endswith(STDERR)}
     assert found == {name for name, metric in GLOSSARY.items() if metric.has_stderr}
+
+
+def test_a_number_is_logged_by_one_stage_alone(home, tiny):
+    # All outputs of an iteration, or of a round, are combined: a number that two stages log would count twice.
+    stages = {}
+    for manifest in home.stages(tiny).values():
+        for name in manifest["metrics"]:
+            stages.setdefault(name, set()).add(manifest["recipe"]["stage"])
+    assert [name for name, own in stages.items() if len(own) > 1] == ["health/warnings"]

@@ -21,7 +21,7 @@ LOGGED_BY: Mapping[str, tuple[Metric, ...]] = {
     "update_policy": OF_UPDATE,
     "audit_rollouts": OF_AUDIT,
     "evaluate_policy": OF_EVALUATION,
-    "report_round": OF_EVALUATION,
+    "report_round": (),
 }
 """``health/warnings`` is logged by each stage that has limits, ``seconds`` where a round is published."""
 OF_STAGES = [metric for own in LOGGED_BY.values() for metric in own if metric not in OF_ANY_STAGE]
