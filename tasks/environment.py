@@ -176,9 +176,9 @@ def server_environment() -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}, **QUIET}
 
 
-def server_settings(url: str, auth_string: str) -> dict[str, str]:
-    """The settings of the embedded Prefect server that listens at ``url`` (…/api), at home in its working directory."""
-    return {
+def be_server(url: str, auth_string: str) -> None:
+    """Make this process the embedded Prefect server that listens at ``url`` (…/api), at home in its working directory."""
+    settings = {
         **PREFECT_SERVER,
         "PREFECT_HOME": str(Path.cwd()),
         "PREFECT_PROFILES_PATH": str(Path.cwd() / "profiles.toml"),
@@ -193,6 +193,7 @@ def server_settings(url: str, auth_string: str) -> dict[str, str]:
         # Without it the pages served on this port ask the default port for their data and stay blank.
         "PREFECT_SERVER_UI_API_URL": url,
     }
+    os.environ.update(settings)
 
 
 def worker_environment() -> dict[str, str]:

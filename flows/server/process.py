@@ -105,7 +105,7 @@ def place_of(directory: Path) -> list[int]:
 def serve(listening: socket.socket, url: str, secret: str) -> None:
     """Be the server until a signal ends it."""
     # In this process alone, so that neither a list of processes nor another program's environment shows it.
-    os.environ.update(environment.server_settings(url, secret))
+    environment.be_server(url, secret)
     import uvicorn
     from prefect.server.api.server import create_app
 
