@@ -1,6 +1,7 @@
 """Stage: token rewards and advantages, as arithmetic on columns; no model is loaded."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -52,7 +53,6 @@ def compute_advantages(
     kl_coef = config.kl_coef if config.kl_target is None or before.kl_coef is None else before.kl_coef
     table = concatenate([read_dataset(ref.directory / "rollouts") for ref in scored])
     batch = rollout_batch(table)
-    num_responses = table.num_rows
     mask = batch.responses.mask()
     kl = kl_of_tokens(config, table, mask)
     kl_of_response = kl.sum(1)
@@ -61,14 +61,8 @@ def compute_advantages(
     require_near_reference(gates, kl_per_token, context.health.max_kl)
     scores = torch.tensor(table.column("score").to_pylist(), dtype=torch.float32)
     cut_off = ~batch.stopped
-    after = next_state(
-        before,
-        config,
-        scores if config.scores_count_when_cut_off else scores[~cut_off],
-        num_responses=len(scores),
-        kl_coef=kl_coef,
-        mean_kl=float(kl_of_response.mean()),
-    )
+    mean_kl = float(kl_of_response.mean())
+    after = next_state(before, config, scores, cut_off, kl_coef=kl_coef, mean_kl=mean_kl)
     after = replace(after, told_length_cut=before.told_length_cut or tell_of_length_cuts(context, config, cut_off))
     if config.length_cut.exclude:
         kept = rows_to_learn_from(config, table, cut_off, place=context.place.label)
@@ -88,23 +82,28 @@ def compute_advantages(
     write_dataset(context.output / "rollouts", table)
     after.write(context.output)
     context.progress(table.num_rows, table.num_rows, tokens=int(mask.sum()))
-    means = (
-        {"returns/mean": columns["returns"], "values/mean": padded_column(table, "values")}
-        if "returns" in columns
-        else {}
+    return StageOutput(
+        rows=table.num_rows,
+        metrics={
+            "kl/mean": mean_kl,
+            "kl/per_token": kl_per_token,
+            "kl/coef": kl_coef,
+            "rewards/treated_score": float(treated.mean()),
+            **mean_metric("rewards/mean", rewards.sum(1).tolist(), table.column("prompt_id").to_pylist()),
+            "advantages/std_before_whitening": spread,
+            "advantages/excluded_share": 1 - table.num_rows / len(kl_of_response),
+            "health/warnings": float(len(gates.warnings)),
+            **means_of_critic(table, columns, mask),
+        },
     )
-    metrics = {
-        "kl/mean": float(kl_of_response.mean()),
-        "kl/per_token": kl_per_token,
-        "kl/coef": kl_coef,
-        "rewards/treated_score": float(treated.mean()),
-        **mean_metric("rewards/mean", rewards.sum(1).tolist(), table.column("prompt_id").to_pylist()),
-        "advantages/std_before_whitening": spread,
-        "advantages/excluded_share": 1 - table.num_rows / num_responses,
-        "health/warnings": float(len(gates.warnings)),
-        **{name: float(column[mask].mean()) for name, column in means.items()},
-    }
-    return StageOutput(rows=table.num_rows, metrics=metrics)
+
+
+def means_of_critic(table: Table, columns: Mapping[str, torch.Tensor], mask: torch.Tensor) -> dict[str, float]:
+    """What it expected and what came, mean over tokens; nothing without a critic."""
+    if "returns" not in columns:
+        return {}
+    values = padded_column(table, "values")
+    return {"values/mean": float(values[mask].mean()), "returns/mean": float(columns["returns"][mask].mean())}
 
 
 def require_near_reference(gates: Gates, kl_per_token: float, limit: float) -> None:
@@ -169,15 +168,16 @@ def next_state(
     before: LoopState,
     config: AdvantagesConfig,
     scores: torch.Tensor,
+    cut_off: torch.Tensor,
     *,
-    num_responses: int,
     kl_coef: float,
     mean_kl: float,
 ) -> LoopState:
     """The moments with those of this iteration's scores that count, and the KL coefficient of the next one."""
     if config.kl_target is not None:
-        kl_coef = next_kl_coef(kl_coef, mean_kl, num_responses, target=config.kl_target, horizon=config.kl_horizon)
-    return LoopState(kl_coef=kl_coef, scores=before.scores.with_scores(scores))
+        kl_coef = next_kl_coef(kl_coef, mean_kl, len(scores), target=config.kl_target, horizon=config.kl_horizon)
+    counting = scores if config.scores_count_when_cut_off else scores[~cut_off]
+    return LoopState(kl_coef=kl_coef, scores=before.scores.with_scores(counting))
 
 
 def treated_by(

@@ -145,7 +145,7 @@ def rollouts(
         texts = frame.select_dtypes(exclude="number").columns
         print(frame.assign(**{name: frame[name].map(printable_lines) for name in texts}).to_csv(index=False), end="")
     else:
-        from flows.terminal.views import rollouts_table
+        from flows.terminal.rollout_views import rollouts_table
 
         show(rollouts_table(found, frame))
         print(f"round {found.round}, iteration {found.iteration}: {len(frame)} of {len(everything)} rollouts")
@@ -169,7 +169,7 @@ def show_(
     if as_json:
         print_json({**found.row, "tokens": found.tokens})
     else:
-        from flows.terminal.views import rollout_view
+        from flows.terminal.rollout_views import rollout_view
 
         show(rollout_view(found))
 
@@ -200,7 +200,7 @@ def replay(
     if as_json:
         print_json({"run": found.name, "stages": [asdict(stage) for stage in replayed]})
     else:
-        from flows.terminal.views import replay_view
+        from flows.terminal.rollout_views import replay_view
 
         show(replay_view(replayed))
     if any(stage.differences for stage in replayed):

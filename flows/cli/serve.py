@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.app import say
 from flows.cli.options import Json, Overrides, print_json, show
+
+if TYPE_CHECKING:
+    from flows.schedules.schedules import Schedule
 
 commands = typer.Typer()
 
@@ -75,18 +78,7 @@ def schedule(
         print(f"removed the schedule {remove}; its run, if there is one, stays")
         return
     if config is None:
-        found = list_schedules(ctx.obj)
-        if as_json:
-            print_json([asdict(item) for item in found])
-        elif found:
-            from flows.terminal.views import plain_table
-
-            table = plain_table("schedule", "cron", "time zone", "next")
-            for item in found:
-                table.add_row(item.name, item.cron, item.timezone, item.next_time())
-            show(table)
-        else:
-            print(f"{ctx.obj} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
+        show_schedules(ctx.obj, list_schedules(ctx.obj), as_json)
         return
     if cron is None:
         raise ConfigError("--cron: missing; say when, for example --cron '0 2 * * *' for two at night")
@@ -104,6 +96,23 @@ def schedule(
         say("note: no data is named by a pattern such as preferences/*.jsonl, so none can arrive after the first run")
     if not is_served(ctx.obj):
         say("note: nothing serves this home now; start rounds serve")
+
+
+def show_schedules(home: Path, found: "list[Schedule]", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from flows.terminal.views import plain_table
+
+    if as_json:
+        print_json([asdict(item) for item in found])
+        return
+    if not found:
+        print(f"{home} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
+        return
+    table = plain_table("schedule", "cron", "time zone", "next")
+    for item in found:
+        table.add_row(item.name, item.cron, item.timezone, item.next_time())
+    show(table)
 
 
 @commands.command()

@@ -100,12 +100,12 @@ class Candidate:
         self.trust_remote_code = trust_remote_code
 
     @cached_property
-    def config(self) -> "PreTrainedConfig":
+    def config(self) -> PreTrainedConfig:
         """That of its language model."""
         return read_text_config(self.directory, trust_remote_code=self.trust_remote_code)
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(str(self.directory), trust_remote_code=self.trust_remote_code)
 
     @cached_property
@@ -113,7 +113,7 @@ class Candidate:
         return dict(self.tokenizer.get_vocab())
 
     @cached_property
-    def language_model(self) -> "PreTrainedModel":
+    def language_model(self) -> PreTrainedModel:
         """On the meta device; refused where its files lack weights."""
         return load_policy(self.directory, trust_remote_code=self.trust_remote_code, weightless=True)
 
@@ -226,10 +226,8 @@ def reading_checks(model: Candidate, checks: ModelChecks) -> Iterator[Check]:
 
 def longest_prompt(model: Candidate, data: Path, response: int, what: str) -> tuple[int, str]:
     """Tokens of the longest prompt, as this model reads it, and a response."""
-    lengths = [
-        len(encode_prompt(model.tokenizer, prompt_of(row), place=f"prompt {row['prompt_id']}"))
-        for row in the_longest(data, PROMPTS, ["prompt_id", "prompt", "messages"])
-    ]
+    rows = the_longest(data, PROMPTS, ["prompt_id", "prompt", "messages"])
+    lengths = [len(encode_prompt(model.tokenizer, prompt_of(r), place=f"prompt {r['prompt_id']}")) for r in rows]
     return max(lengths) + response, f"the longest prompt, {max(lengths)} tokens, {what}"
 
 
@@ -267,18 +265,15 @@ def require_policys_tokens(model: Candidate, policy: Candidate) -> None:
         model.require_rows_for(policy.vocabulary, whose="the policy's tokenizer")
         return
     if model.vocabulary != policy.vocabulary:
-        advice = (
-            "name a model with the policy's tokenizer, or leave model.critic out"
-            if model.field == "model.critic"
-            else "set model.critic: policy"
-        )
+        other = "name a model with the policy's tokenizer, or leave model.critic out"
+        advice = other if model.field == "model.critic" else "set model.critic: policy"
         raise ModelError(
             f"{model.field}: the critic starts from {model.directory} and reads the policy's token ids, but the tokenizer "
             f"there is another than that of {policy.directory}; {advice}"
         )
 
 
-def require_linear_head(model: "PreTrainedModel", directory: Path) -> None:
+def require_linear_head(model: PreTrainedModel, directory: Path) -> None:
     """Refuse a model that does more to its logits than a linear head does (scales, caps): its body cannot be shared.
 
     Its own forward pass is tried, with numbers in the place of what its body computes and a small head in that of its own.

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "ppo_core"))
 
 from enumerable import RECIPES, Problem, random_problem, train
 
-from tasks.tracking.charts import COLORS, MUTED, STYLE, save
+from tasks.tracking.charts import save
+from tasks.tracking.plotting import COLORS, MUTED, STYLE
 
 PROBLEMS = (4, 7)
 KL_COEFS = (2.0, 1.0, 0.6, 0.4, 0.25)

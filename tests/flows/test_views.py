@@ -16,16 +16,8 @@ from flows.outcomes.results import result_columns, result_rows, summary_of
 from flows.outcomes.status import overview, reports_of, run_state, stage_statuses, steps
 from flows.plan.attempts import attempts_of
 from flows.plan.plan import forced_by, make_plan
-from flows.terminal.views import (
-    attempts_table,
-    results_table,
-    rollout_view,
-    rollouts_table,
-    round_table,
-    runs_table,
-    status_view,
-    steps_table,
-)
+from flows.terminal.rollout_views import rollout_view, rollouts_table
+from flows.terminal.views import attempts_table, results_table, round_table, runs_table, status_view, steps_table
 from flows.text import duration, json_text, number, printable, printable_lines
 from tasks.errors import ConfigError, RunError
 from tasks.store.data_sets import read_dataset, write_dataset
