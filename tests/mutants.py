@@ -388,7 +388,6 @@ PPO_CORE: Table = [
         "ppo_core/batch.py",
         "tests/ppo_core/test_batch.py",
         [
-            # Ragged
             ("self.offsets[0] != 0 or ", ""),
             ("or self.offsets[-1] != len(self.values)", ""),
             ("if (self.lengths < 0).any():", "if (self.lengths < 0).all():"),
@@ -400,7 +399,6 @@ PPO_CORE: Table = [
             ("columns < lengths if side", "columns <= lengths if side"),
             ("columns >= width - lengths", "columns > width - lengths"),
             ("if width < longest:", "if width < longest - 9:"),
-            # RolloutBatch
             ("if (ragged.lengths == 0).any():", "if (ragged.lengths == 0).all():"),
             ("if column.shape != self.responses.values.shape:", "if column.dim() != 1:"),
             ("if not len(self.prompts) == len(self.responses) == len(self.stopped):", "if False:"),
@@ -410,7 +408,6 @@ PPO_CORE: Table = [
             ("prompts=self.prompts.select(rows)", "prompts=self.prompts.select(rows.flip(0))"),
             ("{**self.token_columns, **columns}", "{**columns, **self.token_columns}"),
             ("return self.prompts.lengths + self.responses.lengths", "return self.responses.lengths"),
-            # PaddedBatch
             ("within = torch.arange(int(offsets[-1])) - offsets[row]", "within = torch.arange(int(offsets[-1]))"),
             ("start = line_of_row * width + offsets[:-1] - starts", "start = line_of_row * width + 0 * starts"),
             (
@@ -423,7 +420,12 @@ PPO_CORE: Table = [
             ("within < chosen.lengths[row] - 1\n", "within < chosen.lengths[row]\n"),
             ("last=start + chosen.lengths - 1", "last=start + chosen.lengths - 2"),
             ('moved["token_columns"] = {name: x.to(device)', 'moved["token_columns"] = {name: x'),
-            # micro_batches
+        ],
+    ),
+    (
+        "ppo_core/packing.py",
+        "tests/ppo_core/test_batch.py",
+        [
             (
                 "torch.argsort(lengths, descending=True, stable=True)\n    longest",
                 "torch.argsort(lengths)\n    longest",
@@ -433,13 +435,11 @@ PPO_CORE: Table = [
             ("cost[:i] + area + group_cost", "cost[:i] + area"),
             ("allowed = area <= token_budget", "allowed = area <= 2 * token_budget"),
             ("if token_budget < 1:", "if token_budget < 0:"),
-            # packed_lines
             ("room = max(line_tokens, *lengths)", "room = 2 * max(line_tokens, *lengths)"),
             ("place = bisect_left(free, (lengths[row], 0))", "place = len(free)"),
             ("place = bisect_left(free, (lengths[row], 0))", "place = min(len(free), 0)"),
             ("insort(free, (left - lengths[row], line))", "insort(free, (left, line))"),
             ("insort(free, (left - lengths[row], line))", "free.append((left - lengths[row], line))"),
-            # minibatches
             ("permutation.tensor_split(num_minibatches)", "permutation.split(num_minibatches)"),
             ("row_uniforms([seed], num_rows)", "row_uniforms([0], num_rows)"),
             ("1 <= num_minibatches <= num_rows", "1 <= num_minibatches"),
@@ -555,7 +555,6 @@ PPO_CORE: Table = [
         "ppo_core/forward.py",
         "tests/ppo_core/test_forward.py",
         [
-            # token_logits, token_logprobs
             (
                 "return at_least_float32(logits[padded.predicts_response]) / temperature",
                 "return logits[padded.predicts_response] / temperature",
@@ -563,7 +562,6 @@ PPO_CORE: Table = [
             ("logits[padded.predicts_response]) / temperature", "logits[padded.predicts_response])"),
             ("gather_logprobs(logits, padded.response_ids)", "gather_logprobs(logits, padded.response_ids.flip(0))"),
             ('"bias": head.bias, "temperature": temperature, "dtype"', '"bias": head.bias, "dtype"'),
-            ("torch.allclose(parts, logits)", "True"),
             ('else {"position_ids": padded.position_ids}', "else {}"),
             ("{min(token_budget, round(", "{min(2**40, round("),
             ("min(_MOST_WIDTHS, _ROWS_TO_PLACE // len(own))", "0"),
@@ -575,7 +573,6 @@ PPO_CORE: Table = [
                 "x.new_zeros(mask.shape).masked_scatter(mask, x)",
                 "x.new_zeros(mask.shape).masked_scatter(mask, x.detach())",
             ),
-            # response_values, response_and_final_values
             (
                 "return response_and_final_values(critic, padded)[0]",
                 "return response_and_final_values(critic, padded)[0].detach()",
@@ -587,12 +584,18 @@ PPO_CORE: Table = [
         ],
     ),
     (
+        "ppo_core/heads.py",
+        "tests/ppo_core/test_forward.py",
+        [
+            ("torch.allclose(parts, logits)", "True"),
+        ],
+    ),
+    (
         "ppo_core/update.py",
         "tests/ppo_core/test_update.py tests/ppo_core/test_update_formulas.py tests/ppo_core/test_laws.py",
         [
             ("len(policy.minibatches) / policy.epochs", "len(policy.minibatches)"),
             ("len(policy.minibatches) / policy.epochs", "1"),
-            # ppo_update
             ("config.critic_epochs or config.epochs", "config.epochs"),
             ("max_grad_norm=config.critic_max_grad_norm", "max_grad_norm=config.max_grad_norm"),
             ("derive_seed(seed, epoch)", "derive_seed(seed, 0)"),
@@ -600,7 +603,7 @@ PPO_CORE: Table = [
             ("num_tokens=len(minibatch.responses.values)", "num_tokens=len(batch.responses.values)"),
             ("num_responses=len(minibatch) if", "num_responses=len(batch) if"),
             ('num_responses=len(minibatch) if config.aggregation == "seq_mean" else None', "num_responses=None"),
-            ("                learner.optimizer.zero_grad()\n                for lines", "                for lines"),
+            ("    learner.optimizer.zero_grad()\n    for lines", "    for lines"),
             ("                learner.optimizer.step()\n", "                pass\n"),
             ("on_tokens(len(padded.response_ids))", "on_tokens(padded.response_mask.numel())"),
             ('if before_step is not None and name == "policy":', "if before_step is not None:"),
@@ -618,17 +621,9 @@ PPO_CORE: Table = [
                 'if "approx_kl" in stats and config.target_kl is None',
             ),
             ("learner.minibatches[-config.num_minibatches :]", "learner.minibatches"),
-            ('_mean([stats["approx_kl"] for stats in latest])', 'max([stats["approx_kl"] for stats in latest])'),
-            ('_mean([stats["approx_kl"] for stats in latest])', '_mean([stats["k1_kl"] for stats in latest])'),
+            ('mean_of([stats["approx_kl"] for stats in latest])', 'max([stats["approx_kl"] for stats in latest])'),
+            ('mean_of([stats["approx_kl"] for stats in latest])', 'mean_of([stats["k1_kl"] for stats in latest])'),
             ("on_trained(name)\n", 'on_trained("policy")\n'),
-            # the policy's loss
-            ('if stats["grad_norm"] > self.max_grad_norm:', "if False:"),
-            # the critic's loss
-            # minibatches and their statistics
-            ('_MAXIMA = ("ratio_max_deviation",)', "_MAXIMA = ()"),
-            ('(math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"]))', "True"),
-            ("        self.open_stats = {}\n", ""),
-            ("return sum(values) / len(values)", "return values[-1]"),
             ('policy.minibatches[0]["ratio_max_deviation"]', 'policy.minibatches[-1]["ratio_max_deviation"]'),
             ('found["num_optimizer_steps"] = len(policy.minibatches)', 'found["num_optimizer_steps"] = policy.epochs'),
             ('found["policy_epochs"] = policy.epochs', 'found["policy_epochs"] = len(policy.minibatches)'),
@@ -638,7 +633,6 @@ PPO_CORE: Table = [
             ),
             ("num_tokens=len(batch.responses.values), **found", "num_tokens=len(batch), **found"),
             ("if value is not None}", "}"),
-            # what an update needs
             ("if policy is None and critic is None:", "if False:"),
             ("if model is not None and optimizer is None:", "if False:"),
             ('== "exact" and reference is None:', '== "exact" and False:'),
@@ -649,20 +643,37 @@ PPO_CORE: Table = [
         ],
     ),
     (
+        "ppo_core/learner.py",
+        "tests/ppo_core/test_update.py tests/ppo_core/test_update_formulas.py tests/ppo_core/test_laws.py",
+        [
+            ('if stats["grad_norm"] > self.max_grad_norm:', "if False:"),
+            ('_MAXIMA = ("ratio_max_deviation",)', "_MAXIMA = ()"),
+            ('(math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"]))', "True"),
+            ("        self.open_stats = {}\n", ""),
+            ("return sum(values) / len(values)", "return values[-1]"),
+        ],
+    ),
+    (
         "ppo_core/update.py",
         "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient",
         [
             ("[group.rank() :: group.size()]", "[:: group.size()]"),
             ("[group.rank() :: group.size()]", "[group.rank() * len(lengths) // group.size() :]"),
+            (
+                "if group is None:\n        return torch.arange(len(lengths))",
+                "if True:\n        return torch.arange(len(lengths))",
+            ),
+        ],
+    ),
+    (
+        "ppo_core/learner.py",
+        "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient",
+        [
             ("        distributed.all_reduce(parameter.grad, group=group)\n", ""),
             ("        if not any(has_gradient):\n            continue\n", ""),
             ("_added([stats for stats, _ in gathered])", "_added([stats])"),
             ("torch.maximum(whole[name], value) if name in _MAXIMA else whole[name] + value", "whole[name] + value"),
             ("self.open_stats = _sum_over", "_ = _sum_over"),
-            (
-                "if group is None:\n        return torch.arange(len(lengths))",
-                "if True:\n        return torch.arange(len(lengths))",
-            ),
         ],
     ),
     (
@@ -753,7 +764,7 @@ PPO_CORE: Table = [
                 "            entropies, mask, num_tokens=num_tokens",
             ),
             ("loss = loss + config.kl_loss_coef", "loss = loss - config.kl_loss_coef"),
-            ("loss = loss + config.kl_loss_coef * divergence", "loss = loss + divergence"),
+            ("loss = loss + config.kl_loss_coef * of_minibatch", "loss = loss + of_minibatch"),
             ('if config.kl_loss_direction == "reverse" else', 'if config.kl_loss_direction == "forward" else'),
             ("direction=config.kl_loss_direction,", 'direction="reverse",'),
             ("estimator=kl_estimator,", 'estimator="k1",'),
@@ -762,12 +773,12 @@ PPO_CORE: Table = [
                 "token_logits(reference, padded, temperature=1.0)",
             ),
             (
-                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens, num_responses=num_responses",
-                "spread(exact_kl(*ordered), mask), mask, num_tokens=num_tokens",
+                "aggregate_loss(of_tokens, mask, num_tokens=num_tokens, num_responses=num_responses)",
+                "aggregate_loss(of_tokens, mask, num_tokens=num_tokens)",
             ),
-            ('stats["kl_loss"] = divergence.detach()', 'stats["kl_loss"] = config.kl_loss_coef * divergence.detach()'),
+            ('stats["kl_loss"] = of_minibatch.detach()', 'stats["kl_loss"] = config.kl_loss_coef * of_minibatch.detach()'),
             ('stats["policy_loss"] = loss.detach()', 'stats["policy_loss"] = -loss.detach()'),
-            ("aggregate_loss(entropies.detach(), mask, num_tokens=num_tokens)", "entropies.detach().mean()"),
+            ("aggregate_loss(entropies.detach(), mask, num_tokens=counts.num_tokens)", "entropies.detach().mean()"),
             ("            dual_clip=config.dual_clip,\n", ""),
             ("            cliprange=config.cliprange,", "            cliprange=0.2,"),
             ('if config.loss == "ppo":', 'if config.loss == "pg":'),
@@ -808,7 +819,7 @@ PPO_CORE: Table = [
         ],
     ),
     (
-        "ppo_core/forward.py",
+        "ppo_core/precision.py",
         "tests/ppo_core/test_heads.py",
         [
             ("with _head_in_float32(self.model):", "with nullcontext():"),
@@ -818,6 +829,12 @@ PPO_CORE: Table = [
             ("return self.own(at_least_float32(hidden), *args", "return self.own(hidden.bfloat16().float(), *args"),
             ("            del head.forward", "            pass"),
             ("            head.forward = own\n", "            del head.forward\n"),
+        ],
+    ),
+    (
+        "ppo_core/heads.py",
+        "tests/ppo_core/test_heads.py",
+        [
             ("linear_in_float32(self.head, hidden).squeeze(-1)", "self.head(hidden).float().squeeze(-1)"),
             ("head.weight, head.bias, model.head_dtype)", "head.weight, head.bias, model.dtype)"),
         ],
@@ -875,22 +892,34 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/data/records.py",
+        "tasks/data/preferences.py",
         "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
         [
             (
                 "chosen, rejected = answers.values() if better == 0",
                 "chosen, rejected = answers.values() if better == 1",
             ),
-            ("    if ends_with_opening(prompt):\n        return", "    if False:\n        return"),
-            ("if len(prompt.split()) >= LONG_PROMPT:", "if False:"),
-            ("if taken := sorted(TAKEN & extra.keys()):", "if taken := []:"),
-            ("if (answer := ends_with_answer(text)) is not None:", "if (answer := None) is not None:"),
-            ("if (opening := begins_with_turn(text)) is not None:", "if (opening := None) is not None:"),
             ("ranks = [1] * len(good) + [2] * len(bad)", "ranks = [2] * len(good) + [1] * len(bad)"),
             ("[text for text in sides[is_good] if text not in contrary]", "list(sides[is_good])"),
             ("    if not same_messages(chosen[:-1], rejected[:-1]):\n        return PARTED\n", ""),
+        ],
+    ),
+    (
+        "tasks/data/columns.py",
+        "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
+        [
+            ("    if ends_with_opening(prompt):\n        return", "    if False:\n        return"),
+            ("if len(prompt.split()) >= LONG_PROMPT:", "if False:"),
+            ("if (answer := ends_with_answer(text)) is not None:", "if (answer := None) is not None:"),
+            ("if (opening := begins_with_turn(text)) is not None:", "if (opening := None) is not None:"),
             ('if last not in ("user", "system", "developer", "tool", "ipython"):', "if False:"),
+        ],
+    ),
+    (
+        "tasks/data/records.py",
+        "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
+        [
+            ("if taken := sorted(TAKEN & extra.keys()):", "if taken := []:"),
         ],
     ),
     (
@@ -1077,7 +1106,7 @@ TASKS: Table = [
             ),
             ("shutil.rmtree(copy, ignore_errors=True)", "pass"),
             ("            if self._proof_prompts is not None:\n                self._prove(engine, sampling)\n", ""),
-            ("tied=tied_weights(self.policy if base is None else self.policy.model)", "tied={}"),
+            ("tied=tied_weights(self._policy if base is None else self._policy.model)", "tied={}"),
         ],
     ),
     (
@@ -1131,13 +1160,13 @@ TASKS: Table = [
         [
             ("kl_coef = config.kl_coef if config.kl_target is None or before", "kl_coef = config.kl_coef if before"),
             ("before.kl_coef is None else before.kl_coef", "before.kl_coef is None else config.kl_coef"),
-            ("scores=before.scores.with_scores(scores)", "scores=before.scores"),
+            ("scores=before.scores.with_scores(counting)", "scores=before.scores"),
             ("moments=state.scores if config.normalize_scores else None", "moments=None"),
             ("treated_by(config, scores, cut_off, batch", "treated_by(config, scores, ~cut_off, batch"),
             ("batch.responses.lengths, after)", "batch.responses.lengths, before)"),
             ("cut_off_penalty=config.length_cut.penalty", "cut_off_penalty=0.0"),
             ("keep_cut_off=config.scores_count_when_cut_off", "keep_cut_off=True"),
-            ("scores if config.scores_count_when_cut_off else scores[~cut_off],", "scores,"),
+            ("scores if config.scores_count_when_cut_off else scores[~cut_off]", "scores"),
             ("before.told_length_cut or tell_of", "tell_of"),
             ("finished[prompt] > 1", "finished[prompt] > 0"),
             ("penalty=config.length_cut.ramp_penalty", "penalty=1.0"),
@@ -1356,14 +1385,14 @@ TASKS: Table = [
         [
             ("sum(a != b for a, b", "sum(True for a, b"),
             ("abs(with_it - batch_size) > abs(filled - batch_size)", "with_it > batch_size"),
-            ('num_pairs = [pairs_in(row["ranks"]) for row in train]', "num_pairs = [1 for row in train]"),
+            ('num_pairs = [pairs_in(row["ranks"]) for row in rows]', "num_pairs = [1 for row in rows]"),
         ],
     ),
     (
         "tasks/score_rollouts.py",
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
-            ("learners.policy(policy), reference_model", "reference_model, learners.policy(policy)"),
+            ("models.policy(policy), reference_model", "reference_model, models.policy(policy)"),
             ('"final_value": final_values.tolist()', '"final_value": [0.0] * table.num_rows'),
         ],
     ),
@@ -1566,8 +1595,6 @@ TASKS: Table = [
         "tests/tasks/test_adapters.py",
         [
             ("weights[own] = torch.zeros(parameter.shape)", "weights[own] = torch.ones(parameter.shape)"),
-            ("x * (alpha / rank)", "x"),
-            ("change.T if adapter.is_transposed else change", "change"),
             ("layer.enable_adapters(name is not None)", "layer.enable_adapters(True)"),
         ],
     ),
@@ -1575,7 +1602,7 @@ TASKS: Table = [
         "tasks/models/access.py",
         "tests/tasks/test_adapters.py",
         [
-            ("POLICY if shared_trunk else part", "part"),
+            ("POLICY if access.shared_trunk else part", "part"),
         ],
     ),
     (
