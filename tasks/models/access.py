@@ -1,13 +1,14 @@
 """The one way to a stage's models: whole ones, or adapters over one frozen base; a critic with a body of its own, or a head
 on the policy's; a reward model, trained or new."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -217,7 +218,13 @@ def write_whole(
     else:
         model = load_scalar_model(source, trust_remote_code=access.trust_remote_code).model
     if lora_base is not None:
-        model = PeftModel.from_pretrained(model, str(checkpoint / body)).merge_and_unload()
+        with warnings.catch_warnings():
+            # PEFT asks transformers by names of its past.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapter = PeftConfig.from_pretrained(str(checkpoint / body))
+            # Of a critic on the policy's body the adapter is a language model's.
+            adapter.task_type = None
+            model = PeftModel.from_pretrained(model, str(checkpoint / body), config=adapter).merge_and_unload()
     if part == CRITIC and access.shared_trunk:
         head = getattr(model, HEAD)
         head.load_state_dict(load_head(checkpoint / CRITIC, head.in_features).state_dict())
