@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from ppo_core.masking import explained_variance, masked_mean, masked_whiten
     from ppo_core.packing import micro_batches, minibatches
     from ppo_core.precision import InPrecision
-    from ppo_core.preferences import expected_calibration_error, preference_loss, ranking_loss
+    from ppo_core.preferences import (
+        CalibrationBin,
+        calibration_bins,
+        expected_calibration_error,
+        preference_loss,
+        ranking_loss,
+    )
     from ppo_core.randomness import derive_seed, row_uniforms
     from ppo_core.rewards import RunningMoments, overlong_penalty, token_rewards, treated_scores
     from ppo_core.sampling import sample
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AS_FEW_AS_POSSIBLE",
+    "CalibrationBin",
     "ConfigError",
     "EmptyMaskError",
     "GroupEstimator",
@@ -54,6 +61,7 @@ __all__ = [
     "UpdateStats",
     "UserError",
     "aggregate_loss",
+    "calibration_bins",
     "derive_seed",
     "entropy",
     "exact_kl",

@@ -1,5 +1,7 @@
 """Learning a score from comparisons, and whether its probabilities mean what they say."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -63,24 +65,48 @@ def ranking_loss(
     return (losses / pairs_of_prompt[prompt_of_pair]).sum() / len(pairs_of_prompt)
 
 
-def expected_calibration_error(probabilities_of_chosen: Float[Tensor, " B"], num_bins: int = 10) -> Float[Tensor, ""]:
-    """How far the confidence of a preference model is from its accuracy, averaged over pairs.
+class CalibrationBin(NamedTuple):
+    """Pairs of about the same confidence."""
+
+    lower: float
+    """Where the bin begins."""
+    pairs: int
+    mean_confidence: float
+    accuracy: float
+    """Share of the pairs that the model is right about."""
+
+
+def calibration_bins(probabilities_of_chosen: Float[Tensor, " B"], num_bins: int = 10) -> list[CalibrationBin]:
+    """Confidence and accuracy of a preference model, in equal bins of confidence; those without a pair are left out.
 
     ``probabilities_of_chosen`` are ``p = sigmoid(chosen - rejected)``. The model predicts the response of higher score
     with confidence ``max(p, 1 - p)``, in [0.5, 1], and is right where ``p > 0.5`` (half right where it is undecided).
-    Pairs are put into ``num_bins`` equal bins of confidence; the result is the mean over pairs of their bin's
-    ``|mean confidence - share right|``. Guo et al. 2017, arXiv:1706.04599, eq. 5.
     """
     if num_bins < 1:
         raise ConfigError(f"num_bins={num_bins} must be at least 1; 10 is usual")
-    _require_some(probabilities_of_chosen, "a pair")
     p = probabilities_of_chosen.double()
     confidence = torch.maximum(p, 1 - p)
     right = (p > 0.5).double() + 0.5 * (p == 0.5)
     bins = ((confidence - 0.5) * 2 * num_bins).long().clamp(0, num_bins - 1)
-    # Within a bin, n * |mean confidence - mean right| is the absolute value of the summed differences.
-    gaps = p.new_zeros(num_bins).index_add(0, bins, confidence - right)
-    return (gaps.abs().sum() / len(p)).to(probabilities_of_chosen.dtype)
+    counts, confidences, rights = (
+        p.new_zeros(num_bins).index_add(0, bins, x).tolist() for x in (torch.ones_like(p), confidence, right)
+    )
+    return [
+        CalibrationBin(0.5 + b / (2 * num_bins), int(counts[b]), confidences[b] / counts[b], rights[b] / counts[b])
+        for b in range(num_bins)
+        if counts[b]
+    ]
+
+
+def expected_calibration_error(probabilities_of_chosen: Float[Tensor, " B"], num_bins: int = 10) -> Float[Tensor, ""]:
+    """How far a preference model's confidence is from its accuracy: mean over pairs of their bin's difference.
+
+    The bins are those of ``calibration_bins``. Guo et al. 2017, arXiv:1706.04599, eq. 5.
+    """
+    _require_some(probabilities_of_chosen, "a pair")
+    bins = calibration_bins(probabilities_of_chosen, num_bins)
+    total = sum(own.pairs * abs(own.mean_confidence - own.accuracy) for own in bins)
+    return probabilities_of_chosen.new_tensor(total / len(probabilities_of_chosen))
 
 
 def _require_some(x: Tensor, what: str) -> None:

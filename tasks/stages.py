@@ -123,7 +123,7 @@ STAGES = Stages(
         ),
         Stage(
             name="train_reward_model",
-            version="4",
+            version="5",
             config=TrainRewardModelConfig,
             belongs_to="round",
             inputs=("base", "reference", "data"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ppo_core import expected_calibration_error, ranking_loss
+from ppo_core import calibration_bins, expected_calibration_error, ranking_loss
 from tasks.config import TrainRewardModelConfig
 from tasks.contract import Gates, StageContext, StageOutput
 from tasks.errors import DataError
@@ -199,17 +199,6 @@ def held_out_quality(
     margin, difference = torch.tensor(margins), torch.tensor(longer_by)
     is_right = margin > 0
     probabilities = torch.sigmoid(margin)
-    confidence = torch.maximum(probabilities, 1 - probabilities)
-    bin_of = ((confidence - 0.5) * 20).long().clamp(max=9)
-    bins = [
-        {
-            "pairs": int((bin_of == b).sum()),
-            "mean_confidence": float(confidence[bin_of == b].mean()),
-            "accuracy": float(is_right[bin_of == b].float().mean()),
-        }
-        for b in range(10)
-        if (bin_of == b).any()
-    ]
     by_length = dict(zip(BY_LENGTH, (difference > 0, difference < 0), strict=True))
     return {
         "preferences": len(set(preference_of)),
@@ -218,8 +207,8 @@ def held_out_quality(
         "accuracy_error": clustered_error(is_right.tolist(), preference_of),
         **{name: float(is_right[own].float().mean()) if own.any() else None for name, own in by_length.items()},
         "mean_margin": float(margin.mean()),
-        "calibration_error": float(expected_calibration_error(probabilities, num_bins=10)),
-        "bins": bins,
+        "calibration_error": float(expected_calibration_error(probabilities)),
+        "bins": [own._asdict() for own in calibration_bins(probabilities)],
     }
 
 

@@ -776,7 +776,10 @@ PPO_CORE: Table = [
                 "aggregate_loss(of_tokens, mask, num_tokens=num_tokens, num_responses=num_responses)",
                 "aggregate_loss(of_tokens, mask, num_tokens=num_tokens)",
             ),
-            ('stats["kl_loss"] = of_minibatch.detach()', 'stats["kl_loss"] = config.kl_loss_coef * of_minibatch.detach()'),
+            (
+                'stats["kl_loss"] = of_minibatch.detach()',
+                'stats["kl_loss"] = config.kl_loss_coef * of_minibatch.detach()',
+            ),
             ('stats["policy_loss"] = loss.detach()', 'stats["policy_loss"] = -loss.detach()'),
             ("aggregate_loss(entropies.detach(), mask, num_tokens=counts.num_tokens)", "entropies.detach().mean()"),
             ("            dual_clip=config.dual_clip,\n", ""),

@@ -203,7 +203,7 @@ def calibration_figure(calibration: Mapping[str, Any]) -> "Figure | None":
     axes.set_ylim(min(0.48, *(a - e - 0.02 for a, e in zip(accuracy, errors, strict=True))), 1.03)
     axes.legend(loc="lower right")
     axes.text(0.02, 0.96, calibration_summary(calibration), transform=axes.transAxes, va="top")
-    counts.bar([0.525 + 0.05 * bin_of(c) for c in confidence], pairs, width=0.044, color=COLORS[0], alpha=0.75)
+    counts.bar([b["lower"] + 0.025 for b in bins], pairs, width=0.044, color=COLORS[0], alpha=0.75)
     return figure
 
 
@@ -212,11 +212,6 @@ def calibration_summary(calibration: Mapping[str, Any]) -> str:
     named = {"accuracy": calibration.get("accuracy"), "calibration error": calibration.get("calibration_error")}
     lines = [f"{name} {value:.1%}" for name, value in named.items() if is_number(value)]
     return "\n".join([*lines, f"{calibration.get('pairs', 0):,} held-out pairs"])
-
-
-def bin_of(confidence: float) -> int:
-    """Which of the ten bins between 1/2 and 1 a confidence lies in."""
-    return min(9, max(0, int((confidence - 0.5) * 20)))
 
 
 def components_of(history: History) -> list[str]:

@@ -179,7 +179,7 @@ def source(path: str) -> dict[str, Any]:
 
 
 def calibration() -> dict[str, Any]:
-    bins = [{"pairs": 4, "mean_confidence": 0.8, "accuracy": 0.75}]
+    bins = [{"lower": 0.8, "pairs": 4, "mean_confidence": 0.8, "accuracy": 0.75}]
     return {"pairs": 4, "accuracy": 0.75, "calibration_error": 0.05, "bins": bins}
 
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.autograd import gradcheck
 
-from ppo_core import ConfigError, EmptyMaskError, ShapeError, expected_calibration_error, preference_loss, ranking_loss
+from ppo_core import (
+    ConfigError,
+    EmptyMaskError,
+    ShapeError,
+    calibration_bins,
+    expected_calibration_error,
+    preference_loss,
+    ranking_loss,
+)
 
 
 @law
@@ -154,3 +162,12 @@ def test_columns_of_another_shape_are_refused_by_name():
     ):
         with pytest.raises(ShapeError, match=rf"{name} is \(3,\) but \w+ is \(2,\)"):
             function(*columns, **settings)
+
+
+def test_bins_of_confidence_by_hand():
+    # Confidences 0.75 (right), 0.75 (wrong), 1 (right) and 0.5, where it is undecided; of two bins, [0.5, 0.75) has the last.
+    found = calibration_bins(tensor([0.75, 0.25, 1.0, 0.5]), 2)
+    assert [tuple(own) for own in found] == [(0.5, 1, 0.5, 0.5), (0.75, 3, pytest.approx(2.5 / 3), pytest.approx(2 / 3))]
+    # A bin without a pair is none.
+    assert [own.lower for own in calibration_bins(tensor([0.0]), 4)] == [0.875]
+    assert calibration_bins(tensor([])) == []

@@ -14,6 +14,7 @@ PUBLIC = """
     AS_FEW_AS_POSSIBLE HeadCritic InPrecision TrunkCritic forward_groups token_logits token_logprobs
     ConfigError EmptyMaskError GroupEstimator KLEstimator MinibatchStats NonFiniteError Optimizers PPOConfig PaddedBatch
     Ragged RolloutBatch RunningMoments SamplingConfig ShapeError UpdateStats UserError aggregate_loss derive_seed entropy
+    CalibrationBin calibration_bins
     exact_kl expected_calibration_error explained_variance gae gather_logprobs group_advantages kl_estimate kl_loss
     importance_weights length_adaptive_lam linear_logprobs masked_mean masked_whiten micro_batches minibatches next_kl_coef
     pg_loss policy_loss overlong_penalty ppo_update
