@@ -165,9 +165,12 @@ def test_columns_of_another_shape_are_refused_by_name():
 
 
 def test_bins_of_confidence_by_hand():
-    # Confidences 0.75 (right), 0.75 (wrong), 1 (right) and 0.5, where it is undecided; of two bins, [0.5, 0.75) has the last.
+    # Confidences 0.75 (right), 0.75 (wrong), 1 (right), and 0.5, which is undecided and alone in the first of two bins.
     found = calibration_bins(tensor([0.75, 0.25, 1.0, 0.5]), 2)
-    assert [tuple(own) for own in found] == [(0.5, 1, 0.5, 0.5), (0.75, 3, pytest.approx(2.5 / 3), pytest.approx(2 / 3))]
+    assert [tuple(own) for own in found] == [
+        (0.5, 1, 0.5, 0.5),
+        (0.75, 3, pytest.approx(2.5 / 3), pytest.approx(2 / 3)),
+    ]
     # A bin without a pair is none.
     assert [own.lower for own in calibration_bins(tensor([0.0]), 4)] == [0.875]
     assert calibration_bins(tensor([])) == []

@@ -44,7 +44,10 @@ def history(rounds: int = 2, iterations: int = 3) -> list[dict]:
 
 
 def calibration() -> dict:
-    bins = [{"lower": 0.5 + 0.05 * b, "pairs": 10 * b + 1, "mean_confidence": 0.525 + 0.05 * b, "accuracy": 0.5 + 0.05 * b} for b in range(10)]
+    bins = [
+        {"lower": 0.5 + 0.05 * b, "pairs": 10 * b + 1, "mean_confidence": 0.525 + 0.05 * b, "accuracy": 0.5 + 0.05 * b}
+        for b in range(10)
+    ]
     return {"pairs": 460, "accuracy": 0.75, "mean_margin": 0.8, "calibration_error": 0.03, "bins": bins}
 
 
