@@ -43,8 +43,8 @@ class Stage:
     is in its context."""
     uses_models: bool = True
     """Whether forward passes decide what it writes, so that their precision is part of the recipe."""
-    holds_rollouts: bool = False
-    """Whether its output has a data set of rollouts, with the columns of the stages before it."""
+    data_sets: tuple[str, ...] = ()
+    """The data sets in its output; those of rollouts have the columns of the stages before it."""
     is_replayed: bool = False
     """Whether ``rounds replay`` makes it again."""
     models: tuple[str, ...] = ()
@@ -85,10 +85,14 @@ class Stages:
         """What an iteration consists of, in order."""
         return tuple(stage.name for stage in self.rows if stage.belongs_to != "round")
 
+    def with_data_set(self, name: str) -> tuple[str, ...]:
+        """Whose outputs hold a data set of this name, the ones with the most columns first."""
+        return tuple(stage.name for stage in reversed(self.rows) if name in stage.data_sets)
+
     @property
-    def with_rollouts(self) -> tuple[str, ...]:
-        """Whose outputs hold rollouts, the ones with the most columns first."""
-        return tuple(stage.name for stage in reversed(self.rows) if stage.holds_rollouts)
+    def data_sets(self) -> tuple[str, ...]:
+        """The names of all data sets that stages write."""
+        return tuple(dict.fromkeys(name for stage in self.rows for name in stage.data_sets))
 
     @property
     def replayed(self) -> tuple[str, ...]:
@@ -107,6 +111,7 @@ STAGES = Stages(
             config=PrepareDataConfig,
             belongs_to="round",
             inputs=("base", "previous"),
+            data_sets=("prompts", "held_out_prompts", "preferences", "held_out_preferences", "texts"),
             headlines=(
                 ("data/prompts", "prompts", 0),
                 ("data/preferences", "preferences", 0),
@@ -147,7 +152,7 @@ STAGES = Stages(
             config=GenerateRolloutsConfig,
             belongs_to="shard",
             inputs=("policy", "data"),
-            holds_rollouts=True,
+            data_sets=("rollouts",),
             headlines=(("rollouts/response_length", "length", 1),),
         ),
         Stage(
@@ -156,7 +161,7 @@ STAGES = Stages(
             config=ScoreRolloutsConfig,
             belongs_to="shard",
             inputs=("rollouts", "policy", "reference", "critic", "reward_model", "external"),
-            holds_rollouts=True,
+            data_sets=("rollouts",),
             is_replayed=True,
             headlines=(("score/mean", "score", 3),),
         ),
@@ -167,7 +172,7 @@ STAGES = Stages(
             belongs_to="iteration",
             inputs=("scored", "checkpoint"),
             uses_models=False,
-            holds_rollouts=True,
+            data_sets=("rollouts",),
             is_replayed=True,
             headlines=(("kl/mean", "KL", 3),),
         ),
@@ -187,6 +192,7 @@ STAGES = Stages(
             config=AuditRolloutsConfig,
             belongs_to="iteration",
             inputs=("scored", "policy", "external", "baseline"),
+            data_sets=("audit",),
             headlines=(("audit/length_correlation", "length correlation", 2),),
         ),
         Stage(
@@ -195,6 +201,7 @@ STAGES = Stages(
             config=EvaluatePolicyConfig,
             belongs_to="round",
             inputs=("policy", "reference", "reward_model", "external", "data"),
+            data_sets=("evaluation",),
             headlines=(
                 ("evaluation/score", "score", 3),
                 ("evaluation/score_gain", "gain", 2),

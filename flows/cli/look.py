@@ -10,6 +10,7 @@ from flows.cli.options import FAILED, AttemptId, Json, RunName, print_json, show
 
 if TYPE_CHECKING:
     from flows.plan import Plan
+    from flows.query import DataSet, Rows
     from flows.runs import Run
 
 commands = typer.Typer()
@@ -109,46 +110,92 @@ def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
 def rollouts(
     ctx: typer.Context,
     run: RunName = None,
-    round: Annotated[int | None, typer.Option(metavar="R", help="Default: the latest.")] = None,
-    iteration: Annotated[int | None, typer.Option(metavar="I", help="Default: the latest.")] = None,
+    round: Annotated[str | None, typer.Option(metavar="R", help="A round, 2-4, or all; default: the latest.")] = None,
+    iteration: Annotated[
+        str | None, typer.Option(metavar="I", help="An iteration, 2-4, or all; default: the latest.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SEARCH", help='Such as: lamp -"red lamp" score<0 finish_reason:stop sort:-length'),
+    ] = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Largest first; -COLUMN puts the smallest first.")
+        str | None, typer.Option(metavar="COLUMN", help="Smallest first; -COLUMN puts the largest first.")
     ] = None,
     top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: 10 in a table, else all.")] = None,
-    where: Annotated[
-        str | None, typer.Option(metavar="EXPR", help="A pandas query, such as: score < 0 and length > 20.")
-    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="NAME", help="Another data set: evaluation, preferences, prompts, audit, ...")
+    ] = "rollouts",
     format_: Annotated[
         Format, typer.Option("--format", help="jsonl has every column, csv those that are no lists.")
     ] = (Format.table),
     attempt: AttemptId = None,
     as_json: Json = False,
 ) -> None:
-    """Look at the rollouts of one iteration and their rewards."""
-    from flows.outcomes.frames import full_rows, rollouts_of, selected
+    """Look at rollouts and their rewards: of one iteration, or of many."""
+    from flows.query import select, span
     from flows.runs import find_run
-    from flows.text import json_text, printable_lines
+    from flows.text import json_text
 
-    found = rollouts_of(find_run(ctx.obj, run), round, iteration, attempt)
+    found = select(
+        find_run(ctx.obj, run),
+        data,
+        rounds=span(round, option="--round"),
+        iterations=span(iteration, option="--iteration"),
+        attempt=attempt,
+    )
     is_table = format_ is Format.table and not as_json
-    everything = found.frame()
-    frame = selected(everything, where=where, sort=sort, top=top or (10 if is_table else None))
+    rows = searched(found.data_set, where, sort, top or (10 if is_table else None))
     if not found.is_current:
         say("note: the run's configuration or code changed since; these rollouts were made before that")
     if as_json:
-        rows = full_rows(found, frame)
-        print_json({"round": found.round, "iteration": found.iteration, "stage": found.stage, "rollouts": rows})
+        last = found.parts[-1]
+        place = {"round": last.place.round, "iteration": last.place.iteration, "stage": last.stage}
+        print_json({**place, "found": rows.found, data: rows.dicts()})
     elif format_ is Format.jsonl:
-        for row in full_rows(found, frame):
+        for row in rows:
             print(json_text(row))
     elif format_ is Format.csv:
-        texts = frame.select_dtypes(exclude="number").columns
-        print(frame.assign(**{name: frame[name].map(printable_lines) for name in texts}).to_csv(index=False), end="")
+        print(as_csv(rows), end="")
     else:
-        from flows.terminal.rollout_views import rollouts_table
+        from flows.terminal.rollout_views import rows_table, where_from
 
-        show(rollouts_table(found, frame))
-        print(f"round {found.round}, iteration {found.iteration}: {len(frame)} of {len(everything)} rollouts")
+        show(rows_table(rows))
+        print(f"{where_from(found)}: {len(rows)} of {rows.found:,} {data}")
+
+
+def searched(data_set: "DataSet", where: str | None, sort: str | None, top: int | None) -> "Rows":
+    """What is searched for, by options that a mistake is told with."""
+    from flows.query import Order, Query, parse
+    from tasks.errors import ConfigError
+
+    order = [] if sort is None else [Order(column=sort.removeprefix("-"), largest_first=sort.startswith("-"))]
+    try:
+        for own in order:
+            data_set.require_column(own.column)
+    except ConfigError as error:
+        raise ConfigError(f"--sort {error}") from error
+    try:
+        query = parse(where or "")
+        return data_set.search(Query(conditions=query.conditions, order=(*order, *query.order)), top=top)
+    except ConfigError as error:
+        raise ConfigError(f"--where {where}: {error}") from error
+
+
+def as_csv(rows: "Rows") -> str:
+    """The columns that are no lists."""
+    import csv
+    import io
+
+    from flows.text import printable_lines
+
+    names = [name for name in rows.columns if name not in rows.lists]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows.dicts(names):
+        cells = [row.get(name) for name in names]
+        writer.writerow([printable_lines(cell) if isinstance(cell, str) else cell for cell in cells])
+    return stream.getvalue()
 
 
 @commands.command("show")
@@ -162,7 +209,7 @@ def show_(
     as_json: Json = False,
 ) -> None:
     """One rollout, token by token: logprob, reference logprob, KL, reward, value, advantage, return."""
-    from flows.outcomes.frames import one_rollout
+    from flows.query import one_rollout
     from flows.runs import find_run
 
     found = one_rollout(find_run(ctx.obj, run), rollout_id, attempt)

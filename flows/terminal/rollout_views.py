@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.outcomes.frames import OneRollout, Rollouts
+from flows.query import OneRollout, Rows, Selection
 from flows.terminal.views import add_row, plain_table
 from flows.text import number, printable
 from tasks.store import HELD_OUT
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Group
     from rich.table import Table
 
@@ -50,26 +49,39 @@ def replay_view(replayed: "Sequence[Replayed]") -> "Group":
     return Group(*parts, Text(""), table) if any(item.differences for item in replayed) else Group(*parts)
 
 
-def rollouts_table(rollouts: Rollouts, frame: "pd.DataFrame") -> "Table":
-    """Prompt and response shortened, scores, KL and length."""
+def rows_table(rows: Rows) -> "Table":
+    """Texts shortened, then numbers; of rollouts their ids, scores, KL and length."""
+    columns = rows.columns
+    titles = {"rollout_id": "rollout", "preference_id": "preference", "finish_reason": "finish", "kl_sum": "KL"}
+    names = ("sampled_by", "rollout_id", "preference_id", *(() if "rollout_id" in columns else ("prompt_id",)))
+    texts = [n for n in (*names, "prompt", "response", "responses", "finish_reason") if n in columns]
+    components = [n for n in columns if n.startswith("score_")]
     # A single component is the score, but for its weight.
-    components = rollouts.components if len(rollouts.components) > 1 else []
-    held_out = [name for name in frame.columns if name.startswith(HELD_OUT)]
-    columns = ("score", *(f"score_{name}" for name in components), *held_out, "kl_sum", "length")
-    numbers = [name for name in columns if name in frame.columns]
-    titles = {"kl_sum": "KL"}
-    shown = [titles.get(name, name.removeprefix("score_").removeprefix(HELD_OUT)) for name in numbers]
-    table = plain_table("rollout", "prompt", "response", "finish", *shown, right=shown)
-    for row in frame.to_dict("records"):
-        add_row(
-            table,
-            printable(row["rollout_id"]),
-            printable(row["prompt"], PROMPT_WIDTH),
-            printable(row["response"], RESPONSE_WIDTH),
-            row["finish_reason"],
-            *(f"{row[name]:,}" if name == "length" else number(row[name], 3) for name in numbers),
-        )
+    components = components if len(components) > 1 else []
+    held_out = [n for n in columns if n.startswith(HELD_OUT)]
+    numbers = [
+        n for n in ("score", *components, *held_out, "margin", "kl_sum", "length", "prompt_length") if n in columns
+    ]
+    heads = [titles.get(n, n.removeprefix("score_").removeprefix(HELD_OUT)) for n in numbers]
+    table = plain_table(*(titles.get(n, n) for n in texts), *heads, right=heads)
+    widths = {"prompt": PROMPT_WIDTH, "response": RESPONSE_WIDTH, "responses": RESPONSE_WIDTH}
+    for row in rows:
+        cells = [printable(row.get(n) if row.get(n) is not None else "", widths.get(n)) for n in texts]
+        add_row(table, *cells, *(_number(row.get(n)) for n in numbers))
     return table
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else number(value, 3)
+
+
+def where_from(selection: Selection) -> str:
+    """The places that rows come from."""
+    places = sorted({(part.place.round, part.place.iteration) for part in selection.parts})
+    (round, iteration), (last_round, last) = places[0], places[-1]
+    if len(places) > 1:
+        return f"round {round}, iteration {iteration} to round {last_round}, iteration {last}"
+    return f"round {round}, iteration {iteration}" if iteration else f"round {round}"
 
 
 def rollout_view(rollout: OneRollout) -> "Group":

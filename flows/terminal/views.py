@@ -77,7 +77,7 @@ def next_steps(run: Run) -> list[str]:
     prefect = named if named is not None and is_healthy(named) else running_server(run.home)
     rows = [
         ("stages", f"{rounds} status {run.name}"),
-        ("rollouts", f"{rounds} rollouts {run.name} --sort score"),
+        ("rollouts", f"{rounds} rollouts {run.name} --sort -score"),
         ("the policy", f"{rounds} export {run.name} --to {run.name}-policy"),
         ("Prefect", prefect.removesuffix("/api") if prefect else f"{rounds} up"),
         ("MLflow", where_to_look(run.home)),

@@ -17,6 +17,11 @@ DIFFERENCES: list[str] = []
 """What the runs say of their iterations, for the end of the output."""
 
 
+def variety(prompts, responses, rows):
+    """How many characters each response has that are different."""
+    return [float(len(set(response))) for response in responses]
+
+
 def three_iterations(home, name, policy, *settings, after_stage=lambda call: None):
     """A run of RLOO from the policy in a directory, whose evaluation samples both the last policy and the first."""
     config = load_config(str(RLOO), [f"model.policy={policy}", *settings])

@@ -10,13 +10,13 @@ from fake_runs import HOSTILE, document, finished_run, recommit
 from rich.console import Console
 
 from flows.config.reading import load_config
-from flows.outcomes.frames import full_rows, one_rollout, rollouts_of, selected
 from flows.outcomes.outputs import find_outputs
 from flows.outcomes.results import result_columns, result_rows, summary_of
 from flows.outcomes.status import overview, reports_of, run_state, stage_statuses, steps
 from flows.plan.attempts import attempts_of
 from flows.plan.plan import forced_by, make_plan
-from flows.terminal.rollout_views import rollout_view, rollouts_table
+from flows.query import LATEST, Span, one_rollout, select
+from flows.terminal.rollout_views import rollout_view, rows_table
 from flows.terminal.views import attempts_table, results_table, round_table, runs_table, status_view, steps_table
 from flows.text import duration, json_text, number, printable, printable_lines
 from tasks.errors import ConfigError, RunError
@@ -190,100 +190,120 @@ def test_a_stage_that_never_ran_is_expected_to_take_what_it_took_elsewhere(stopp
     assert found["evaluate_policy", "r1"].expected_seconds is None
 
 
+def rollouts_of(run, round=None, iteration=None, attempt=None):
+    rounds, iterations = (LATEST if number is None else Span(number, number) for number in (round, iteration))
+    return select(run, rounds=rounds, iterations=iterations, attempt=attempt)
+
+
+def places(selection):
+    return [(part.place.round, part.place.iteration, part.stage) for part in selection.parts]
+
+
+def found(selection, text="", **more):
+    return selection.data_set.search(text, **more)
+
+
+def ids(selection, text=""):
+    return [row["rollout_id"] for row in found(selection, text)]
+
+
 def test_rollouts_come_from_the_latest_iteration_and_its_fullest_data_set(run, stopped):
-    finished = rollouts_of(run, None, None)
-    assert (finished.round, finished.iteration, finished.stage) == (2, 2, "compute_advantages")
+    assert set(places(rollouts_of(run))) == {(2, 2, "compute_advantages")}
     # Two shards were scored, nothing more was done.
-    scored = rollouts_of(stopped, None, None)
-    assert (scored.round, scored.iteration, scored.stage) == (1, 2, "score_rollouts")
-    assert scored.table.num_rows == 4
-    assert rollouts_of(run, 1, None).iteration == 2
-    assert rollouts_of(run, None, 1).round == 2
+    scored = rollouts_of(stopped)
+    assert places(scored) == [(1, 2, "score_rollouts")] * 2
+    assert scored.data_set.num_rows == 4
+    assert places(rollouts_of(run, 1))[0][:2] == (1, 2)
+    assert places(rollouts_of(run, None, 1))[0][:2] == (2, 1)
+
+
+def test_rollouts_of_many_places_are_searched_as_one(run):
+    everywhere = select(run, rounds=Span(1, 2), iterations=Span(0, None))
+    assert [place[:2] for place in places(everywhere)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert ids(everywhere, "round:2 score<0") == ["r2.i1.s0.aa.0", "r2.i2.s0.aa.0"]
+    best = found(everywhere, "sort:-score sort:-round sort:iteration", top=2)
+    assert [row["rollout_id"] for row in best] == ["r2.i1.s0.bb.0", "r2.i2.s0.bb.0"]
+    assert best.found == 8
+
+
+def test_other_data_sets_are_searched_in_the_same_way(run):
+    audited = select(run, "audit", rounds=Span(1, 1), iterations=Span(1, 1))
+    assert [row["held_out_true_quality"] for row in found(audited, "sort:held_out_true_quality")] == [2.5, 6.5]
+    with pytest.raises(ConfigError, match=r"--data rollout: no such data set; stages write prompts, .*rollouts"):
+        select(run, "rollout")
 
 
 def test_rollouts_that_are_not_there_are_told_with_those_that_are(run):
     with pytest.raises(RunError, match=r"no rollouts of round 3; it has those from round 1, iteration 1 to round 2"):
-        rollouts_of(run, 3, None)
+        rollouts_of(run, 3)
 
 
-def test_sorting_puts_the_largest_first_and_with_a_minus_the_smallest(run):
-    frame = rollouts_of(run, 1, 1).frame()
-    assert selected(frame, where=None, sort="score", top=1)["score"].tolist() == [3.0]
-    assert selected(frame, where=None, sort="-score", top=1)["score"].tolist() == [-1.0]
-    with pytest.raises(ConfigError, match="--sort scor: no such column; columns are rollout_id, "):
-        selected(frame, where=None, sort="scor", top=None)
-
-
-def test_rows_are_chosen_by_an_expression_over_columns_and_sums(run):
-    frame = rollouts_of(run, 1, 1).frame()
-    assert frame["length"].tolist() == [3, 1]
-    # (-1 + 1.5) a token.
-    assert frame["kl_sum"].tolist() == [1.5, 0.5]
-    chosen = selected(frame, where="length > 2 and finish_reason == 'stop'", sort=None, top=None)
-    assert chosen["rollout_id"].tolist() == ["r1.i1.s0.aa.0"]
-    assert selected(frame, where="response.str.contains('bad')", sort=None, top=None)["score"].tolist() == [3.0]
-
-
-@pytest.mark.parametrize("where", ["nope > 1", "score", "score >", "score = 1", "@undefined > 1"])
-def test_an_expression_that_is_none_is_quoted_with_the_columns(run, where):
-    frame = rollouts_of(run, 1, 1).frame()
-    with pytest.raises(ConfigError, match=r"--where .*; columns are rollout_id, .*length, .*kl_sum"):
-        selected(frame, where=where, sort=None, top=None)
-
-
-def test_full_rows_have_plain_lists_and_the_sums(run):
+def test_rows_are_chosen_by_columns_and_by_what_follows_from_them(run):
     rollouts = rollouts_of(run, 1, 1)
-    rows = full_rows(rollouts, selected(rollouts.frame(), where=None, sort="score", top=1))
-    assert [row["rollout_id"] for row in rows] == ["r1.i1.s0.bb.0"]
-    assert rows[0]["advantages"] == [2.0]
-    assert rows[0]["kl_sum"] == 0.5
-    json.dumps(rows)
+    # The estimate of the KL is (-1 + 1.5) a token.
+    assert [(row["length"], row["kl_sum"]) for row in found(rollouts)] == [(3, 1.5), (1, 0.5)]
+    assert ids(rollouts, "length>2 finish_reason:stop") == ["r1.i1.s0.aa.0"]
+    assert ids(rollouts, "bad") == ["r1.i1.s0.bb.0"]
+    assert ids(rollouts, "kl_sum<1") == ["r1.i1.s0.bb.0"]
+
+
+@pytest.mark.parametrize("where", ["nope>1", "nope:x", "sort:nope"])
+def test_a_column_that_is_none_is_told_with_those_that_are(run, where):
+    with pytest.raises(ConfigError, match=r"nope: no such column; columns are rollout_id, .*length, .*kl_sum"):
+        found(rollouts_of(run, 1, 1), where)
+
+
+def test_rows_have_plain_lists_and_what_follows_from_them(run):
+    (row,) = found(rollouts_of(run, 1, 1), "sort:-score", top=1).dicts()
+    assert row["rollout_id"] == "r1.i1.s0.bb.0"
+    assert row["advantages"] == [2.0]
+    assert row["kl_sum"] == 0.5
+    json.dumps(row)
 
 
 def test_rollouts_have_what_their_audit_says_of_them(run):
     rollouts = rollouts_of(run, 1, 1)
-    frame = rollouts.frame()
-    assert frame["held_out_true_quality"].tolist() == [6.5, 2.5]
-    chosen = selected(frame, where="score > 0 and held_out_true_quality < 3", sort=None, top=None)
-    assert chosen["rollout_id"].tolist() == ["r1.i1.s0.bb.0"]
-    # One token has no pair of tokens: null, which is what JSON knows.
-    rows = full_rows(rollouts, selected(frame, where=None, sort="-distinct_2", top=None))
-    assert [row["distinct_2"] for row in rows] == [1.0, None]
+    assert [row["held_out_true_quality"] for row in found(rollouts)] == [6.5, 2.5]
+    assert ids(rollouts, "score>0 held_out_true_quality<3") == ["r1.i1.s0.bb.0"]
+    # One token has no pair of tokens: null, which is what JSON knows, and which is last however it is sorted.
+    for order in ("sort:-distinct_2", "sort:distinct_2"):
+        rows = found(rollouts, order).dicts()
+        assert [row["distinct_2"] for row in rows] == [1.0, None]
     assert json.loads(json_text(rows), parse_constant=pytest.fail) == rows
-    assert re.search(r"score +true_quality +KL +length", shown(rollouts_table(rollouts, frame)))
+    assert re.search(r"score +true_quality +KL +length", shown(rows_table(found(rollouts))))
     assert re.search(r"^true_quality +6\.5000", shown(rollout_view(one_rollout(run, "r1.i1.s0.aa.0"))), re.M)
 
 
 def test_rollouts_whose_audit_is_still_to_come_are_shown_without_it(stopped):
-    assert "held_out_true_quality" in rollouts_of(stopped, 1, 1).frame()
-    frame = rollouts_of(stopped, 1, 2).frame()
-    assert {"held_out_true_quality", "distinct_2"}.isdisjoint(frame.columns)
-    assert len(frame) == 4
+    assert "held_out_true_quality" in rollouts_of(stopped, 1, 1).data_set.columns
+    later = rollouts_of(stopped, 1, 2)
+    assert {"held_out_true_quality", "distinct_2"}.isdisjoint(later.data_set.columns)
+    assert len(found(later)) == 4
+    # Of several places, those that have a column are searched by it; the others have no row that fulfils it.
+    both = select(stopped, rounds=Span(1, 1), iterations=Span(1, 2))
+    assert ids(both, "distinct_2>0") == ["r1.i1.s0.aa.0"]
 
 
 def test_without_a_critic_a_rollout_has_no_values_and_no_returns(tmp_path):
     rollout_settings = {"samples_per_prompt": 2, "shards": 2, "sampling": {"max_new_tokens": 4}}
     config = document(tmp_path, algorithm="grpo", rounds=1, iterations=1, rollouts=rollout_settings)
-    found = one_rollout(finished_run(tmp_path, "alone", config), "r1.i1.s0.aa.0")
-    assert list(found.tokens[0]) == ["token", "token_id", "logprob", "ref_logprob", "kl", "reward", "advantage"]
-    assert re.search(
-        r"^ *t +token +id +logprob +ref_logprob +kl +reward +advantage *$", shown(rollout_view(found)), re.M
-    )
+    one = one_rollout(finished_run(tmp_path, "alone", config), "r1.i1.s0.aa.0")
+    assert list(one.tokens[0]) == ["token", "token_id", "logprob", "ref_logprob", "kl", "reward", "advantage"]
+    assert re.search(r"^ *t +token +id +logprob +ref_logprob +kl +reward +advantage *$", shown(rollout_view(one)), re.M)
 
 
 def test_the_table_of_rollouts_shows_hostile_text_as_text(run):
-    rollouts = rollouts_of(run, 1, 1)
-    text = shown(rollouts_table(rollouts, rollouts.frame()))
+    text = shown(rows_table(found(rollouts_of(run, 1, 1))))
     assert "[red]good[/red]\\x1b[2J⏎ dog" in text
     assert "say [bold]it" in text
     assert "\x1b" not in text
 
 
 def test_one_rollout_token_by_token(run):
-    found = one_rollout(run, "r2.i1.s0.aa.0")
-    assert found.row["rollout_id"] == "r2.i1.s0.aa.0"
-    assert [token["token"] for token in found.tokens] == ["good", " dog", "</s>"]
-    assert found.tokens[0] == {
+    one = one_rollout(run, "r2.i1.s0.aa.0")
+    assert one.row["rollout_id"] == "r2.i1.s0.aa.0"
+    assert [token["token"] for token in one.tokens] == ["good", " dog", "</s>"]
+    assert one.tokens[0] == {
         "token": "good",
         "token_id": 2,
         "logprob": -1.0,
@@ -294,7 +314,7 @@ def test_one_rollout_token_by_token(run):
         "advantage": 2.0,
         "return": 1.25,
     }
-    text = shown(rollout_view(found))
+    text = shown(rollout_view(one))
     assert "␣dog" in text
     assert "\x1b" not in text
 
@@ -323,8 +343,9 @@ def test_outputs_of_another_configuration_do_not_hide_those_of_this_one(tmp_path
     ours = finished_run(tmp_path, "changed", document(tmp_path))
     changed = document(tmp_path, advantages={"kl_coef": 0.5})
     finished_run(tmp_path, "changed", changed, stop_before=("generate_rollouts", 1, 2))
-    rollouts = rollouts_of(ours, None, None)
-    assert (rollouts.round, rollouts.iteration, rollouts.is_current) == (1, 1, True)
+    rollouts = rollouts_of(ours)
+    assert places(rollouts)[0][:2] == (1, 1)
+    assert rollouts.is_current
 
 
 def test_an_earlier_attempt_is_listed_with_what_sets_it_apart_and_can_be_looked_at(tmp_path):
@@ -333,9 +354,9 @@ def test_an_earlier_attempt_is_listed_with_what_sets_it_apart_and_can_be_looked_
     run = finished_run(tmp_path, "twice", document(tmp_path, advantages={"kl_coef": 0.5}))
     attempts = attempts_of(run, make_plan(run, run.config))
     # Scoring does not depend on the coefficient but where it follows an update.
-    places = [(attempt.stage, attempt.place) for attempt in attempts]
-    assert ("score_rollouts", "r1.i1.s0") not in places
-    assert places[:2] == [("compute_advantages", "r1.i1")] * 2
+    listed = [(attempt.stage, attempt.place) for attempt in attempts]
+    assert ("score_rollouts", "r1.i1.s0") not in listed
+    assert listed[:2] == [("compute_advantages", "r1.i1")] * 2
     assert [attempt.is_current for attempt in attempts[:2]] == [False, True]
     assert [attempt.differs for attempt in attempts[:2]] == ["kl_coef: 0.05 → 0.5", ""]
     table = shown(attempts_table(attempts))
@@ -347,14 +368,13 @@ def test_an_earlier_attempt_is_listed_with_what_sets_it_apart_and_can_be_looked_
     write_dataset(old / "rollouts", table.set_column(0, "rollout_id", pa.array(["r1.i1.s0.old.0", "r1.i1.s0.old.1"])))
     recommit(old)
     then = rollouts_of(run, None, None, attempts[0].id)
-    assert (then.round, then.iteration, then.stage) == (1, 1, "compute_advantages")
+    assert places(then) == [(1, 1, "compute_advantages")]
     assert one_rollout(run, "r1.i1.s0.old.1", attempts[0].id).row["score"] == 3.0
-    assert rollouts_of(run, 1, 1).frame()["rollout_id"].tolist() == ["r1.i1.s0.aa.0", "r1.i1.s0.bb.0"]
+    assert ids(rollouts_of(run, 1, 1)) == ["r1.i1.s0.aa.0", "r1.i1.s0.bb.0"]
     # What an audit found of the same scored rollouts goes with them.
     scoring = run.root / "stages/round-002/iteration-001/score_rollouts/shard-000"
-    ids = [path.name for path in sorted(scoring.glob("*"), key=lambda path: path.stat().st_mtime_ns)]
-    assert len(ids) == 2
-    assert rollouts_of(run, None, None, ids[0][:8]).frame()["held_out_true_quality"].tolist() == [6.5, 2.5]
+    before, _ = [path.name for path in sorted(scoring.glob("*"), key=lambda path: path.stat().st_mtime_ns)]
+    assert [row["held_out_true_quality"] for row in found(rollouts_of(run, attempt=before[:8]))] == [6.5, 2.5]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_the_table_is_asked_by_what_is_wanted():
         "update_policy",
         "audit_rollouts",
     )
-    assert STAGES.with_rollouts == ("compute_advantages", "score_rollouts", "generate_rollouts")
+    assert STAGES.with_data_set("rollouts") == ("compute_advantages", "score_rollouts", "generate_rollouts")
     assert STAGES.replayed == ("score_rollouts", "compute_advantages", "update_policy")
     assert STAGES.that_makes("critic") == STAGES.that_makes("policy") == "update_policy"
     assert STAGES.that_makes("reward_model") == "train_reward_model"

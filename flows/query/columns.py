@@ -1,0 +1,76 @@
+"""The columns of a data set as a search sees them: those that are stored, and those that follow from them."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.store import Table
+
+Column = Any
+"""An array of Arrow, whole or in chunks; the library has no types."""
+DERIVED: Mapping[str, tuple[str, ...]] = {"length": ("response_token_ids",), "kl_sum": ("logprobs", "ref_logprobs")}
+"""Columns of each response, and the lists that they follow from: tokens, and the sampled estimate of the KL in nats."""
+
+
+def is_listed(table: Table, name: str) -> bool:
+    kind = table.schema.field(name).type
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def column_names(table: Table) -> list[str]:
+    """What a search may name: stored columns that are no lists, and derived ones."""
+    stored = [name for name in table.column_names if not is_listed(table, name)]
+    return [*stored, *(name for name, needs in DERIVED.items() if set(needs) <= set(table.column_names))]
+
+
+def column_of(table: Table, name: str) -> Column | None:
+    """A column by its name; one of the data's own, which are stored together as JSON, too; None where there is none."""
+    if name == "length" and set(DERIVED["length"]) <= set(table.column_names):
+        return pc.list_value_length(table.column("response_token_ids"))
+    if name == "kl_sum" and set(DERIVED["kl_sum"]) <= set(table.column_names):
+        own, reference = (sums(table.column(part)) for part in DERIVED["kl_sum"])
+        return pa.array(own - reference)
+    if name in table.column_names:
+        return None if is_listed(table, name) else table.column(name)
+    return own_column(table, name)
+
+
+def own_column(table: Table, name: str) -> Column | None:
+    """A column of the user's data; numbers, or texts where not all of it are numbers."""
+    if "extra" not in table.column_names:
+        return None
+    rows = [json.loads(text or "{}") for text in table.column("extra").to_pylist()]
+    if not any(name in row for row in rows):
+        return None
+    values = [row.get(name) for row in rows]
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return pa.array(values, type=pa.float64())
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    return pa.array(texts, type=pa.string())
+
+
+def own_names(table: Table) -> list[str]:
+    """The user's own columns, as the first row has them."""
+    if "extra" not in table.column_names or table.num_rows == 0:
+        return []
+    return list(json.loads(table.column("extra")[0].as_py() or "{}"))
+
+
+def sums(lists: Column) -> np.ndarray:
+    """(B,) the sum of each row's list, in double precision."""
+    chunks = lists.chunks if isinstance(lists, pa.ChunkedArray) else [lists]
+    return np.concatenate([_sums(chunk) for chunk in chunks]) if chunks else np.zeros(0)
+
+
+def _sums(lists: pa.ListArray) -> np.ndarray:
+    offsets = lists.offsets.to_numpy()
+    values = lists.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    totals = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return totals[offsets[1:] - offsets[0]] - totals[offsets[:-1] - offsets[0]]
+
+
+Lookup = Callable[[str], Column | None]

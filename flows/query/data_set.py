@@ -1,0 +1,207 @@
+"""Rows of committed data sets over iterations, rounds and runs: found by a search, and read as far as it needs them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flows.query.columns import Column, column_names, column_of, is_listed, own_names
+from flows.query.conditions import mask_of
+from flows.query.grammar import Query, parse
+from tasks.errors import ConfigError
+from tasks.store import Place, Ref, Table, read_dataset, require_undamaged
+
+PLACES = ("run", "round", "iteration")
+"""Columns that say where a row comes from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One data set of one committed output."""
+
+    run: str
+    place: Place
+    stage: str
+    name: str
+    ref: Ref
+    audits: tuple[Ref, ...] = ()
+    """What is known of the same rollouts beside their training."""
+
+    @cached_property
+    def table(self) -> Table:
+        """Memory-mapped, if it is what was committed."""
+        return _checked(self.ref, self.name)
+
+    @cached_property
+    def _audit(self) -> Table | None:
+        return pa.concat_tables([_checked(ref, "audit") for ref in self.audits]) if self.audits else None
+
+    @property
+    def columns(self) -> list[str]:
+        """What a search may name here, the data's own columns last."""
+        audited = [] if self._audit is None else [n for n in self._audit.column_names if n != "rollout_id"]
+        return [*column_names(self.table), *audited, *PLACES, *own_names(self.table)]
+
+    def column(self, name: str) -> Column | None:
+        if name in PLACES:
+            value = self.run if name == "run" else getattr(self.place, name)
+            return pa.repeat(value, self.table.num_rows)
+        if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
+            rows = pc.index_in(self.table.column("rollout_id"), self._audit.column("rollout_id"))
+            return self._audit.column(name).take(rows)
+        return column_of(self.table, name)
+
+    @property
+    def all_columns(self) -> list[str]:
+        """Stored columns, lists too, then derived and audited ones. The data's own are together in ``extra``."""
+        own = set(own_names(self.table))
+        stored = self.table.column_names
+        return [*stored, *(name for name in self.columns if name not in stored and name not in own)]
+
+    def rows(self, indices: Any, columns: Sequence[str] | None) -> Table:
+        """The rows chosen: all columns, or those named."""
+        found = {}
+        for name in self.all_columns if columns is None else columns:
+            stored = self.table.column(name) if name in self.table.column_names else self.column(name)
+            if stored is not None:
+                found[name] = stored.take(indices)
+        return pa.table(found)
+
+
+def _checked(ref: Ref, name: str) -> Table:
+    require_undamaged(ref, name)
+    return read_dataset(ref.directory / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Rows of one kind from any number of places, in their order; nothing is read before it is asked for."""
+
+    parts: tuple[Part, ...]
+
+    def search(self, text: str | Query = "", *, top: int | None = None) -> "Rows":
+        """The rows that a search finds, sorted as it says, cut after ``top``.
+
+        Raises:
+            ConfigError: the search cannot be read, or names a column that no part has.
+        """
+        query = parse(text) if isinstance(text, str) else text
+        chosen = [self._chosen(part, query) for part in self.parts]
+        found = sum(len(indices) for indices in chosen)
+        if query.order:
+            return self._sorted(query, chosen, top, found)
+        kept: list[tuple[int, Any]] = []
+        left = found if top is None else top
+        for number, indices in enumerate(chosen):
+            own = indices[:left]
+            left -= len(own)
+            if len(own):
+                kept.append((number, own))
+        return Rows(data_set=self, chosen=tuple(kept), order=None, found=found)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(part.table.num_rows for part in self.parts)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(name for part in self.parts for name in part.columns))
+
+    def require_column(self, name: str) -> None:
+        """Refuse a column that no part has."""
+        if not any(part.column(name) is not None for part in self.parts):
+            raise ConfigError(f"{name}: no such column; columns are {', '.join(self.columns)}")
+
+    def _chosen(self, part: Part, query: Query) -> pa.Array:
+        """The positions of the rows of a part that fulfil all conditions."""
+        mask: Column | None = None
+        for condition in query.conditions:
+            own = mask_of(condition, lambda name, part=part: self._column(part, name), part.table.num_rows)  # type: ignore[misc]
+            mask = own if mask is None else pc.and_(mask, own)
+        if mask is None:
+            return pa.array(range(part.table.num_rows), type=pa.int64())
+        return pc.indices_nonzero(mask)
+
+    def _column(self, part: Part, name: str) -> Column | None:
+        """A part's column; None where only others have it."""
+        found = part.column(name)
+        if found is None:
+            self.require_column(name)
+        return found
+
+    def _sorted(self, query: Query, chosen: Sequence[pa.Array], top: int | None, found: int) -> "Rows":
+        """An index of narrow columns is sorted, never the rows themselves."""
+        keys: dict[str, list[Column]] = {str(i): [] for i in range(len(query.order))}
+        numbers, positions = [], []
+        for number, (part, indices) in enumerate(zip(self.parts, chosen, strict=True)):
+            numbers.append(pa.repeat(number, len(indices)))
+            positions.append(indices.cast(pa.int64()))
+            for i, order in enumerate(query.order):
+                column = self._column(part, order.column)
+                keys[str(i)].append(pa.nulls(len(indices)) if column is None else column.take(indices))
+        index = {name: _joined(columns) for name, columns in keys.items()}
+        by = [(str(i), "descending" if order.largest_first else "ascending") for i, order in enumerate(query.order)]
+        ranked = pc.sort_indices(pa.table(index), sort_keys=by)
+        ranked = ranked if top is None else ranked[:top]
+        number_of = _joined(numbers).take(ranked).to_numpy()
+        position_of = _joined(positions).take(ranked).to_numpy()
+        kept, order_of = [], []
+        for number in dict.fromkeys(number_of.tolist()):
+            (own,) = (number_of == number).nonzero()
+            kept.append((number, pa.array(position_of[own])))
+            order_of.append(own)
+        return Rows(data_set=self, chosen=tuple(kept), order=tuple(order_of), found=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows that a search found."""
+
+    data_set: DataSet
+    chosen: tuple[tuple[int, Any], ...]
+    """The number of a part, and positions in it."""
+    order: tuple[Any, ...] | None
+    """Where the rows of each stand among all; None where they stand one part after the other."""
+    found: int
+    """How many rows fulfil the search, those that were cut off too."""
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns of the parts that have rows here, lists among them."""
+        parts = [self.data_set.parts[number] for number, _ in self.chosen] or list(self.data_set.parts[:1])
+        return list(dict.fromkeys(name for part in parts for name in part.all_columns))
+
+    @property
+    def lists(self) -> set[str]:
+        """Those that are lists, of one entry for each token or for each response."""
+        return {name for part in self.data_set.parts for name in part.table.column_names if is_listed(part.table, name)}
+
+    def __len__(self) -> int:
+        return sum(len(indices) for _, indices in self.chosen)
+
+    def table(self, columns: Sequence[str] | None = None) -> Table:
+        """The rows with all their columns, or with those named; null where a part has none."""
+        tables = [self.data_set.parts[number].rows(indices, columns) for number, indices in self.chosen]
+        if not tables:
+            return pa.table({})
+        whole = pa.concat_tables(tables, promote_options="permissive")
+        if self.order is None:
+            return whole
+        positions = pa.array([int(i) for own in self.order for i in own])
+        return whole.take(pc.sort_indices(positions))
+
+    def dicts(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows as plain values."""
+        rows: list[dict[str, Any]] = self.table(columns).to_pylist()
+        return rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.dicts())
+
+
+def _joined(columns: Sequence[Column]) -> pa.ChunkedArray:
+    """Columns of one kind, one below the other; numbers of several widths as the widest."""
+    return pa.concat_tables([pa.table({"x": column}) for column in columns], promote_options="permissive").column("x")

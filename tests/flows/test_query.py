@@ -1,0 +1,250 @@
+"""The search grammar, and what it finds in small tables."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from flows.query import DataSet, Order, Part, Query, Span, parse, span
+from flows.query.columns import column_of, sums
+from flows.query.grammar import LONGEST, Comparison, Words
+from tasks.errors import ConfigError
+from tasks.store import Place, Ref
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        ("  lamp\tred ", (Words(text="lamp"), Words(text="red"))),
+        ('"red lamp"', (Words(text="red lamp"),)),
+        (r'"say \"hi\""', (Words(text='say "hi"'),)),
+        (r"/lamps?\b/", (Words(text=r"lamps?\b", is_pattern=True),)),
+        (r"/a\/b/", (Words(text="a/b", is_pattern=True),)),
+        ("score<0", (Comparison(column="score", operator="<", number=0.0),)),
+        ("score>=-1.5e3", (Comparison(column="score", operator=">=", number=-1500.0),)),
+        ("score!=2", (Comparison(column="score", operator="!=", number=2.0),)),
+        ("finish_reason:stop", (Words(text="stop", column="finish_reason"),)),
+        ('response:"the end"', (Words(text="the end", column="response"),)),
+        ("prompt:/^where/", (Words(text="^where", column="prompt", is_pattern=True),)),
+        ("-lamp", (Words(text="lamp", is_negated=True),)),
+        ('-"red lamp"', (Words(text="red lamp", is_negated=True),)),
+        ("-score<0", (Comparison(column="score", operator="<", number=0.0, is_negated=True),)),
+        ("-finish_reason:stop", (Words(text="stop", column="finish_reason", is_negated=True),)),
+        # Whatever begins like a term and is none is a word.
+        ("a-b it's 5 a/b http://x", (Words(text="a-b"), Words(text="it's"), Words(text="5"), Words(text="a/b"), Words(text="http://x"))),
+        # What pandas would have run is no more than words here.
+        ("__import__('os')", (Words(text="__import__('os')"),)),
+    ],
+)  # fmt: skip
+def test_a_search_is_read(text, expected):
+    assert parse(text) == Query(conditions=expected)
+
+
+def test_orders_are_read_in_their_order():
+    query = parse("sort:-score lamp sort:length")
+    assert query.order == (Order(column="score", largest_first=True), Order(column="length", largest_first=False))
+    assert query.conditions == (Words(text="lamp"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('"open', 'the search cannot be read from \'"open\' on; write words, "a phrase"'),
+        ("lamp /open", "cannot be read from '/open' on"),
+        ("score<", "cannot be read from 'score<' on"),
+        ("score<x", "score<x: x is no number; write score<0.5"),
+        ("finish_reason=stop", "finish_reason=stop: stop is no number; for a text write finish_reason:stop"),
+        ("-sort:score", "write sort:-score for the largest first"),
+        ("-", "cannot be read from '-' on"),
+        ("x" * (LONGEST + 1), "has 2,001 characters, more than 2,000"),
+    ],
+)
+def test_a_search_that_cannot_be_read_is_told_with_the_place(text, told):
+    with pytest.raises(ConfigError) as error:
+        parse(text)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [("3", [3], [2, 4]), ("2-4", [2, 3, 4], [1, 5]), ("all", [0, 1, 999], []), (None, [1, 7], [])],
+)
+def test_spans_of_rounds(text, inside, outside):
+    found = span(text, option="--round")
+    assert all(number in found for number in inside)
+    assert not any(number in found for number in outside)
+    assert found.is_latest == (text is None)
+    assert str(Span(2, 4)) == "2 to 4"
+
+
+@pytest.mark.parametrize("text", ["", "x", "4-2", "-1", "1-", "1,2", "9" * 5000])
+def test_a_span_that_is_none_is_told(text):
+    with pytest.raises(ConfigError, match=r"--round .*: not a number, a range like 2-5, or all"):
+        span(text, option="--round")
+
+
+# Finding
+
+
+def a_row(rollout_id, prompt, response, score, n, **extra):
+    return {"rollout_id": rollout_id, "prompt": prompt, "response": response, "score": score, "n": n, "extra": extra}
+
+
+ROWS = [
+    a_row("a", "Where is it?", "On the table.", 0.1, 3, kind="x"),
+    a_row("b", "Where is she?", "", -2.0, 1, kind="y", answer=4),
+    a_row("c", "Who?", "Ätna (the) TABLE", None, 2),
+    a_row("d", "Who?", "a.b", float("nan"), 2, kind="x"),
+]
+NUMBERS = pa.list_(pa.float32())
+SCHEMA = pa.schema(
+    {
+        **{name: pa.string() for name in ("rollout_id", "prompt", "response")},
+        "score": pa.float32(),
+        "n": pa.int32(),
+        "extra": pa.string(),
+        "response_token_ids": pa.list_(pa.int32()),
+        "logprobs": NUMBERS,
+        "ref_logprobs": NUMBERS,
+    }
+)
+
+
+def a_table(rows=ROWS):
+    lists = {"response_token_ids": [[1] * row["n"] for row in rows], "logprobs": [[-1.0] * row["n"] for row in rows],
+             "ref_logprobs": [[-1.5] * row["n"] for row in rows]}  # fmt: skip
+    plain = {name: [row[name] for row in rows] for name in ("rollout_id", "prompt", "response", "score", "n")}
+    return pa.table({**plain, "extra": [json.dumps(row["extra"]) for row in rows], **lists}, schema=SCHEMA)
+
+
+def a_part(table, round=1, iteration=1):
+    part = Part(
+        run="r", place=Place(round, iteration), stage="score_rollouts", name="rollouts", ref=Ref("/nowhere", "")
+    )
+    part.__dict__["table"] = table
+    return part
+
+
+def ids(text, *parts):
+    found = DataSet(parts=parts or (a_part(a_table()),)).search(text)
+    return "".join(row["rollout_id"] for row in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "abcd"),
+        ("where", "ab"),
+        ("table", "ac"),
+        ("ätna", "c"),
+        ("who table", "c"),
+        ('"the table"', "a"),
+        ("a.b", "d"),
+        ("/a.b/", "d"),
+        ("/^on .*\\.$/", "a"),
+        ("(the)", "c"),
+        ("-table", "bd"),
+        ("prompt:where", "ab"),
+        ("response:where", ""),
+        ("rollout_id:A", "a"),
+        ("rollout_id:/[ab]/", "ab"),
+        ("score<0", "b"),
+        ("score>-3", "ab"),
+        ("score=0.1", "a"),
+        ("-score<0", "acd"),
+        ("n>=2 n<3", "cd"),
+        ("n=2.5", ""),
+        ("length=1", "b"),
+        ("kl_sum=1.5", "a"),
+        ("kind:x", "ad"),
+        ("-kind:x", "bc"),
+        ("answer>3", "b"),
+        ("round:1", "abcd"),
+        ("round=2", ""),
+        ("run:r iteration:1", "abcd"),
+    ],
+)
+def test_conditions_by_hand(text, expected):
+    assert ids(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sort:n", "bcda"),
+        ("sort:-n", "acdb"),
+        # What is missing, or no number, comes last in either direction.
+        ("score>-3 sort:score", "ba"),
+        ("sort:-n sort:-rollout_id", "adcb"),
+        ("sort:-response", "cdab"),
+        ("sort:kind", "adbc"),
+    ],
+)
+def test_orders_by_hand(text, expected):
+    assert ids(text) == expected
+
+
+@pytest.mark.parametrize("text", ["sort:score", "sort:-score"])
+def test_missing_numbers_are_last_in_either_direction(text):
+    assert set(ids(text)[2:]) == {"c", "d"}
+
+
+def test_rows_of_several_places_are_sorted_as_one_and_cut_as_one():
+    first, second = a_part(a_table(), 1, 1), a_part(a_table(ROWS[:2]), 2, 5)
+    assert ids("sort:n sort:-round", first, second) == "bbcdaa"
+    whole = DataSet(parts=(first, second))
+    found = whole.search("sort:-n", top=3)
+    assert (len(found), found.found) == (3, 6)
+    assert [(row["rollout_id"], row["round"], row["iteration"]) for row in found] == [
+        ("a", 1, 1),
+        ("a", 2, 5),
+        ("c", 1, 1),
+    ]
+    assert [row["rollout_id"] for row in whole.search("", top=5)] == ["a", "b", "c", "d", "a"]
+    assert len(whole.search("", top=0)) == 0
+
+
+def test_a_part_without_a_column_has_no_row_that_fulfils_it():
+    bare = a_part(a_table().drop_columns(["score"]), 1, 2)
+    assert ids("score<1", a_part(a_table()), bare) == "ab"
+    # Not fulfilling it is what the others do.
+    assert ids("-score<1", a_part(a_table(ROWS[:1])), bare) == "abcd"
+    assert [row.get("score") for row in DataSet(parts=(bare, a_part(a_table(ROWS[1:2])))).search("rollout_id:b")] == [None, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nope<1", "nope: no such column; columns are rollout_id, prompt, "),
+        ("sort:logprobs", "logprobs: no such column"),
+        ("prompt<1", "prompt<1: prompt holds no numbers; write prompt:1"),
+        ("/(/", "/(/ is no pattern that can be searched for (missing ): ()"),
+        ("/(a)\\1/", "invalid escape sequence"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(text, told):
+    with pytest.raises(ConfigError) as error:
+        ids(text)
+    assert told in str(error.value)
+
+
+def test_a_pattern_that_others_run_on_for_ever_ends():
+    rows = [{**ROWS[0], "response": "a" * 5000 + "!"}]
+    assert ids("/(a+)+$/", a_part(a_table(rows))) == ""
+
+
+def test_sums_of_lists_that_begin_anywhere():
+    lists = pa.array([[9.0], [1.0, 2.0], [], [0.5]], type=pa.list_(pa.float32()))
+    assert sums(lists).tolist() == [9.0, 3.0, 0.0, 0.5]
+    assert sums(lists[1:]).tolist() == [3.0, 0.0, 0.5]
+    assert sums(pa.chunked_array([lists, lists[3:]])).tolist() == [9.0, 3.0, 0.0, 0.5, 0.5]
+
+
+def test_the_data_s_own_columns_are_numbers_or_texts():
+    table = pa.table({"extra": ['{"a": 1, "b": "x"}', "", '{"a": 2.5, "b": [1]}', '{"a": null}']})
+    assert column_of(table, "a").to_pylist() == [1.0, None, 2.5, None]
+    assert column_of(table, "b").to_pylist() == ["x", None, "[1]", None]
+    assert column_of(table, "c") is None
