@@ -1206,6 +1206,7 @@ TASKS: Table = [
             ('{**row, **json.loads(row.pop("extra") or "{}")}', '{**json.loads(row.pop("extra") or "{}"), **row}'),
             ("finished=False, special_tokens=True", "finished=False, special_tokens=False"),
             ("if inspect.isawaitable(returned):", "if False:"),
+            ("if step.filename == own", "if step.filename"),
             ("if isinstance(value, str | bytes):", "if False:"),
             ("str | bytes | Mapping | set | frozenset", "bytes"),
             ("not math.isfinite(score)", "math.isnan(score)"),
@@ -1396,7 +1397,8 @@ TASKS: Table = [
                 "if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):",
                 "if isinstance(error, UnhealthyError):",
             ),
-            ("if number in PERMANENT_ERRNO and not", "if False and not"),
+            ("if number in PERMANENT_ERRNO:", "if False:"),
+            ("isinstance(error, OSError | SafetensorError) and", "isinstance(error, Exception) and"),
         ],
     ),
     (

@@ -228,9 +228,11 @@ class RunConfig(StageConfig):
                 f"rollouts.shards={self.rollouts.shards}: more than rollouts.prompts_per_iteration="
                 f"{self.rollouts.prompts_per_iteration}, so some would be empty; lower it"
             )
-        for name, reward in [*self.rewards.items(), *self.evaluation.held_out_rewards.items()]:
-            if reward.code:
-                raise ValueError(f"rewards: {name}.code is filled in when the run starts; remove it")
+        rewards = {"rewards": self.rewards, "evaluation.held_out_rewards": self.evaluation.held_out_rewards}
+        for field, of_field in rewards.items():
+            for name, reward in of_field.items():
+                if reward.code:
+                    raise ValueError(f"{field}: {name}.code is filled in when the run starts; remove it")
         if self.reward_model is not None and not self.data.preferences:
             raise ValueError("data.preferences: a reward model needs preferences to train on; name a source")
         if self.warm_up is not None and not self.data.texts:
@@ -241,13 +243,16 @@ class RunConfig(StageConfig):
             raise ValueError(
                 f"evaluation.held_out_rewards: {sorted(shared)[0]} is a training reward too; name it differently"
             )
-        for name in [*self.rewards, *self.evaluation.held_out_rewards]:
-            if not name.isidentifier():
-                raise ValueError(
-                    f"rewards: the name {name!r} becomes part of a column's name; use letters, digits and _"
-                )
-        if (why := collision([*self.rewards, *self.evaluation.held_out_rewards])) is not None:
-            raise ValueError(f"rewards: {why}")
+        known: list[str] = []
+        for field, of_field in rewards.items():
+            for name in of_field:
+                if not name.isidentifier():
+                    raise ValueError(
+                        f"{field}: the name {name!r} becomes part of a column's name; use letters, digits and _"
+                    )
+            known += of_field
+            if (why := collision(known)) is not None:
+                raise ValueError(f"{field}: {why}")
         if any(reward.is_trained_in_run for reward in self.evaluation.held_out_rewards.values()):
             raise ValueError(
                 "evaluation.held_out_rewards: the trained reward model is not held out; name another model"
