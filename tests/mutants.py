@@ -1075,9 +1075,7 @@ TASKS: Table = [
                 'logprobs=ours, **{SAMPLING_LOGPROBS: batch.token_columns["logprobs"]}',
                 'logprobs=batch.token_columns["logprobs"], **{SAMPLING_LOGPROBS: ours}',
             ),
-            ("shutil.rmtree(copy, ignore_errors=True)", "pass"),
             ("            if self._proof_prompts is not None:\n                self._prove(engine, sampling)\n", ""),
-            ("tied=tied_weights(self.policy if base is None else self.policy.model)", "tied={}"),
         ],
     ),
     (
@@ -1106,6 +1104,8 @@ TASKS: Table = [
         "tasks/sampling/engines/policy_files.py",
         "tests/tasks/test_samplers.py",
         [
+            ("shutil.rmtree(copy, ignore_errors=True)", "pass"),
+            ("tied=tied_weights(policy.model if context.lora_base is None else policy.model.model)", "tied={}"),
             ("if not self.tied:", "if True:"),
             ('index["weight_map"] |= dict.fromkeys(self.tied, TIED_FILE)', "pass"),
             ("            (directory / INDEX_FILE).unlink()\n", ""),

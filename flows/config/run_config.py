@@ -14,6 +14,7 @@ from flows.config.bounds import require_bounded
 from flows.config.models import FROM_REWARD_MODEL, ModelConfig
 from ppo_core.config import PPOConfig
 from tasks.config import (
+    ENGINES,
     AdvantagesConfig,
     Algorithm,
     CriticPretrainingConfig,
@@ -61,7 +62,7 @@ OF_A_CRITIC_WITH_A_BODY = (
 )
 """Settings that a critic on the policy's body, which learns in the policy's steps, does not read."""
 OF_OTHER_ENGINES = ("execution.engine_server", "ppo.importance_cap", "health.max_engine_difference")
-"""Settings that only a run with another sampling engine than the builtin one reads."""
+"""Settings that only a run reads whose sampling engine is not the trainer."""
 
 
 class TrackingConfig(StageConfig):
@@ -265,13 +266,14 @@ class RunConfig(StageConfig):
 
     def _engine_agrees(self) -> None:
         rollouts, sampling = self.rollouts, self.rollouts.sampling
-        if rollouts.engine == "builtin":
+        if ENGINES[rollouts.engine].is_the_trainer:
+            others = " or ".join(name for name, engine in ENGINES.items() if not engine.is_the_trainer)
             for path in OF_OTHER_ENGINES:
                 section, name = path.split(".")
                 value = getattr(getattr(self, section), name)
                 if value != default_of(type(getattr(self, section)), name):
                     raise ValueError(
-                        f"{path}={value}: rollouts.engine: builtin does not use it; leave it out, or say vllm"
+                        f"{path}={value}: rollouts.engine: {rollouts.engine} does not use it; leave it out, or say {others}"
                     )
         elif sampling.temperature != 1 and (sampling.top_p < 1 or sampling.top_k > 0):
             raise ValueError(

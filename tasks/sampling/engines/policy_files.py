@@ -1,6 +1,7 @@
 """A checkpoint's policy as the files that an engine loads it from."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tasks.models import POLICY, part_directory
+from tasks.sampling.engines.interface import LoadedPolicy
+from tasks.text import copy_tokenizer
 
 ADAPTER_FILE = "adapter_config.json"
 """Lies in a policy's directory that holds a LoRA adapter instead of weights."""
@@ -55,6 +60,35 @@ class PolicyFiles:
                 (directory / INDEX_FILE).unlink()
                 (directory / INDEX_FILE).write_text(json.dumps(index))
             yield directory
+
+
+@contextmanager
+def on_disk(policy: LoadedPolicy) -> Iterator[PolicyFiles]:
+    """A policy's files, for an engine that reads them."""
+    context = policy.models.context
+    with _weights_on_disk(policy) as directory:
+        yield PolicyFiles(
+            directory=directory.resolve(),
+            digest=policy.ref.digest,
+            tied=tied_weights(policy.model if context.lora_base is None else policy.model.model),
+            scratch=context.output.parent,
+        )
+
+
+@contextmanager
+def _weights_on_disk(policy: LoadedPolicy) -> Iterator[Path]:
+    """The policy's directory; a copy for a while where its weights were not kept."""
+    directory = part_directory(policy.ref, POLICY)
+    if any(directory.glob("*.safetensors")):
+        yield directory
+        return
+    copy = policy.models.context.output.parent / f"policy-{policy.ref.digest}"
+    try:
+        policy.models.write_policy(policy.ref, copy)
+        copy_tokenizer(directory, copy)
+        yield copy
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def tied_weights(policy: Any) -> dict[str, Tensor]:
