@@ -26,7 +26,7 @@ def show(renderable: Any) -> None:
     console.print(renderable)
 
 
-def show_lines(lines: "Sequence[str]") -> None:
+def show_lines(lines: Sequence[str]) -> None:
     """Print lines as they are, however long."""
     if lines:
         print("\n".join(lines))

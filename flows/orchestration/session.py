@@ -107,7 +107,7 @@ class Session:
         )
         task.with_options(task_run_name=f"reused: {found.total()} stages").submit().wait()
 
-    def publish(self, number: int, report: Output) -> "PrefectFuture[list[str]]":
+    def publish(self, number: int, report: Output) -> PrefectFuture[list[str]]:
         """Tell MLflow and Prefect of a round, beside the next one: a slow tracking server must not hold up training."""
         task = Task(
             fn=lambda: publish_round(self.run, self.config, report),
@@ -155,7 +155,7 @@ class Session:
         """Name the flow run whose cancellation ends this session."""
         self._flow_run_id = flow_run_id
 
-    def _task(self, stage: str) -> "Task[..., Any]":
+    def _task(self, stage: str) -> Task[..., Any]:
         if stage not in self._tasks:
             self._tasks[stage] = Task(
                 fn=self._supervise,
@@ -170,7 +170,7 @@ class Session:
             )
         return self._tasks[stage]
 
-    def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> "State[Ref] | Ref":
+    def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> State[Ref] | Ref:
         """A stage's Prefect task: reuse its committed output, or have the worker make it."""
         call = call.with_inputs({name: list(v) if isinstance(v, list | tuple) else v for name, v in inputs.items()})
         if (done := self.run.store.find(call.recipe())) is not None:
@@ -240,7 +240,7 @@ class Session:
             self.observer.stage_progress(call, event)
 
 
-def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:
+def is_worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Prefect's retry condition."""
     del task, task_run
     error = state.result(raise_on_failure=False)

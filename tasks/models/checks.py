@@ -100,12 +100,12 @@ class Candidate:
         self.trust_remote_code = trust_remote_code
 
     @cached_property
-    def config(self) -> "PreTrainedConfig":
+    def config(self) -> PreTrainedConfig:
         """That of its language model."""
         return read_text_config(self.directory, trust_remote_code=self.trust_remote_code)
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(str(self.directory), trust_remote_code=self.trust_remote_code)
 
     @cached_property
@@ -113,7 +113,7 @@ class Candidate:
         return dict(self.tokenizer.get_vocab())
 
     @cached_property
-    def language_model(self) -> "PreTrainedModel":
+    def language_model(self) -> PreTrainedModel:
         """On the meta device; refused where its files lack weights."""
         return load_policy(self.directory, trust_remote_code=self.trust_remote_code, weightless=True)
 
@@ -278,7 +278,7 @@ def require_policys_tokens(model: Candidate, policy: Candidate) -> None:
         )
 
 
-def require_linear_head(model: "PreTrainedModel", directory: Path) -> None:
+def require_linear_head(model: PreTrainedModel, directory: Path) -> None:
     """Refuse a model that does more to its logits than a linear head does (scales, caps): its body cannot be shared.
 
     Its own forward pass is tried, with numbers in the place of what its body computes and a small head in that of its own.

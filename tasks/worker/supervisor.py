@@ -110,7 +110,7 @@ class Supervisor:
         self._kill()
         self._process = None
 
-    def _started(self) -> tuple["subprocess.Popen[str]", "queue.SimpleQueue[str]"]:
+    def _started(self) -> tuple[subprocess.Popen[str], queue.SimpleQueue[str]]:
         if self._process is None or self._process.poll() is not None:
             read_end, write_end = os.pipe()
             with self._log.open("ab") as log:
