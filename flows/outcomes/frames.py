@@ -14,6 +14,7 @@ from tasks.store import Manifest, Ref, Table, components_of, concatenate, read_d
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tokenizers import Tokenizer
 
 ROLLOUT_ID = re.compile(r"r(\d{1,9})\.i(\d{1,9})(?:\.s\d+)?\..+")
 TOKEN_COLUMNS = {
@@ -251,7 +252,7 @@ def token_texts(directory: Path | None, token_ids: list[int]) -> list[str]:
     return [token_text(tokenizer, token_id) for token_id in token_ids]
 
 
-def token_text(tokenizer: Any, token_id: int) -> str:
+def token_text(tokenizer: "Tokenizer", token_id: int) -> str:
     """A token as it reads in the text; as the vocabulary spells it where it is only a part of a character."""
     piece = tokenizer.id_to_token(token_id)
     if piece is None:

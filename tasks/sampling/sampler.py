@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppo_core import Ragged, RolloutBatch, SamplingConfig
 from tasks.config import ENGINES, SamplingEngine
@@ -132,7 +132,7 @@ class Sampler:
 
 
 def with_terminators(
-    sampling: SamplingConfig, stop_strings: tuple[str, ...], tokenizer: Any
+    sampling: SamplingConfig, stop_strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[SamplingConfig, tuple[str, ...]]:
     """The user's settings, and all that ends a response of this model beside them."""
     ending = ending_of(tokenizer)
@@ -143,7 +143,9 @@ def with_terminators(
     return replace(sampling, stop_token_ids=tuple(sorted(ids))), stop_strings
 
 
-def without_unknown_tokens(sampling: SamplingConfig, tokenizer: Any, vocab_size: int) -> SamplingConfig:
+def without_unknown_tokens(
+    sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> SamplingConfig:
     """The settings without the ids of a padded vocabulary, which stand for no token: nobody could read them."""
     unknown = set(range(vocab_size)) - set(tokenizer.get_vocab().values()) - set(sampling.stop_token_ids)
     return replace(sampling, suppress_token_ids=tuple(sorted({*sampling.suppress_token_ids, *unknown})))

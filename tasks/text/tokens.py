@@ -270,7 +270,7 @@ def _shared(first: list[int], second: list[int]) -> int:
 
 
 def encode_dialogues(
-    tokenizer: Any, row: Mapping[str, Any], responses: Sequence[str], *, to_the_end: bool = False
+    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], responses: Sequence[str], *, to_the_end: bool = False
 ) -> list[list[int]]:
     """Token ids of a prompt with each of its complete responses, for a model of this tokenizer."""
     prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]

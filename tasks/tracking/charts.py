@@ -6,14 +6,13 @@ The same history gives the same bytes: a plot is part of a stage's output, whose
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib.style
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from tasks.metrics.declared import named
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 History = Sequence[Mapping[str, Any]]
 """One row per iteration, through all rounds: ``round``, ``iteration`` and the metrics known of it."""
@@ -50,6 +49,8 @@ LOWEST_EXPLAINED_VARIANCE = -1.0
 
 def draw_plots(directory: Path, history: History, calibration: Mapping[str, Any] | None) -> None:
     """Write one PNG per topic; a topic of which nothing is known gets none."""
+    import matplotlib.style
+
     directory.mkdir(parents=True, exist_ok=True)
     figures = {
         "reward": reward_figure,
@@ -68,13 +69,13 @@ def draw_plots(directory: Path, history: History, calibration: Mapping[str, Any]
             save(calibration_figure(calibration), directory / "reward_model_calibration.png")
 
 
-def save(figure: Figure | None, path: Path) -> None:
+def save(figure: "Figure | None", path: Path) -> None:
     """Write a figure without the name and version of what drew it."""
     if figure is not None:
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def reward_figure(history: History) -> Figure | None:
+def reward_figure(history: History) -> "Figure | None":
     """Mean score with one standard deviation over responses, and the components that it is the sum of."""
     if not points(history, "score/mean"):
         return None
@@ -99,17 +100,17 @@ def reward_figure(history: History) -> Figure | None:
     return figure
 
 
-def kl_figure(history: History) -> Figure | None:
+def kl_figure(history: History) -> "Figure | None":
     """How far the policy has moved from its reference."""
     return line_figure(history, "kl/mean", "KL(policy ‖ reference)", "nats per response")
 
 
-def entropy_figure(history: History) -> Figure | None:
+def entropy_figure(history: History) -> "Figure | None":
     """How undecided the policy still is."""
     return line_figure(history, "update/entropy", "Entropy of the policy", "nats per response token", bottom=0.0)
 
 
-def reward_against_kl_figure(history: History) -> Figure | None:
+def reward_against_kl_figure(history: History) -> "Figure | None":
     """What each nat of distance from the reference bought."""
     both = [
         (x, row["kl/mean"], row["score/mean"])
@@ -132,7 +133,7 @@ def reward_against_kl_figure(history: History) -> Figure | None:
     return figure
 
 
-def response_length_figure(history: History) -> Figure | None:
+def response_length_figure(history: History) -> "Figure | None":
     """Mean length, and below it the share of responses that ran into the limit."""
     if not points(history, "rollouts/response_length"):
         return None
@@ -150,7 +151,7 @@ def response_length_figure(history: History) -> Figure | None:
     return figure
 
 
-def explained_variance_figure(history: History) -> Figure | None:
+def explained_variance_figure(history: History) -> "Figure | None":
     """How much of the returns the critic foresaw; 1 is all, 0 is no more than their mean."""
     known = points(history, "update/explained_variance")
     if not known:
@@ -168,7 +169,7 @@ def explained_variance_figure(history: History) -> Figure | None:
     return figure
 
 
-def reward_hacking_figure(history: History) -> Figure | None:
+def reward_hacking_figure(history: History) -> "Figure | None":
     """Whether the score outruns what training never sees, follows length, or feeds on repetition."""
     gaps = sorted(set(named("audit/<reward>_gap", (name for row in history for name in row))))
     gaps = [name for name in gaps if points(history, name)][: len(COLORS)]
@@ -198,7 +199,7 @@ def reward_hacking_figure(history: History) -> Figure | None:
     return figure
 
 
-def calibration_figure(calibration: Mapping[str, Any]) -> Figure | None:
+def calibration_figure(calibration: Mapping[str, Any]) -> "Figure | None":
     """Reliability of σ(s⁺ − s⁻) on preferences never trained on: how often the surer side was right."""
     bins = [b for b in calibration.get("bins", ()) if is_number(b["mean_confidence"]) and is_number(b["accuracy"])]
     if not bins:
@@ -233,7 +234,9 @@ def bin_of(confidence: float) -> int:
     return min(9, max(0, int((confidence - 0.5) * 20)))
 
 
-def line_figure(history: History, metric: str, title: str, unit: str, *, bottom: float | None = None) -> Figure | None:
+def line_figure(
+    history: History, metric: str, title: str, unit: str, *, bottom: float | None = None
+) -> "Figure | None":
     """One metric by iteration."""
     if not points(history, metric):
         return None
@@ -245,8 +248,10 @@ def line_figure(history: History, metric: str, title: str, unit: str, *, bottom:
     return figure
 
 
-def new_figure(title: str, *y_labels: str) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, *y_labels: str) -> "tuple[Figure, list[Axes]]":
     """A figure with a panel per label, one above the other, the first one the tallest. Not pyplot: it keeps figures."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.2, 4.0 if len(y_labels) == 1 else 5.0), layout="constrained")
     ratios = [3.0, *[1.0] * (len(y_labels) - 1)]
     panels = figure.subplots(len(y_labels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0].tolist()
@@ -258,12 +263,14 @@ def new_figure(title: str, *y_labels: str) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def whole_numbers() -> MaxNLocator:
+def whole_numbers() -> Any:
     """Where the ticks of a count go."""
+    from matplotlib.ticker import MaxNLocator
+
     return MaxNLocator(integer=True)
 
 
-def draw_line(axes: Axes, history: History, metric: str, color: str, *, scale: float = 1, **style: Any) -> None:
+def draw_line(axes: "Axes", history: History, metric: str, color: str, *, scale: float = 1, **style: Any) -> None:
     """A metric by iteration; where an iteration does not know it, the line goes on from the next that does."""
     known = points(history, metric)
     if known:
@@ -272,7 +279,7 @@ def draw_line(axes: Axes, history: History, metric: str, color: str, *, scale: f
         axes.plot(x, [scale * value for value in y], color=color, marker=marker, **style)
 
 
-def mark_rounds(axes: Axes, history: History, *, named: bool = True) -> None:
+def mark_rounds(axes: "Axes", history: History, *, named: bool = True) -> None:
     """A vertical line where a round begins, with its number above the plot."""
     rounds = [row["round"] for row in history]
     begins = [i for i, number in enumerate(rounds) if i == 0 or rounds[i - 1] != number]

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tasks.models import POLICY, part_directory
 from tasks.sampling.engines.interface import LoadedPolicy
@@ -91,7 +91,7 @@ def _weights_on_disk(policy: LoadedPolicy) -> Iterator[Path]:
         shutil.rmtree(copy, ignore_errors=True)
 
 
-def tied_weights(policy: Any) -> dict[str, Tensor]:
+def tied_weights(policy: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of a model that are others by tying, by their own names."""
     parameters = dict(policy.named_parameters(remove_duplicate=False))
     return {
