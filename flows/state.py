@@ -15,7 +15,7 @@ class RunStage(Protocol):
     """Calls a stage by name at a place. Flows are written against this, so that the plan and the run are the same code."""
 
     def __call__(
-        self, stage: str, place: Place, config: StageConfig, **inputs: "Output | Sequence[Output] | None"
+        self, stage: str, place: Place, config: StageConfig, **inputs: Output | Sequence[Output] | None
     ) -> Output: ...
 
 

@@ -1,4 +1,4 @@
-"""Errors that mean "the caller must change something", as one tree.
+"""Errors that mean "the caller must change something".
 
 ``UserError`` is what the command line turns into one sentence and exit code 2. Every message names the thing, the
 value and the next move. Broken invariants of our own are ``assert``s, never one of these.

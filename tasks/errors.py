@@ -1,7 +1,27 @@
-"""What can go wrong in a stage, split by who has to act.
+"""What can go wrong, split by who has to act: the one tree of errors.
 
-``UserError`` (from ``ppo_core.errors``): the user changes something; never retried. ``TransientError``: trying again may
-succeed; retried with backoff. Anything else is a defect or a broken machine and stops at once with its traceback in the log.
+    Exception
+      ValueError
+        UserError           the user changes something; never tried again, and told in one sentence   ppo_core.errors
+          ConfigError       a setting is unknown, out of range or contradicts another                 ppo_core.errors
+          DataError         an input file, row or column is not what the configuration says
+            BadRow          one row, which ``data.on_bad_row`` may have left out                       tasks.data
+          EmptyMaskError    a mask selects no token                                                   ppo_core.errors
+          ModelError        a model or tokenizer cannot be used as asked
+          RewardError       a reward function raised, or returned no finite scores
+          RunError          a run's directory is missing, damaged or in use
+          ServerError       a server that the configuration names refuses, or answers something else
+          ShapeError        two tensors that must agree in shape do not                               ppo_core.errors
+          TrackingError     MLflow holds something that only its user can change
+      ArithmeticError
+        NonFiniteError      a number is NaN or infinite; trying again gives the same                  ppo_core.errors
+      DamagedError          a committed file has changed; the stage that wrote it has to run again
+      UnhealthyError        a limit of ``health`` was passed
+      TransientError        trying again may succeed, and is done, with backoff
+      StageError            any of these in a stage, as the worker told it: a kind and a message      tasks.contract
+      LimitError            somebody else's program took too long or too much; told as a ModelError   tasks.text
+
+Anything else is a defect or a broken machine and stops at once with its traceback in the log.
 """
 
 from typing import Any
@@ -16,6 +36,7 @@ __all__ = [
     "RewardError",
     "RunError",
     "ServerError",
+    "TrackingError",
     "TransientError",
     "UnhealthyError",
     "UserError",
@@ -41,6 +62,10 @@ class RunError(UserError):
 
 class ServerError(UserError):
     """A server that the configuration names refuses what it is asked, or answers something else."""
+
+
+class TrackingError(UserError):
+    """The tracking server holds something that only its user can change."""
 
 
 class UnhealthyError(Exception):

@@ -65,6 +65,7 @@ def evaluate_policy(
             policy=policy,
             reward_model=reward_model,
             external=external,
+            held_out=config.held_out_rewards,
         )
         trained_on = {component: scores[component] for component in config.rewards}
         added: dict[str, Any] = {
@@ -84,10 +85,10 @@ def evaluate_policy(
     )
 
 
-def comparison(policy: "Table", reference: "Table", components: list[str]) -> dict[str, float]:
+def comparison(policy: Table, reference: Table, components: list[str]) -> dict[str, float]:
     """Means of both, and each score's gain in units of the reference's standard deviation over responses."""
 
-    def column(table: "Table", name: str) -> torch.Tensor:
+    def column(table: Table, name: str) -> torch.Tensor:
         return torch.tensor(table.column(name).to_pylist(), dtype=torch.float64)
 
     metrics: dict[str, float] = {}
@@ -111,12 +112,12 @@ def comparison(policy: "Table", reference: "Table", components: list[str]) -> di
 
 
 def doubts(
-    policy: "Table", reference: "Table", rewards: Mapping[str, RewardConfig], held_out: Sequence[str]
+    policy: Table, reference: Table, rewards: Mapping[str, RewardConfig], held_out: Sequence[str]
 ) -> dict[str, float]:
     """What speaks against believing the gain: lengths, empty and repetitive responses, rewards that do not rise with the
     score, and a reward model that does not follow them on the reference's own responses."""
 
-    def column(table: "Table", name: str) -> list[float]:
+    def column(table: Table, name: str) -> list[float]:
         return list(table.column(name).to_pylist())
 
     metrics: dict[str, float] = {}

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from ppo_core.randomness import derive_seed
 from tasks.config import DataConfig, PrepareDataConfig, Source
 from tasks.contract import StageContext, StageOutput
 from tasks.data import (
     Findings,
+    Row,
     in_words,
     read_rows,
     to_preferences,
@@ -118,9 +118,9 @@ def require_usable(data: DataConfig, findings: Findings) -> None:
         findings.require_no_bad_rows()
 
 
-def read_all(sources: tuple[Source, ...], context: StageContext) -> list[Any]:
+def read_all(sources: tuple[Source, ...], context: StageContext) -> list[Row]:
     """The rows of all sources of one kind."""
-    rows: list[Any] = []
+    rows: list[Row] = []
     for source in sources:
         rows += read_rows(source, seed=context.run_seed)
         context.progress(len(rows), len(rows), unit="rows")

@@ -70,7 +70,7 @@ def by_iteration(refs: list[Ref]) -> list[list[Ref]]:
     return [groups[iteration] for iteration in sorted(groups)]
 
 
-def iteration_metrics(manifests: list[Any]) -> dict[str, Any]:
+def iteration_metrics(manifests: list[Manifest]) -> dict[str, Any]:
     """One row of the metric history."""
     place = manifests[0].place
     return {

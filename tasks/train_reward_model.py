@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ppo_core import calibration_bins, expected_calibration_error, ranking_loss
 from tasks.config import TrainRewardModelConfig
@@ -66,7 +67,11 @@ def train_reward_model(
 
 
 def fit(
-    models: Models, model: ScalarModel, rows: list[dict[str, Any]], tokenizer: Any, config: TrainRewardModelConfig
+    models: Models,
+    model: ScalarModel,
+    rows: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainRewardModelConfig,
 ) -> list[float]:
     """Train the model on preferences, and return the loss of each step."""
     context, device = models.context, models.device
@@ -175,7 +180,10 @@ BY_LENGTH = ("accuracy_chosen_longer", "accuracy_chosen_shorter")
 
 @torch.no_grad()
 def held_out_quality(
-    rows: list[dict[str, Any]], tokenizer: Any, token_budget: int, scores_of: Callable[[list[list[int]]], torch.Tensor]
+    rows: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    token_budget: int,
+    scores_of: Callable[[list[list[int]]], torch.Tensor],
 ) -> dict[str, Any]:
     """Accuracy, mean margin and reliability of ``σ(s⁺ − s⁻)`` over the strict pairs of preferences never trained on.
 

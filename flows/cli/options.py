@@ -1,9 +1,12 @@
 """Options that several commands share, exit codes, and how a command shows what it found."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 FAILED, MISTAKE, UNREPORTED, CANCELLED = 1, 2, 3, 130
 AttemptId = Annotated[
@@ -16,7 +19,7 @@ Overrides = Annotated[
 RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's name or directory; default: the latest.")]
 
 
-def show(renderable: Any) -> None:
+def show(renderable: "RenderableType") -> None:
     """Print a table on standard output; into a pipe as wide as it needs to be."""
     from rich.console import Console
 
@@ -26,7 +29,7 @@ def show(renderable: Any) -> None:
     console.print(renderable)
 
 
-def show_lines(lines: "Sequence[str]") -> None:
+def show_lines(lines: Sequence[str]) -> None:
     """Print lines as they are, however long."""
     if lines:
         print("\n".join(lines))

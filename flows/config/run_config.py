@@ -14,6 +14,7 @@ from flows.config.bounds import require_bounded
 from flows.config.models import FROM_REWARD_MODEL, ModelConfig
 from ppo_core.config import PPOConfig
 from tasks.config import (
+    ENGINES,
     AdvantagesConfig,
     Algorithm,
     CriticPretrainingConfig,
@@ -61,7 +62,7 @@ OF_A_CRITIC_WITH_A_BODY = (
 )
 """Settings that a critic on the policy's body, which learns in the policy's steps, does not read."""
 OF_OTHER_ENGINES = ("execution.engine_server", "ppo.importance_cap", "health.max_engine_difference")
-"""Settings that only a run with another sampling engine than the builtin one reads."""
+"""Settings that only a run reads whose sampling engine is not the trainer."""
 
 
 class TrackingConfig(StageConfig):
@@ -228,9 +229,11 @@ class RunConfig(StageConfig):
                 f"rollouts.shards={self.rollouts.shards}: more than rollouts.prompts_per_iteration="
                 f"{self.rollouts.prompts_per_iteration}, so some would be empty; lower it"
             )
-        for name, reward in [*self.rewards.items(), *self.evaluation.held_out_rewards.items()]:
-            if reward.code:
-                raise ValueError(f"rewards: {name}.code is filled in when the run starts; remove it")
+        rewards = {"rewards": self.rewards, "evaluation.held_out_rewards": self.evaluation.held_out_rewards}
+        for field, of_field in rewards.items():
+            for name, reward in of_field.items():
+                if reward.code:
+                    raise ValueError(f"{field}: {name}.code is filled in when the run starts; remove it")
         if self.reward_model is not None and not self.data.preferences:
             raise ValueError("data.preferences: a reward model needs preferences to train on; name a source")
         if self.warm_up is not None and not self.data.texts:
@@ -241,13 +244,16 @@ class RunConfig(StageConfig):
             raise ValueError(
                 f"evaluation.held_out_rewards: {sorted(shared)[0]} is a training reward too; name it differently"
             )
-        for name in [*self.rewards, *self.evaluation.held_out_rewards]:
-            if not name.isidentifier():
-                raise ValueError(
-                    f"rewards: the name {name!r} becomes part of a column's name; use letters, digits and _"
-                )
-        if (why := collision([*self.rewards, *self.evaluation.held_out_rewards])) is not None:
-            raise ValueError(f"rewards: {why}")
+        known: list[str] = []
+        for field, of_field in rewards.items():
+            for name in of_field:
+                if not name.isidentifier():
+                    raise ValueError(
+                        f"{field}: the name {name!r} becomes part of a column's name; use letters, digits and _"
+                    )
+            known += of_field
+            if (why := collision(known)) is not None:
+                raise ValueError(f"{field}: {why}")
         if any(reward.is_trained_in_run for reward in self.evaluation.held_out_rewards.values()):
             raise ValueError(
                 "evaluation.held_out_rewards: the trained reward model is not held out; name another model"
@@ -260,13 +266,14 @@ class RunConfig(StageConfig):
 
     def _engine_agrees(self) -> None:
         rollouts, sampling = self.rollouts, self.rollouts.sampling
-        if rollouts.engine == "builtin":
+        if ENGINES[rollouts.engine].is_the_trainer:
+            others = " or ".join(name for name, engine in ENGINES.items() if not engine.is_the_trainer)
             for path in OF_OTHER_ENGINES:
                 section, name = path.split(".")
                 value = getattr(getattr(self, section), name)
                 if value != default_of(type(getattr(self, section)), name):
                     raise ValueError(
-                        f"{path}={value}: rollouts.engine: builtin does not use it; leave it out, or say vllm"
+                        f"{path}={value}: rollouts.engine: {rollouts.engine} does not use it; leave it out, or say {others}"
                     )
         elif sampling.temperature != 1 and (sampling.top_p < 1 or sampling.top_k > 0):
             raise ValueError(

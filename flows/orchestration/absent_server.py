@@ -25,7 +25,7 @@ from tasks.store import Place
 Rlhf = Callable[[], None]
 
 
-class ServerAnswersError(Exception):
+class _ServerAnswersError(Exception):
     """Not a mistake: ends the part of a run that goes without Prefect, before its next stage."""
 
 
@@ -79,14 +79,14 @@ def until_it_answers(without: RunStage, run: Run, config: RunConfig, externals: 
 
     def call(stage: str, place: Place, config: StageConfig, **inputs: Any) -> Output:
         if running_server(run.home) is not None:
-            raise ServerAnswersError
+            raise _ServerAnswersError
         return without(stage, place, config, **inputs)
 
     state: RoundState | None = None
     try:
         for number in range(1, config.rounds + 1):
             state = rlhf_round(call, config, number, state, externals)
-    except ServerAnswersError:
+    except _ServerAnswersError:
         return None
     assert state is not None, "a run has a round"
     return state.report

@@ -7,18 +7,17 @@ publishing needs no plan, reads only what is committed, and catches up on all th
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.config import RunConfig, dump
 from flows.orchestration.round_page import show_round
 from flows.outcomes import warning_markdown, warnings_of
+from flows.plan import with_code_digests
 from flows.runs import CommittedRound, Run, committed_round, committed_rounds, history_of
 from tasks.metrics import combine
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
-
-if TYPE_CHECKING:
-    from tasks.tracking import Point, Published, TrackedData, TrackedRound
+from tasks.tracking import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking
 
 # Two publishers in one process would each make the runs that the other one is about to make.
 _one_at_a_time = threading.Lock()
@@ -38,7 +37,7 @@ def publish_round(run: Run, config: RunConfig, report: Ref) -> list[str]:
     return problems
 
 
-def log_rounds(run: Run, config: RunConfig, report: Ref) -> "tuple[Published | None, list[str]]":
+def log_rounds(run: Run, config: RunConfig, report: Ref) -> tuple[Published | None, list[str]]:
     """Log this round and any before it to MLflow: where they are now, and what could not be logged. Never raises."""
     with _one_at_a_time:
         try:
@@ -47,11 +46,8 @@ def log_rounds(run: Run, config: RunConfig, report: Ref) -> "tuple[Published | N
             return None, [f"MLflow: {in_a_sentence(error)}; run the same command again once it works"]
 
 
-def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> "Published":
+def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> Published:
     """Log rounds to MLflow. Raises what MLflow raises."""
-    from flows.plan import with_code_digests
-    from tasks.tracking import TrackedRun, Tracking
-
     last = rounds[-1]
     is_finished = last.number >= config.rounds
     tags = {"rounds.directory": str(run.root)}
@@ -76,10 +72,8 @@ def run_uid(run: Run) -> str:
     return digest_text(canonical_json([run.name, run.created_at]))
 
 
-def tracked_round(run: Run, committed: CommittedRound) -> "TrackedRound":
+def tracked_round(run: Run, committed: CommittedRound) -> TrackedRound:
     """A round in the words of the tracking store."""
-    from tasks.tracking import TrackedRound
-
     stages = committed.of_this_round()
     summary = read_json(committed.report / "summary.json")
     files = {"plots": committed.report / "plots"}
@@ -109,10 +103,8 @@ def tracked_round(run: Run, committed: CommittedRound) -> "TrackedRound":
     )
 
 
-def points_of(committed: CommittedRound) -> "list[Point]":
+def points_of(committed: CommittedRound) -> list[Point]:
     """Every metric of a round: an iteration's at its number, what came before them at 0, the evaluation at the last."""
-    from tasks.tracking import Point
-
     points = []
     rows = {row["iteration"]: row for row in history_of(committed)}
     for iteration, manifests in committed.iterations.items():
@@ -132,10 +124,8 @@ def points_of(committed: CommittedRound) -> "list[Point]":
     return points
 
 
-def data_sets(committed: CommittedRound) -> "list[TrackedData]":
+def data_sets(committed: CommittedRound) -> list[TrackedData]:
     """The sources that the round's data came from, and the data sets that were made of them."""
-    from tasks.tracking import TrackedData
-
     manifest = Manifest.read(committed.data)
     settings = STAGES.settings_of(manifest.recipe)
     data = settings["data"]

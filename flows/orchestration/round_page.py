@@ -2,16 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.outcomes import warning_markdown, warnings_of
 from flows.runs import CommittedRound, Run, history_of
 from flows.text import escaped_character
 from tasks.metrics import STDERR
 from tasks.store import read_json
-
-if TYPE_CHECKING:
-    from tasks.tracking import Published
+from tasks.tracking import Published, run_page, where_to_look
 
 ITERATIONS_SHOWN = 50
 SAMPLES_SHOWN = 12
@@ -30,12 +28,10 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
-def show_round(run: Run, committed: CommittedRound, published: "Published | None") -> None:
+def show_round(run: Run, committed: CommittedRound, published: Published | None) -> None:
     """The round's table and links as artifacts of this Prefect task; nothing where no flow is running."""
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
     from prefect.runtime import flow_run
-
-    from tasks.tracking import run_page
 
     if not flow_run.id:
         return
@@ -54,7 +50,7 @@ def artifact_key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def round_markdown(run: Run, committed: CommittedRound, published: "Published | None") -> str:
+def round_markdown(run: Run, committed: CommittedRound, published: Published | None) -> str:
     """A round on one page: what it came to, how it got there, and what the policy says now."""
     summary = read_json(committed.report / "summary.json")
     samples = read_json(committed.report / "samples.json")
@@ -88,10 +84,8 @@ def round_markdown(run: Run, committed: CommittedRound, published: "Published | 
     return "\n\n".join(parts) + "\n"
 
 
-def mlflow_line(run: Run, committed: CommittedRound, published: "Published | None") -> str:
+def mlflow_line(run: Run, committed: CommittedRound, published: Published | None) -> str:
     """Where to see the round in MLflow."""
-    from tasks.tracking import run_page, where_to_look
-
     if published is None:
         return "Not logged to MLflow yet; the next round, or the same command again, logs it."
     run_id = published.rounds[committed.number]

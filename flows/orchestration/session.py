@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import TaskRun
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, State
@@ -56,7 +58,7 @@ class Session:
         self._cancel_lock = threading.Lock()
         self._cancel_checked = time.monotonic()
         self._cancelled = False
-        self._flow_run_id: Any = None
+        self._flow_run_id: UUID | None = None
 
     def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Output) -> Output:
         """Find a stage's committed output, or submit the stage; it waits for the futures among its inputs."""
@@ -107,7 +109,7 @@ class Session:
         )
         task.with_options(task_run_name=f"reused: {found.total()} stages").submit().wait()
 
-    def publish(self, number: int, report: Output) -> "PrefectFuture[list[str]]":
+    def publish(self, number: int, report: Output) -> PrefectFuture[list[str]]:
         """Tell MLflow and Prefect of a round, beside the next one: a slow tracking server must not hold up training."""
         task = Task(
             fn=lambda: publish_round(self.run, self.config, report),
@@ -148,14 +150,16 @@ class Session:
 
     def tell_cancelled(self) -> None:
         """Say that the flow run is cancelled: to Prefect it is one that failed, or is still being cancelled."""
+        if self._flow_run_id is None:
+            return
         with suppress(Exception), get_client(sync_client=True) as client:
             client.set_flow_run_state(self._flow_run_id, Cancelled(), force=True)
 
-    def belongs_to(self, flow_run_id: Any) -> None:
+    def belongs_to(self, flow_run_id: UUID | None) -> None:
         """Name the flow run whose cancellation ends this session."""
         self._flow_run_id = flow_run_id
 
-    def _task(self, stage: str) -> "Task[..., Any]":
+    def _task(self, stage: str) -> Task[..., Any]:
         if stage not in self._tasks:
             self._tasks[stage] = Task(
                 fn=self._supervise,
@@ -170,7 +174,7 @@ class Session:
             )
         return self._tasks[stage]
 
-    def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> "State[Ref] | Ref":
+    def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> State[Ref] | Ref:
         """A stage's Prefect task: reuse its committed output, or have the worker make it."""
         call = call.with_inputs({name: list(v) if isinstance(v, list | tuple) else v for name, v in inputs.items()})
         if (done := self.run.store.find(call.recipe())) is not None:
@@ -240,7 +244,7 @@ class Session:
             self.observer.stage_progress(call, event)
 
 
-def is_worth_retrying(task: Any, task_run: Any, state: "State[Any]") -> bool:
+def is_worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Prefect's retry condition."""
     del task, task_run
     error = state.result(raise_on_failure=False)

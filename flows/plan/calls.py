@@ -1,7 +1,7 @@
 """From a run's configuration to the calls of its stages, and to the models that it names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig, dump
 from flows.runs import Run
@@ -35,7 +35,7 @@ def keeps_checkpoint(config: RunConfig, place: Place) -> bool:
     return place.iteration % config.checkpoint_every == 0 or place.iteration == config.iterations
 
 
-def external_models(config: RunConfig, home: Any) -> Externals:
+def external_models(config: RunConfig, home: Path) -> Externals:
     """The models that a configuration names, found and checked."""
     model = config.model
 

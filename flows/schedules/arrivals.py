@@ -85,7 +85,7 @@ def first_step(run: Run, config: RunConfig, named: Lists) -> NextStep:
 
 def expanded(sources: Iterable[Source]) -> tuple[Source, ...]:
     """Each file that a pattern matches now as a source of its own; of a file that is named twice, the first."""
-    found: dict[Any, Source] = {}
+    found: dict[Path | str, Source] = {}
     for source in sources:
         if source.path is None or not is_pattern(source.path):
             found.setdefault(identity(source), source)
@@ -96,7 +96,7 @@ def expanded(sources: Iterable[Source]) -> tuple[Source, ...]:
     return tuple(found.values())
 
 
-def identity(source: Source) -> Any:
+def identity(source: Source) -> Path | str:
     """What makes two sources the same data: a file's place, else all but the round from which it counts."""
     if source.path is not None:
         return Path(source.path).expanduser().resolve()
@@ -133,7 +133,7 @@ def is_part(used: Lists, named: Lists) -> bool:
 def with_settings_of(named: Lists, used: Lists) -> Lists:
     """The used sources, read as the configuration says now."""
 
-    def read_now(source: Source, now: Mapping[Any, Source]) -> Source:
+    def read_now(source: Source, now: Mapping[Path | str, Source]) -> Source:
         found = now.get(identity(source), source)
         return found.model_copy(update={"path": source.path, "from_round": source.from_round})
 

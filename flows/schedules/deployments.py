@@ -87,7 +87,7 @@ def scheduled_rounds(run: str, config: RunConfig) -> State[Any]:
     return state
 
 
-def go_on(home: Path, name: str, config: RunConfig, log: "FlowRunLog") -> State[Any]:
+def go_on(home: Path, name: str, config: RunConfig, log: FlowRunLog) -> State[Any]:
     """Bring a run to where its data and configuration say that it should be."""
     environment.quieten(hub=config.needs_hub())
     from flows.rlhf import run_rounds

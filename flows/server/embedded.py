@@ -107,7 +107,7 @@ def kept_alive(home: Path, url: str | None) -> Iterator[None]:
         stopped.set()
 
 
-def start_server(home: Path, *, port: int | None = None) -> "subprocess.Popen[bytes]":
+def start_server(home: Path, *, port: int | None = None) -> subprocess.Popen[bytes]:
     """Start the process of a server, which ends at once if the home has one already."""
     directory = directory_of(home)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

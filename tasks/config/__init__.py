@@ -5,7 +5,7 @@ from tasks.config.base import StageConfig
 from tasks.config.critic_pretraining import CriticPretrainingConfig, CriticPretrainingStageConfig
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source, parse_import_path
 from tasks.config.decided import completed, decided, decided_precision
-from tasks.config.engines import SamplingEngine, require_available
+from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_available
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
@@ -21,6 +21,7 @@ from tasks.config.yaml_text import YAMLError, read_yaml, write_yaml
 
 __all__ = [
     "ADAPTER_CONFIG",
+    "ENGINES",
     "TRAINED",
     "AdapterConfig",
     "AdvantagesConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "CriticPretrainingConfig",
     "CriticPretrainingStageConfig",
     "DataConfig",
+    "Engine",
     "EvaluatePolicyConfig",
     "EvaluationConfig",
     "ExecutionConfig",

@@ -1,5 +1,7 @@
-"""The engines that sample, by the names that a configuration has for them."""
+"""The engines that sample, by the names that a configuration has for them: a row each, and nothing else asks for a name."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
@@ -8,10 +10,34 @@ from tasks.errors import ConfigError
 SamplingEngine = Literal["builtin", "vllm"]
 
 
-def require_available(engine: SamplingEngine, server: str | None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What a run has to know of an engine."""
+
+    factory: str
+    """Import path of the ``EngineFactory`` that opens it for a policy; imported by the stages that sample, never before."""
+    is_the_trainer: bool = False
+    """Whether the trainer's own copy of the policy samples: its log-probabilities need no proof and no correction."""
+    package: str | None = None
+    """What has to be installed here, unless ``execution.engine_server`` names a server."""
+    how_to_get_it: str = ""
+    """The next move where the package is missing."""
+
+
+ENGINES: Mapping[SamplingEngine, Engine] = {
+    "builtin": Engine(factory="tasks.sampling.engines.builtin:open_builtin", is_the_trainer=True),
+    "vllm": Engine(
+        factory="tasks.sampling.engines.vllm:open_vllm",
+        package="vllm",
+        how_to_get_it="pip install 'rlhf-rounds[vllm]' where there is CUDA, or name a server in execution.engine_server",
+    ),
+}
+
+
+def require_available(name: SamplingEngine, server: str | None) -> None:
     """Refuse an engine that is not installed, before a run begins that would need it hours later."""
-    if engine == "vllm" and server is None and find_spec("vllm") is None:
+    engine = ENGINES[name]
+    if engine.package is not None and server is None and find_spec(engine.package) is None:
         raise ConfigError(
-            "rollouts.engine=vllm: the package vllm is not installed here; pip install 'rlhf-rounds[vllm]' where there is "
-            "CUDA, or name a server in execution.engine_server"
+            f"rollouts.engine={name}: the package {engine.package} is not installed here; {engine.how_to_get_it}"
         )

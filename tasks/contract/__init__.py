@@ -2,7 +2,15 @@
 
 from tasks.contract.call import StageCall
 from tasks.contract.execution import NO_LIMITS, execute, recover, remade, repeat
-from tasks.contract.failures import Kind, StageError, classify, describe, is_a_service_s, worth_retrying
+from tasks.contract.failures import (
+    Kind,
+    StageError,
+    classify,
+    describe,
+    is_a_service_s,
+    is_of_users_code,
+    worth_retrying,
+)
 from tasks.contract.gates import Gates
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext, StageOutput, stage_function
@@ -20,6 +28,7 @@ __all__ = [
     "describe",
     "execute",
     "is_a_service_s",
+    "is_of_users_code",
     "recover",
     "remade",
     "repeat",

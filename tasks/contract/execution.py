@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.config import ExecutionConfig, HealthConfig
 from tasks.contract.call import MICRO_BATCH, StageCall, input_refs
+from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext, StageOutput, stage_function
 from tasks.errors import DamagedError
 from tasks.stages import STAGES
@@ -25,9 +26,6 @@ from tasks.store import (
     rerun_command,
 )
 
-if TYPE_CHECKING:
-    from tasks.contract.resident import ResidentModels
-
 LORA_BASE = "lora_base"
 """The input that every stage with models may have: the frozen model whose adapters the others are."""
 NO_LIMITS = HealthConfig(
@@ -41,7 +39,7 @@ NO_LIMITS = HealthConfig(
 """For what was committed once: the limits let it pass then, or were told to."""
 
 
-def execute(call: StageCall, models: "ResidentModels", report: Callable[[Mapping[str, Any]], None]) -> Ref:
+def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[str, Any]], None]) -> Ref:
     """Reuse the committed output of this call, or make and commit it."""
     store = Store(Path(call.run_root))
     recipe = call.recipe()

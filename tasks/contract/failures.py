@@ -8,14 +8,18 @@ import os
 import re
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from ppo_core.errors import NonFiniteError
-from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
-from tasks.paths import NEXT_MOVE
+from tasks.errors import DamagedError, RewardError, TransientError, UnhealthyError, UserError
+from tasks.paths import NEXT_MOVE, os_error_sentence
 
 Kind = Literal["user", "refused", "transient", "memory", "cancelled", "defect"]
 SERVICE_ERRORS = {"TimeoutException", "TransportError", "APIConnectionError", "APITimeoutError", "RateLimitError"}
 # Trying again does not mend these.
 PERMANENT_ERRNO = {*NEXT_MOVE} - {errno.EMFILE, errno.EEXIST}
+# PyTorch has types for a GPU's memory and for a CUDA device, but for a CPU's memory and other devices it has words alone.
+OUT_OF_MEMORY, LOST_DEVICE = ("out of memory", "can't allocate memory"), ("CUDA error",)
 
 
 class StageError(Exception):
@@ -36,42 +40,53 @@ def classify(error: BaseException) -> Kind:
         return "user"
     if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):
         return "refused"
-    number = errno_of(error)
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or "out of memory" in str(error).lower():
+    refused = os_error_of(error)
+    number = refused and refused.errno
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or is_of_pytorch(error, OUT_OF_MEMORY):
         return "memory"
-    if number in PERMANENT_ERRNO and not isinstance(error, TransientError):
+    if number in PERMANENT_ERRNO:
         return "refused"
-    if isinstance(error, OSError) or number is not None:
-        return "transient"
-    # A lost device reaches Python as a RuntimeError or a subclass of it, told apart by its text alone.
-    if isinstance(error, TransientError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
+    if is_a_service_s(error) or is_of_pytorch(error, LOST_DEVICE):
         return "transient"
     return "defect"
 
 
-def errno_of(error: BaseException) -> int | None:
-    """The operating system's number of an error, also where a library has put it into words only."""
+def os_error_of(error: BaseException) -> OSError | None:
+    """An error of the operating system, told by its type; none for an error whose text only looks like one."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]|Error code (\d+)", str(error))
-    return int(next(group for group in found.groups() if group)) if found else None
+        return error
+    # safetensors is written in Rust: the number of what the system refused is in its own errors' text alone.
+    if isinstance(error, OSError | SafetensorError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+        return OSError(number, os.strerror(number))
+    return error if isinstance(error, OSError) else None
+
+
+def is_of_pytorch(error: BaseException, words: tuple[str, ...]) -> bool:
+    """Whether PyTorch says one of these: it raises a ``RuntimeError``, or a subclass of it."""
+    return isinstance(error, RuntimeError) and any(some in str(error) for some in words)
+
+
+def is_of_users_code(error: BaseException) -> bool:
+    """Whether a function of the user's raised, so that the traceback tells the user more than the sentence."""
+    return isinstance(error, RewardError) and error.__cause__ is not None
 
 
 def is_a_service_s(error: BaseException) -> bool:
-    """Whether an error in a user's function is that of a service which may answer the next time."""
-    if errno_of(error) in PERMANENT_ERRNO:
-        return False
+    """Whether an error is that of a device, or of a service, which may answer the next time."""
+    refused = os_error_of(error)
+    if refused is not None:
+        return refused.errno not in PERMANENT_ERRNO
     # The exceptions of HTTP clients share no base class but are named alike.
     names = {base.__name__ for base in type(error).__mro__}
-    return isinstance(error, OSError | TransientError) or bool(names & SERVICE_ERRORS)
+    return isinstance(error, TransientError) or bool(names & SERVICE_ERRORS)
 
 
 def describe(error: BaseException) -> str:
     """What to say of an error, for its kind: a defect is told by its type, the others by a sentence."""
     kind = classify(error)
-    if kind == "refused" and (number := errno_of(error)) is not None:
-        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        return f"{os.strerror(number)}{where}; {NEXT_MOVE.get(number, 'make it usable again')}"
+    if kind == "refused" and (refused := os_error_of(error)) is not None:
+        return os_error_sentence(refused)
     if kind in ("user", "refused"):
         return str(error)
     return f"{type(error).__name__}: {error}"

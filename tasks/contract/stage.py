@@ -5,14 +5,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.config import ExecutionConfig, HealthConfig
+from tasks.contract.resident import ResidentModels
 from tasks.metrics.declared import require_declared
 from tasks.store import Place, Ref
-
-if TYPE_CHECKING:
-    from tasks.contract.resident import ResidentModels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +37,7 @@ class StageContext:
     run_seed: int
     execution: ExecutionConfig
     health: HealthConfig
-    resident: "ResidentModels"
+    resident: ResidentModels
     """What stages before this one left in memory."""
     report: Callable[[Mapping[str, Any]], None]
     keeps_recoverable: bool = True

@@ -1,6 +1,6 @@
 """Other people's files and functions, read into canonical records."""
 
-from tasks.data.bad_rows import BadRow, Findings, in_words
+from tasks.data.bad_rows import BadRow, Findings, Row, in_words
 from tasks.data.conversations import Messages
 from tasks.data.functions import TOKEN_IDS, WITH_SPECIAL_TOKENS, code_digest, import_function, reward_function
 from tasks.data.plain_values import as_json, content_key
@@ -16,6 +16,7 @@ __all__ = [
     "Messages",
     "Preference",
     "Prompt",
+    "Row",
     "Text",
     "as_json",
     "code_digest",

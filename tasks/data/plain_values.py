@@ -32,7 +32,7 @@ class Problem:
     reason: str
 
 
-class NotPlainError(TypeError):
+class _NotPlainError(TypeError):
     """A value that JSON has no type for; the text says where it stands and what it is."""
 
 
@@ -42,11 +42,11 @@ def plain(value: Any, where: str) -> Any:
     Times become ISO 8601, those with a zone in UTC; durations seconds; decimals numbers.
 
     Raises:
-        NotPlainError: there is something else in it.
+        _NotPlainError: there is something else in it.
     """
     kind = type(value)
     if kind is int and value.bit_length() > MAX_BITS:
-        raise NotPlainError(f"{where} holds a number of more than {MAX_BITS} bits")
+        raise _NotPlainError(f"{where} holds a number of more than {MAX_BITS} bits")
     if value is None or kind in (bool, int, float, str, bytes):
         return value
     if isinstance(value, Mapping):
@@ -76,7 +76,7 @@ def plain(value: Any, where: str) -> Any:
             return base(value)
     if callable(getattr(value, "tolist", None)):  # arrays and scalars of numpy and torch
         return plain(value.tolist(), where)
-    raise NotPlainError(f"{where} holds a {kind.__name__}, which is no text, number, list or mapping")
+    raise _NotPlainError(f"{where} holds a {kind.__name__}, which is no text, number, list or mapping")
 
 
 def as_values(values: Any) -> Values | Problem:
@@ -85,7 +85,7 @@ def as_values(values: Any) -> Values | Problem:
         return {str(name): plain(value, str(name)) for name, value in values.items()}
     except RecursionError:
         return Problem("a column nests too deep", "leave it out, or give it as text", "a column nests too deep")
-    except NotPlainError as error:
+    except _NotPlainError as error:
         return Problem(str(error), "leave the column out, or give it as text or numbers", str(error))
 
 

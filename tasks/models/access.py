@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppo_core import HeadCritic, TrunkCritic
 from tasks.config import ModelAccess
 from tasks.contract import StageContext
-from tasks.models.adapters import Adapter, AdapterShape, SharedBase, read_adapter, write_adapter
+from tasks.models.adapters import Adapted, Adapter, AdapterShape, SharedBase, read_adapter, write_adapter
 from tasks.models.devices import pick_device, pick_dtype, pick_head_dtype, with_weights_in
 from tasks.models.loading import load_policy
 from tasks.models.parts import CRITIC, HEAD, POLICY, REWARD_MODEL, part_directory
@@ -71,10 +71,10 @@ class Models:
         """A policy's tokenizer, which renders prompts as the run's configuration says."""
         return self.tokenizer(part_directory(ref, POLICY), options=self.access.chat_template_kwargs)
 
-    def policy(self, ref: Ref) -> Any:
+    def policy(self, ref: Ref) -> PreTrainedModel | Adapted:
         """A policy that nobody changes."""
         if self.context.lora_base is None:
-            return self.context.resident.get(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
+            return self._whole_policy(ref)
         if ref.digest == self.context.lora_base.digest:
             return self._shared_base().bare
         adapter = self._saved_adapter(ref, POLICY)
@@ -83,7 +83,7 @@ class Models:
     def write_policy(self, ref: Ref, directory: Path) -> None:
         """A policy as its checkpoint has it, also where the checkpoint's own files were not kept."""
         if self.context.lora_base is None:
-            self.policy(ref).save_pretrained(str(directory))
+            self._whole_policy(ref).save_pretrained(str(directory))
         else:
             write_adapter(POLICY, self._saved_adapter(ref, POLICY), directory)
 
@@ -130,7 +130,7 @@ class Models:
             )
         return self._take_adapted(ref, POLICY)
 
-    def take_critic(self, ref: Ref, policy: Any) -> Learner:
+    def take_critic(self, ref: Ref, policy: PreTrainedModel | Adapted) -> Learner:
         """The critic to train, beside ``policy``, on whose body it may stand."""
         if self.access.shared_trunk:
             head = self.context.resident.take(ref, CRITIC, lambda: self._load_head(ref, policy))
@@ -186,13 +186,16 @@ class Models:
     def _saved_adapter(self, ref: Ref, part: str) -> Adapter:
         return self.context.resident.get(ref, part, lambda: read_adapter(part_directory(ref, part)))
 
-    def _load_policy(self, ref: Ref) -> Any:
+    def _whole_policy(self, ref: Ref) -> PreTrainedModel:
+        return self.context.resident.get(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
+
+    def _load_policy(self, ref: Ref) -> PreTrainedModel:
         return load_policy(part_directory(ref, POLICY), trust_remote_code=self.access.trust_remote_code)
 
-    def _load_critic(self, ref: Ref) -> Any:
+    def _load_critic(self, ref: Ref) -> ScalarModel:
         return load_critic(ref, trust_remote_code=self.access.trust_remote_code)
 
-    def _load_head(self, ref: Ref, policy: Any) -> nn.Linear:
+    def _load_head(self, ref: Ref, policy: PreTrainedModel | Adapted) -> nn.Linear:
         hidden_size = policy.config.get_text_config().hidden_size
         return load_head(ref.directory / CRITIC, hidden_size).to(self.device)
 
@@ -212,7 +215,7 @@ def write_whole(
     """Policy or critic of a checkpoint as a model that needs neither base nor policy to be read."""
     body = POLICY if access.shared_trunk else part
     source = checkpoint / body if lora_base is None else lora_base
-    model: Any
+    model: PreTrainedModel
     if part == POLICY:
         model = load_policy(source, trust_remote_code=access.trust_remote_code)
     else:

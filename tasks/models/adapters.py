@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ppo_core import HeadCritic, derive_seed
 from tasks.errors import ModelError
@@ -64,7 +64,9 @@ def read_adapter(directory: Path) -> Adapter:
 class Adapted(nn.Module):
     """A frozen model with one of its adapters, or bare. Called like the model itself, whose weights are in memory once."""
 
-    def __init__(self, base: "SharedBase", model: Any, adapter: str | None, body: "Adapted | None" = None) -> None:
+    def __init__(
+        self, base: "SharedBase", model: PreTrainedModel, adapter: str | None, body: "Adapted | None" = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.adapter = adapter
@@ -72,7 +74,7 @@ class Adapted(nn.Module):
         self._body = body
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         return self.model.config
 
     @property
@@ -81,7 +83,7 @@ class Adapted(nn.Module):
         assert self._body is not None, "only the whole has a head"
         return self._body
 
-    def get_output_embeddings(self) -> Any:
+    def get_output_embeddings(self) -> nn.Module:
         return self.model.get_output_embeddings()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ppo_core.heads import linear_head
 from tasks.config import ModelChecks
+from tasks.data import Messages
 from tasks.errors import ConfigError, ModelError, UserError
 from tasks.models.loading import load_policy, require_layers
 from tasks.models.model_config import context_length, read_text_config, why_limited
@@ -117,13 +118,13 @@ class Candidate:
         """On the meta device; refused where its files lack weights."""
         return load_policy(self.directory, trust_remote_code=self.trust_remote_code, weightless=True)
 
-    def scalar_model(self) -> Any:
+    def scalar_model(self) -> PreTrainedModel:
         """On the meta device, with a new head where it has none; refused where its files lack weights of the body."""
         return load_scalar_model(
             self.directory, seed=0, trust_remote_code=self.trust_remote_code, weightless=True
         ).model
 
-    def reward_model(self) -> Any:
+    def reward_model(self) -> PreTrainedModel:
         """The same, refused where its files lack the head."""
         return load_reward_model(self.directory, trust_remote_code=self.trust_remote_code, weightless=True).model
 
@@ -154,7 +155,7 @@ class Candidate:
                 f'"eos_token" to {self.directory}/tokenizer_config.json, the token that ended the texts it was trained on'
             )
 
-    def require_recomputable_layers(self, model: Any) -> None:
+    def require_recomputable_layers(self, model: PreTrainedModel) -> None:
         checkpoint_gradients(model)
 
 
@@ -254,7 +255,7 @@ def the_longest(data: Path, names: Sequence[str], columns: Sequence[str]) -> lis
     return list(table.take(rows).to_pylist())
 
 
-def prompt_of(row: Mapping[str, Any]) -> Any:
+def prompt_of(row: Mapping[str, Any]) -> str | Messages:
     return json.loads(row["messages"]) if row["messages"] else row["prompt"]
 
 

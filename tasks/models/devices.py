@@ -1,17 +1,13 @@
 """The device and the precision that models run in."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from transformers import PreTrainedModel
 
+from tasks.config import ExecutionConfig
 from tasks.errors import ModelError
 
-if TYPE_CHECKING:
-    from tasks.config import ExecutionConfig
 
-
-def pick_device(execution: "ExecutionConfig") -> torch.device:
+def pick_device(execution: ExecutionConfig) -> torch.device:
     """The device that the configuration names, or the fastest one there is."""
     name = execution.device
     if name == "auto":
@@ -23,14 +19,14 @@ def pick_device(execution: "ExecutionConfig") -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(execution: "ExecutionConfig", device: torch.device) -> torch.dtype:
+def pick_dtype(execution: ExecutionConfig, device: torch.device) -> torch.dtype:
     """The precision of forward passes."""
     if execution.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if execution.dtype == "bfloat16" else torch.float32
 
 
-def pick_head_dtype(execution: "ExecutionConfig") -> torch.dtype:
+def pick_head_dtype(execution: ExecutionConfig) -> torch.dtype:
     """The precision of logits, where that of forward passes is lower."""
     return torch.bfloat16 if execution.head_dtype == "bfloat16" else torch.float32
 

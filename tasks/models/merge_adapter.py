@@ -7,11 +7,11 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from tasks.errors import ModelError
 from tasks.models.loading import load_policy
@@ -53,14 +53,14 @@ def merge_adapter(adapter: Path, base: Path, target: Path, *, trust_remote_code:
         raise ModelError(f"merged with that, it says something else than over it; {ADVICE}")
 
 
-def untie(model: Any) -> None:
+def untie(model: PreTrainedModel) -> None:
     """Give a head that is its embedding's matrix one of its own: a change of either would be one of both."""
     head = model.get_output_embeddings()
     if head is not None and head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
 
 
-def tie_where_equal(model: Any) -> None:
+def tie_where_equal(model: PreTrainedModel) -> None:
     """Undo ``untie``; where the adapter has changed one of the two, or both, the model has two matrices from now on."""
     head, embedding, config = (
         model.get_output_embeddings(),
@@ -75,13 +75,13 @@ def tie_where_equal(model: Any) -> None:
         model.config.tie_word_embeddings = config.tie_word_embeddings = False
 
 
-def on_a_few_tokens(model: Any) -> Any:
+def on_a_few_tokens(model: PreTrainedModel) -> torch.Tensor:
     """What a model says of a row of token ids."""
     with torch.no_grad():
         return model(input_ids=torch.arange(3, 3 + FEW)[None] % model.config.get_text_config().vocab_size).logits
 
 
-def base_model(adapter: Path, base: Path, *, trust_remote_code: bool) -> Any:
+def base_model(adapter: Path, base: Path, *, trust_remote_code: bool) -> PreTrainedModel:
     """What the adapter was trained over: a classifier with one output, or a language model."""
     if json.loads((adapter / CONFIG_FILE).read_text()).get("task_type") == "SEQ_CLS":
         return load_scalar_model(base, seed=0, trust_remote_code=trust_remote_code).model

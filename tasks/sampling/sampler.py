@@ -1,31 +1,27 @@
 """Responses of a policy to prompts: sampling as the stages that sample share it, and their rows as Arrow tables."""
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppo_core import InPrecision, Ragged, RolloutBatch, SamplingConfig
-from tasks.config import SamplingEngine
+from ppo_core import Ragged, RolloutBatch, SamplingConfig
+from tasks.config import ENGINES, SamplingEngine
 from tasks.errors import ModelError
-from tasks.models import POLICY, Models, context_length, part_directory
+from tasks.models import Models, context_length
 from tasks.sampling.engines import (
     PROOF_PROMPTS,
-    BuiltinSampler,
-    PolicyFiles,
+    LoadedPolicy,
     TokenSampler,
+    open_engine,
     require_same_policy,
-    tied_weights,
 )
 from tasks.sampling.passes import batch_logprobs
 from tasks.store import SAMPLING_LOGPROBS, Ref, Table, ragged_column, rollouts_schema, with_columns
-from tasks.text import copy_tokenizer, decode_response, ending_of, stop_checker, terminators
+from tasks.text import decode_response, ending_of, stop_checker, terminators
 
 
 class Sampler:
@@ -39,14 +35,14 @@ class Sampler:
         engine: SamplingEngine = "builtin",
         proof_prompts: Table | None = None,
     ) -> None:
-        """``proof_prompts``, the same all through a run, are what another engine than the builtin one is tried on first."""
+        """``proof_prompts``, the same all through a run, are what an engine other than the trainer is tried on first."""
         self._models = models
         self._context = models.context
         self._tokenizer = models.policy_tokenizer(policy)
         self._policy = models.policy(policy)
         self._ref = policy
-        self._engine = engine
-        self._proof_prompts = None if engine == "builtin" else proof_prompts
+        self._engine = ENGINES[engine]
+        self._proof_prompts = None if self._engine.is_the_trainer else proof_prompts
 
     def sample(
         self,
@@ -77,7 +73,8 @@ class Sampler:
         seeds = [seed_of(prompt_id, index) for prompt_id, index in zip(prompt_ids, sample_index, strict=True)]
         prompt_tokens = ragged_column(prompts, "prompt_token_ids", torch.int64)
         check_context(self._policy, prompt_tokens, sampling, prompts.column("prompt_id").to_pylist())
-        with self._opened_engine(sampling.temperature) as engine:
+        policy = LoadedPolicy(models=self._models, model=self._policy, ref=self._ref)
+        with open_engine(self._engine, policy, temperature=sampling.temperature) as engine:
             if self._proof_prompts is not None:
                 self._prove(engine, sampling)
             batch = engine.draw(
@@ -89,7 +86,7 @@ class Sampler:
                 seeds=seeds,
                 on_rows=on_rows,
             )
-        if self._engine != "builtin":
+        if not self._engine.is_the_trainer:
             # The trainer's, and the engine's own beside them.
             ours = self._logprobs(batch, sampling.temperature)
             batch = batch.with_columns(logprobs=ours, **{SAMPLING_LOGPROBS: batch.token_columns["logprobs"]})
@@ -117,39 +114,6 @@ class Sampler:
         }
         return with_columns(prompts, columns, rollouts_schema(has_sampling_logprobs=SAMPLING_LOGPROBS in columns))
 
-    @contextmanager
-    def _opened_engine(self, temperature: float) -> Iterator[TokenSampler]:
-        execution = self._context.execution
-        if self._engine == "builtin":
-            policy = InPrecision(self._policy, self._models.dtype, self._models.head_dtype)
-            yield BuiltinSampler(policy, token_budget=execution.micro_batch_tokens)
-            return
-        with self._weights_on_disk() as directory, ExitStack() as opened:
-            base = self._context.lora_base
-            files = PolicyFiles(
-                directory=directory.resolve(),
-                digest=self._ref.digest,
-                tied=tied_weights(self._policy if base is None else self._policy.model),
-                scratch=self._context.output.parent,
-            )
-            if execution.engine_server is not None:
-                from tasks.sampling.engines.vllm_server import vllm_server
-
-                yield opened.enter_context(vllm_server(execution.engine_server, files))
-            else:
-                from tasks.sampling.engines.vllm_in_process import vllm_in_process
-
-                yield opened.enter_context(
-                    vllm_in_process(
-                        self._context.resident,
-                        files,
-                        lora_base=None if base is None else part_directory(base, POLICY),
-                        dtype=self._models.dtype,
-                        temperature=temperature,
-                        trust_remote_code=self._models.access.trust_remote_code,
-                    )
-                )
-
     def _prove(self, engine: TokenSampler, sampling: SamplingConfig) -> None:
         """Refuse an engine that does not sample from this policy, before anything is drawn for the run."""
         assert self._proof_prompts is not None
@@ -166,24 +130,9 @@ class Sampler:
     def _logprobs(self, batch: RolloutBatch, temperature: float) -> torch.Tensor:
         return batch_logprobs(self._models, self._policy, batch, temperature=temperature)
 
-    @contextmanager
-    def _weights_on_disk(self) -> Iterator[Path]:
-        """The policy's directory; a copy for a while where its weights were not kept, since other engines read files."""
-        directory = part_directory(self._ref, POLICY)
-        if any(directory.glob("*.safetensors")):
-            yield directory
-            return
-        copy = self._context.output.parent / f"policy-{self._ref.digest}"
-        try:
-            self._models.write_policy(self._ref, copy)
-            copy_tokenizer(directory, copy)
-            yield copy
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
-
 
 def with_terminators(
-    sampling: SamplingConfig, stop_strings: tuple[str, ...], tokenizer: Any
+    sampling: SamplingConfig, stop_strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[SamplingConfig, tuple[str, ...]]:
     """The user's settings, and all that ends a response of this model beside them."""
     ending = ending_of(tokenizer)
@@ -194,7 +143,9 @@ def with_terminators(
     return replace(sampling, stop_token_ids=tuple(sorted(ids))), stop_strings
 
 
-def without_unknown_tokens(sampling: SamplingConfig, tokenizer: Any, vocab_size: int) -> SamplingConfig:
+def without_unknown_tokens(
+    sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> SamplingConfig:
     """The settings without the ids of a padded vocabulary, which stand for no token: nobody could read them."""
     unknown = set(range(vocab_size)) - set(tokenizer.get_vocab().values()) - set(sampling.stop_token_ids)
     return replace(sampling, suppress_token_ids=tuple(sorted({*sampling.suppress_token_ids, *unknown})))

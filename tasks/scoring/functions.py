@@ -8,6 +8,8 @@ import asyncio
 import inspect
 import json
 import math
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +24,10 @@ OURS = ("prompt", "response", "rollout_id", "prompt_id", "sample_index", "finish
 """What a row has besides the columns of the user's data; a column of the same name stays the user's."""
 
 
-def function_scores(models: Models, name: str, import_path: str, rollouts: Table, policy: Ref) -> list[float]:
-    """Scores by a Python function, checked before anything is stored. The tokenizer is the policy's."""
-    function, asked = reward_function(import_path, field=f"rewards.{name}.function")
+def function_scores(models: Models, field: str, import_path: str, rollouts: Table, policy: Ref) -> list[float]:
+    """Scores by the Python function of the reward at ``field``, checked before anything is stored. The tokenizer is the
+    policy's."""
+    function, asked = reward_function(import_path, field=f"{field}.function")
     table = rollouts.select([*OURS, "extra"]).to_pylist()
     prompts, responses = [row["prompt"] for row in table], [row["response"] for row in table]
     rows = [{**row, **json.loads(row.pop("extra") or "{}")} for row in table]
@@ -36,16 +39,27 @@ def function_scores(models: Models, name: str, import_path: str, rollouts: Table
         more[WITH_SPECIAL_TOKENS] = [
             decode_response(tokenizer, ids, finished=False, special_tokens=True) for ids in more[TOKEN_IDS]
         ]
-    where = f"rewards.{name}: {import_path}"
+    where = f"{field}: {import_path}"
     try:
         returned = function(prompts, responses, rows, **{key: more[key] for key in asked})
         if inspect.isawaitable(returned):
             returned = asyncio.run(_awaited(returned))
     except Exception as error:
+        raised = f"{where} raised {told(error, import_path)}"
         if is_a_service_s(error):
-            raise TransientError(f"{where} raised {type(error).__name__}: {error}") from error
-        raise RewardError(f"{where} raised {type(error).__name__}: {error}; mend it and run again") from error
+            raise TransientError(raised) from error
+        raise RewardError(f"{raised}; mend it and run again") from error
     return numbers(returned, table, where=where)
+
+
+def told(error: Exception, import_path: str) -> str:
+    """The last line of an error's traceback, with the last file and line of it that are the function's own."""
+    line = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    own = getattr(sys.modules.get(import_path.partition(":")[0]), "__file__", None)
+    # The first step of them all is our call; where the function's module has none, it named a function of another one.
+    steps = traceback.extract_tb(error.__traceback__)[1:]
+    places = [step for step in steps if step.filename == own] or steps
+    return f"{line} ({places[-1].filename}, line {places[-1].lineno})" if places else line
 
 
 async def _awaited(awaitable: Any) -> Any:

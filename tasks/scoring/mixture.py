@@ -4,7 +4,7 @@ A component is one reward with a name. Its raw score is stored under that name; 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -81,13 +81,16 @@ def score_rows(
     policy: Ref,
     reward_model: Ref | None,
     external: Sequence[Ref],
+    held_out: Collection[str] = (),
 ) -> dict[str, list[float]]:
-    """Each component's scores by its name. ``external`` are the models of the components that name one, in their order."""
+    """Each component's scores by its name. ``external`` are the models of the components that name one, in their order;
+    those of ``held_out`` are the evaluation's own, and messages say so."""
     others = iter(external)
     scores: dict[str, list[float]] = {}
     for name, reward in rewards.items():
+        field = f"{'evaluation.held_out_rewards' if name in held_out else 'rewards'}.{name}"
         if reward.function is not None:
-            scores[name] = function_scores(models, name, reward.function, rollouts, policy)
+            scores[name] = function_scores(models, field, reward.function, rollouts, policy)
             continue
         ref = reward_model if reward.is_trained_in_run else next(others)
         assert ref is not None, "the configuration refuses a trained reward without a reward model"
@@ -96,7 +99,7 @@ def score_rows(
         # A model of others was trained on all that its template writes; ours, calibrated, up to the end of the turn.
         to_the_end = not model.is_calibrated
         scores[name] = model_scores(models, model, directory, rollouts, policy, to_the_end=to_the_end)
-        require_finite(scores[name], rollouts, where=f"rewards.{name}: {directory}")
+        require_finite(scores[name], rollouts, where=f"{field}: {directory}")
     return scores
 
 

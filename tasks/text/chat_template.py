@@ -7,16 +7,15 @@ clock that a template may ask for shows one date, and a template that draws at r
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedTokenizerBase
 
 from tasks.data import Messages
 from tasks.errors import ConfigError, DataError, ModelError, shorten
 from tasks.text.clock import CLOCK, DATE, SETTING, fixed_date, in_codes
 from tasks.text.limited import LimitError, run_limited
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 OPTIONS_FILE = "chat_template_kwargs.json"
 """Lies beside a tokenizer whose template has been used with options; copied with the tokenizer's own files."""
@@ -62,13 +61,13 @@ class Turn:
     """Whether a system message leaves no trace."""
 
 
-def options_of(tokenizer: "PreTrainedTokenizerBase") -> Mapping[str, Any]:
+def options_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
     """The options that the tokenizer's template is used with."""
     options: Mapping[str, Any] = getattr(tokenizer, "chat_template_kwargs", {})
     return options
 
 
-def bind_options(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any]) -> None:
+def bind_options(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
     """Have the tokenizer's template used with these options from now on.
 
     Raises:
@@ -93,7 +92,7 @@ def bind_options(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any
     tokenizer.chat_template_kwargs = dict(options)
 
 
-def template_of(tokenizer: "PreTrainedTokenizerBase", *, place: str) -> str:
+def template_of(tokenizer: PreTrainedTokenizerBase, *, place: str) -> str:
     """The template for conversations without tools.
 
     Raises:
@@ -116,7 +115,7 @@ def template_of(tokenizer: "PreTrainedTokenizerBase", *, place: str) -> str:
 
 
 def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Messages, *, add_generation_prompt: bool, place: str = "a prompt"
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool, place: str = "a prompt"
 ) -> str:
     """The conversation as the template writes it.
 
@@ -157,12 +156,12 @@ def render(
         ) from error
 
 
-def turn_of(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
+def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn | None:
     """How the template writes an answer, found by having it write one; None without a template, or if it takes no answer."""
     return remembered(tokenizer, _probe) if tokenizer.chat_template else None
 
 
-def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str]:
+def variables_of(tokenizer: PreTrainedTokenizerBase, template: str) -> set[str]:
     """The names that a template looks up from outside of itself.
 
     Raises:
@@ -198,11 +197,11 @@ def variables_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> set[str
 
 
 Found = TypeVar("Found")
-_MEMORY: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
+_MEMORY: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def remembered(
-    tokenizer: "PreTrainedTokenizerBase", find: "Callable[[PreTrainedTokenizerBase], Found]", *more: Any
+    tokenizer: PreTrainedTokenizerBase, find: Callable[[PreTrainedTokenizerBase], Found], *more: Any
 ) -> Found:
     """``find(tokenizer)``, found once for each template, set of options, and what else decides it."""
     key = (find, str(tokenizer.chat_template), tokenizer.eos_token, repr(options_of(tokenizer)), *more)
@@ -213,7 +212,7 @@ def remembered(
     return found
 
 
-def _probe(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
+def _probe(tokenizer: PreTrainedTokenizerBase) -> Turn | None:
     user, answer = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}
     system = {"role": "system", "content": SYSTEM}
     # Some templates want a system message, some none; some want a question last.
@@ -239,17 +238,17 @@ def _probe(tokenizer: "PreTrainedTokenizerBase") -> Turn | None:
     return None
 
 
-def _drops_system(tokenizer: "PreTrainedTokenizerBase", system: dict[str, str], user: dict[str, str]) -> bool:
+def _drops_system(tokenizer: PreTrainedTokenizerBase, system: dict[str, str], user: dict[str, str]) -> bool:
     try:
         return SYSTEM not in render(tokenizer, [system, user], add_generation_prompt=True)
     except DataError:
         return False  # it says so itself
 
 
-def _still(tokenizer: "PreTrainedTokenizerBase", place: str) -> str:
+def _still(tokenizer: PreTrainedTokenizerBase, place: str) -> str:
     """The template with a clock that stands still, where it asks for one."""
 
-    def find(tokenizer: "PreTrainedTokenizerBase") -> str:
+    def find(tokenizer: PreTrainedTokenizerBase) -> str:
         template = template_of(tokenizer, place=place)
         if CLOCK not in variables_of(tokenizer, template):
             return template

@@ -1,21 +1,18 @@
 """What about a chat template is told before anything counts on it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from transformers import PreTrainedTokenizerBase
+
+from tasks.data import Preference, Prompt, Text
 from tasks.errors import ModelError, shorten
 from tasks.text.chat_template import RESERVED, options_of, template_of, turn_of, variables_of
 from tasks.text.clock import CLOCK, DATE, SETTING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from tasks.data import Preference, Prompt, Text
-
 _OWN_COLUMNS = ("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "namespace", "dict", "range")
 
 
-def doubts_about(tokenizer: "PreTrainedTokenizerBase", *, has_answers: bool, has_system: bool) -> list[str]:
+def doubts_about(tokenizer: PreTrainedTokenizerBase, *, has_answers: bool, has_system: bool) -> list[str]:
     """What to tell about a template that is about to be used; ``has_answers``: on dialogues whose answers are given.
 
     Raises:
@@ -58,7 +55,7 @@ def doubts_about(tokenizer: "PreTrainedTokenizerBase", *, has_answers: bool, has
 
 
 def doubts_about_data(
-    tokenizer: "PreTrainedTokenizerBase", *, prompts: "Sequence[Prompt]", answers: "Sequence[Preference | Text]"
+    tokenizer: PreTrainedTokenizerBase, *, prompts: Sequence[Prompt], answers: Sequence[Preference | Text]
 ) -> list[str]:
     """What to tell before a template is used on these conversations; nothing where all is plain text.
 

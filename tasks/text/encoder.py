@@ -4,9 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from tasks.data import BadRow, Findings, Preference, Prompt, Text, as_json, content_key
+from transformers import PreTrainedTokenizerBase
+
+from tasks.data import BadRow, Findings, Messages, Preference, Prompt, Text, as_json, content_key
 from tasks.errors import DataError
 from tasks.store import PREFERENCES, PROMPTS, TEXTS, Table, canonical_json, digest_text, table_of
 from tasks.text.tokens import encode_dialogue, encode_prompt, encode_text, render_prompt
@@ -15,7 +16,9 @@ from tasks.text.tokens import encode_dialogue, encode_prompt, encode_text, rende
 class Encoder:
     """Records to Arrow tables; rows that the template refuses or that do not fit the context are noted as bad."""
 
-    def __init__(self, tokenizer: Any, *, limit: int | None, findings: Findings, why_limited: str = "") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, limit: int | None, findings: Findings, why_limited: str = ""
+    ) -> None:
         self.tokenizer = tokenizer
         self.limit = limit
         self.why_limited = why_limited
@@ -87,5 +90,5 @@ class Encoder:
         return table_of(rows, TEXTS)
 
 
-def messages_json(prompt: Any) -> str:
+def messages_json(prompt: str | Messages) -> str:
     return "" if isinstance(prompt, str) else json.dumps(prompt)

@@ -8,13 +8,11 @@ a conversation with what the template writes.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from tasks.errors import ModelError, shorten
 from tasks.text.chat_template import remembered, turn_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -58,13 +56,13 @@ def declared_eos_ids(directory: Path) -> tuple[int, ...]:
     return ()
 
 
-def declared_by(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+def declared_by(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that the checkpoint of the tokenizer declares; none for a tokenizer that comes from no checkpoint."""
     declared: tuple[int, ...] = getattr(tokenizer, "declared_eos_ids", ())
     return declared
 
 
-def terminators(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+def terminators(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The token ids of which each ends a response, sorted."""
     ids = {*declared_by(tokenizer), *_own_eos(tokenizer)}
     ending = ending_of(tokenizer)
@@ -73,12 +71,12 @@ def terminators(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     return tuple(sorted(token for token in ids if token < len(tokenizer)))
 
 
-def ending_of(tokenizer: "PreTrainedTokenizerBase") -> Ending | None:
+def ending_of(tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     """The end of an answer by the chat template; None where the template writes none, so that the EOS ends it."""
     return remembered(tokenizer, _find_ending, declared_by(tokenizer))
 
 
-def doubts_about_endings(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def doubts_about_endings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What to tell about ids that a checkpoint declares and that no text of the model can end with, or would by chance."""
     known = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     said = []
@@ -92,11 +90,11 @@ def doubts_about_endings(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     return said
 
 
-def _own_eos(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+def _own_eos(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
 
 
-def _find_ending(tokenizer: "PreTrainedTokenizerBase") -> Ending | None:
+def _find_ending(tokenizer: PreTrainedTokenizerBase) -> Ending | None:
     turn = turn_of(tokenizer)
     if turn is None or not turn.after.strip():
         return None
@@ -130,12 +128,12 @@ def _first_run(text: str, tokens: dict[str, int]) -> list[tuple[int, int]]:
     return run
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     from tasks.text.tokens import encode_fragment
 
     return encode_fragment(tokenizer, text) if text else []
 
 
-def bind_declared(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
+def bind_declared(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Remember with the tokenizer what the checkpoint in its directory declares."""
     tokenizer.declared_eos_ids = declared_eos_ids(directory)

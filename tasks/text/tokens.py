@@ -11,16 +11,15 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tasks.data import Messages
 from tasks.errors import ConfigError, ModelError
 from tasks.store import PATTERNS, TEMPLATES, files_below, lies_inside, read_json
 from tasks.text.chat_template import OPTIONS_FILE, bind_options, render
 from tasks.text.endings import GENERATION_CONFIG, Ending, bind_declared, ending_of, terminators
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # What `save_pretrained` of any tokenizer class writes, the code of those that bring their own, and what says where a text
 # ends: saving a model writes that anew, in the words of the library's version.
@@ -41,15 +40,13 @@ _TOKENIZER_FILES = (
 
 def load_tokenizer(
     path: str, *, trust_remote_code: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None
-) -> "PreTrainedTokenizerBase":
+) -> PreTrainedTokenizerBase:
     """The tokenizer in a model's directory; its template is used with the options given, else with those saved there.
 
     Raises:
         ModelError: there is no tokenizer that `transformers` can read, or what ends its texts is not readable.
         ConfigError: an option that the template does not read.
     """
-    from transformers import AutoTokenizer
-
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # `tokenizers` raises plain Exception for a file that it cannot read
@@ -77,7 +74,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(file, copy)
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, *, name: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, name: str) -> None:
     """Refuse a tokenizer that cannot train the model in ``name``, whose embedding has ``vocab_size`` rows.
 
     A smaller vocabulary is fine, since embeddings are often padded to a round size.
@@ -105,7 +102,7 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, *, na
         )
 
 
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, *, place: str = "a prompt") -> str:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, *, place: str = "a prompt") -> str:
     """The prompt as the model reads it: text as it is, messages through the chat template up to the answer's start.
 
     To show or to search in. For token ids give the messages to ``encode_prompt``: in rendered text it cannot see that
@@ -120,16 +117,14 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, 
     return render(tokenizer, prompt, add_generation_prompt=True, place=place)
 
 
-def encode_prompt(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str | Messages, *, place: str = "a prompt"
-) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, *, place: str = "a prompt") -> list[int]:
     """Token ids after which a policy samples its response. Errors as in ``render_prompt``."""
     text = render_prompt(tokenizer, prompt, place=place)
     return _encode(tokenizer, text, begin=isinstance(prompt, str))
 
 
 def encode_dialogue(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str | Messages,
     response: str,
     *,
@@ -161,20 +156,20 @@ def encode_dialogue(
     return ids, length
 
 
-def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a whole text: what the tokenizer puts before one, the text, one EOS."""
     before, ids = _encode_parts(tokenizer, text)
     ids = _begun(before, ids)
     return [*ids[: len(before)], *_without_end(tokenizer, ids[len(before) :], None), _eos(tokenizer)]
 
 
-def encode_fragment(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def encode_fragment(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a part of a text, and nothing around them."""
     return _encode(tokenizer, text, begin=False)
 
 
 def decode_response(
-    tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, finished: bool = True, special_tokens: bool = False
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], *, finished: bool = True, special_tokens: bool = False
 ) -> str:
     """The text of a response, such that ``prompt + response`` reads right, without what ended it where it is ``finished``.
 
@@ -192,7 +187,7 @@ def decode_response(
 
 
 def stop_checker(
-    tokenizer: "PreTrainedTokenizerBase", stop_strings: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...]
 ) -> Callable[[list[int]], bool] | None:
     """A function that says whether a response, ids so far, ends within a token that completed one of ``stop_strings``.
 
@@ -221,7 +216,7 @@ def stop_checker(
     return stopped
 
 
-def _encode_parts(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], list[int]]:
+def _encode_parts(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before a text, and the ids of ``text`` alone; what it puts after one is left out."""
     encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     # The mask marks what the tokenizer added, not special tokens that are written in the text.
@@ -235,12 +230,12 @@ def _begun(before: list[int], ids: list[int]) -> list[int]:
     return ids if ids[: len(before)] == before else before + ids
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, *, begin: bool) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begin: bool) -> list[int]:
     before, ids = _encode_parts(tokenizer, text)
     return _begun(before, ids) if begin else ids
 
 
-def _eos(tokenizer: "PreTrainedTokenizerBase") -> int:
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f'the tokenizer of {tokenizer.name_or_path} has no EOS token to end a text with; add "eos_token" to its '
@@ -249,7 +244,7 @@ def _eos(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _without_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ending: Ending | None) -> list[int]:
+def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ending: Ending | None) -> list[int]:
     """``ids`` without EOS and this ending at their end, nor special tokens that only begin the ending."""
     whole = [] if ending is None else list(ending.ids)
     special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
@@ -262,7 +257,7 @@ def _without_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ending: E
     return ids[:end]
 
 
-def _decode_after_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, skip_special_tokens: bool) -> str:
+def _decode_after_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, skip_special_tokens: bool) -> str:
     options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
     anchor = _encode(tokenizer, "a", begin=False)
     before = tokenizer.decode(anchor, **options)
@@ -275,7 +270,7 @@ def _shared(first: list[int], second: list[int]) -> int:
 
 
 def encode_dialogues(
-    tokenizer: Any, row: Mapping[str, Any], responses: Sequence[str], *, to_the_end: bool = False
+    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], responses: Sequence[str], *, to_the_end: bool = False
 ) -> list[list[int]]:
     """Token ids of a prompt with each of its complete responses, for a model of this tokenizer."""
     prompt = json.loads(row["messages"]) if row["messages"] else row["prompt"]

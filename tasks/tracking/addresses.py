@@ -5,13 +5,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from tasks import environment
-from tasks.errors import UserError
 from tasks.tracking.database import embedded_uri
 from tasks.tracking.tracked import Published
-
-
-class TrackingError(UserError):
-    """The tracking server holds something that only its user can change."""
 
 
 def tracking_uri(home: Path) -> str:

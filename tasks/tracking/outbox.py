@@ -14,13 +14,14 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from tasks import environment
 from tasks.config import write_yaml
+from tasks.errors import TrackingError
 from tasks.store import canonical_json, digest_text, wait_in_turn
-from tasks.tracking.addresses import TrackingError, tracking_uri
+from tasks.tracking.addresses import tracking_uri
 from tasks.tracking.database import artifacts_uri, embedded_uri, follow_home
 from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
 
@@ -33,6 +34,7 @@ METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_KEY_LENGTH = 250
+Item = TypeVar("Item")
 MODEL = "model"
 """Where the final policy lies among the artifacts of the parent."""
 
@@ -287,6 +289,6 @@ def milliseconds(seconds: float) -> int:
     return round(1000 * seconds)
 
 
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

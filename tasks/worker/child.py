@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.config import ExecutionConfig, ModelChecks
-from tasks.contract import ResidentModels, StageCall, classify, describe, execute
+from tasks.contract import ResidentModels, StageCall, classify, describe, execute, is_of_users_code
 from tasks.models import empty_cache, pick_device, prefer_determinism, require_sound_models
 from tasks.stages import STAGES
 from tasks.worker.protocol import decode_call
@@ -72,7 +72,8 @@ def main() -> None:
             models.clear()
             empty_cache()
             traceback.print_exc()
-            answer({"error": {"kind": classify(error), "message": describe(error)}})
+            failure = {"kind": classify(error), "message": describe(error), "is_of_users_code": is_of_users_code(error)}
+            answer({"error": failure})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Report = Callable[[Mapping[str, Any]], None]
 END = ""
 
 
-def read_lines(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:
+def read_lines(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
     """Pass on each line, then ``END``."""
     with stream:
         for line in stream:

@@ -92,7 +92,7 @@ class Supervisor:
                 if "progress" in answer:
                     report(answer["progress"])
                 elif "error" in answer:
-                    raise StageError(**answer["error"], stage=label, log=str(self._log))
+                    raise self._failed(label, **answer["error"])
                 else:
                     return answer["done"]
 
@@ -110,7 +110,7 @@ class Supervisor:
         self._kill()
         self._process = None
 
-    def _started(self) -> tuple["subprocess.Popen[str]", "queue.SimpleQueue[str]"]:
+    def _started(self) -> tuple[subprocess.Popen[str], queue.SimpleQueue[str]]:
         if self._process is None or self._process.poll() is not None:
             read_end, write_end = os.pipe()
             with self._log.open("ab") as log:
@@ -131,6 +131,11 @@ class Supervisor:
             reader = os.fdopen(read_end, "r")
             threading.Thread(target=read_lines, args=(reader, self._answers), daemon=True).start()
         return self._process, self._answers
+
+    def _failed(self, label: str, *, kind: Kind, message: str, is_of_users_code: bool) -> StageError:
+        if is_of_users_code:
+            message = f"{message}; the whole traceback is in {self._log}"
+        return StageError(kind, message, stage=label, log=str(self._log))
 
     def _died(self, label: str) -> StageError:
         assert self._process is not None

@@ -12,23 +12,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from tasks.errors import RunError
 from tasks.store import exclusive, wait_in_turn
-
-if TYPE_CHECKING:
-    import torch
 
 TELL_S = 1.0
 Report = Callable[[Mapping[str, Any]], None]
 
 
-def device_key(device: "torch.device") -> str | None:
+def device_key(device: torch.device) -> str | None:
     """What tells this accelerator from the others of the machine, however a process numbers them; None for the CPU."""
     if device.type == "cuda":
-        import torch
-
         return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
     return None if device.type == "cpu" else device.type
 

@@ -6,7 +6,7 @@ from runs import differences, draw, files, furthest, moved, three_iterations, to
 
 from tasks.contract.resident import ResidentModels
 from tasks.errors import UnhealthyError
-from tasks.sampling import sampler as responses
+from tasks.sampling.engines import policy_files
 from tasks.sampling.engines.vllm_in_process import vllm_in_process
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -35,7 +35,7 @@ def test_three_iterations_over_a_tied_model(models, tmp_path):
 
 
 def test_a_push_that_leaves_the_head_as_it_was_stops_the_run(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(responses, "tied_weights", lambda policy: {})
+    monkeypatch.setattr(policy_files, "tied_weights", lambda policy: {})
     with pytest.raises(UnhealthyError, match=r"tokens tried before sampling is .*the engine does not hold this policy"):
         three_iterations(tmp_path, "run", models / "tied")
     # The first is what the engine was made from.

@@ -188,7 +188,7 @@ def test_the_configuration_cannot_be_changed():
         ),
         (
             "evaluation.held_out_rewards.how good={function: 'a:b'}",
-            "rewards: the name 'how good' becomes part of a column's name; use letters, digits and _",
+            "evaluation.held_out_rewards: the name 'how good' becomes part of a column's name; use letters, digits and _",
         ),
         (
             "data.prompts=[{path: a, from_round: 2}]",
@@ -682,12 +682,13 @@ def test_a_run_that_could_not_be_planned_or_held_is_refused(overrides, told):
 @pytest.mark.parametrize("section", ["rewards", "evaluation.held_out_rewards"])
 @pytest.mark.parametrize("name", ["length", "kl", "mean", "std", "score"])
 def test_a_reward_with_the_name_of_one_of_our_metrics_is_refused(section, name):
-    assert f"the name {name!r} would make a metric" in refusal(f"{section}.{name}={{function: 'a:b'}}")
+    assert f"{section}: the name {name!r} would make a metric" in refusal(f"{section}.{name}={{function: 'a:b'}}")
 
 
 def test_a_reward_and_a_held_out_reward_whose_metrics_would_have_one_name_are_refused():
     message = refusal("evaluation.held_out_rewards.quality_gain={function: 'a:b'}")
-    assert "'quality_gain' would make a metric audit/quality_gain, which the reward 'quality' makes too" in message
+    assert "evaluation.held_out_rewards: the name 'quality_gain' would make a metric audit/quality_gain, " in message
+    assert "which the reward 'quality' makes too" in message
 
 
 def test_a_run_of_many_thousand_iterations_is_none_of_them():

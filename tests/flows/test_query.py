@@ -212,7 +212,10 @@ def test_a_part_without_a_column_has_no_row_that_fulfils_it():
     assert ids("score<1", a_part(a_table()), bare) == "ab"
     # Not fulfilling it is what the others do.
     assert ids("-score<1", a_part(a_table(ROWS[:1])), bare) == "abcd"
-    assert [row.get("score") for row in DataSet(parts=(bare, a_part(a_table(ROWS[1:2])))).search("rollout_id:b")] == [None, -2.0]
+    assert [row.get("score") for row in DataSet(parts=(bare, a_part(a_table(ROWS[1:2])))).search("rollout_id:b")] == [
+        None,
+        -2.0,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,11 @@ def test_what_does_not_pass_fails_at_once_with_its_reason_on_the_task(home, trou
     (tmp_path / "sitecustomize.py").unlink()
     rewards = REWARDS.replace("reward_service:score", "reward_service:broken")
     done = home.rounds("run", TINY, "--name", "broken", *SMALL, rewards, *NO_PRETRAINING, env=troubled, code=2)
-    reason = "rewards.service: reward_service:broken raised KeyError: 'no such column'; mend it and run again"
-    assert reason in done.stderr
+    place = f"({tmp_path / 'reward_service.py'}, line 12)"
+    reason = f"rewards.service: reward_service:broken raised KeyError: 'no such column' {place}; mend it and run again"
+    log = home.path / "runs" / "broken" / "worker.log"
+    assert f"{reason}; the whole traceback is in {log}" in done.stderr
+    assert 'return [1 / len(rows[0]["no such column"]) for _ in responses]' in log.read_text()
     assert "Traceback" not in done.stderr
     task = runs_of(home, "broken")["score_rollouts-r1.i1.s0"]
     assert (task["run_count"], task["state_type"]) == (1, "FAILED")

@@ -4,6 +4,9 @@ import asyncio
 import functools
 import json
 import math
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -65,7 +68,7 @@ TEXTS = ["<think>the lamp</think> on the table", "the lamp is red", "<think> tha
 
 def scores(policy, name, texts=TEXTS, **more):
     table, models = rollouts(policy, texts, **more), Models(None, ModelAccess())
-    return function_scores(models, "format", f"test_reward_functions:{name}", table, Ref(str(policy), "policy"))
+    return function_scores(models, "rewards.format", f"test_reward_functions:{name}", table, Ref(str(policy), "policy"))
 
 
 # What a function sees
@@ -201,6 +204,35 @@ def test_an_async_function_fails_as_any_other(policy):
         scores(policy, "asynchronous_and_down")
     with pytest.raises(RewardError, match="returned None for rollout"):
         scores(policy, "asynchronous_and_wrong")
+
+
+def silent(prompts, responses, rows):
+    raise AssertionError
+
+
+def from_elsewhere(prompts, responses, rows):
+    return [json.loads(response) for response in responses]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("silent", r"raised AssertionError \({file}, line {line}\); mend it"),
+        # The last step of the function's own file, not the one in the library.
+        ("from_elsewhere", r"raised JSONDecodeError: Expecting value: .* \({file}, line {line}\); mend it"),
+    ],
+)
+def test_a_function_that_raises_is_told_with_its_own_file_and_line(policy, name, told):
+    line = globals()[name].__code__.co_firstlineno + 1
+    with pytest.raises(RewardError, match=told.format(file=re.escape(__file__), line=line)):
+        scores(policy, name)
+
+
+def test_what_has_no_line_of_its_own_is_told_without_one(policy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "of_c", types.SimpleNamespace(score=functools.partial(int, base=99)))
+    table, models = rollouts(policy, TEXTS), Models(None, ModelAccess())
+    with pytest.raises(RewardError, match=r"^rewards\.c: of_c:score raised TypeError: int\(\) takes [^;]*\); mend it"):
+        function_scores(models, "rewards.c", "of_c:score", table, Ref(str(policy), "policy"))
 
 
 def returns(prompts, responses, rows):

@@ -1,13 +1,16 @@
 """Engines other than the builtin one: what they are asked, what becomes of their answers, and what is refused."""
 
+import importlib
 import json
 import math
 import shutil
 import socket
 import sys
 import types
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,23 +20,28 @@ from vllm_stand_in import head_in, serving
 
 from ppo_core import Ragged, RolloutBatch, derive_seed
 from tasks import environment
-from tasks.config.engines import require_available
+from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_available
 from tasks.config.evaluation import EvaluatePolicyConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
+from tasks.config.model_access import ModelAccess
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.contract.call import StageCall
 from tasks.contract.failures import classify
 from tasks.contract.resident import ResidentModels
+from tasks.contract.stage import StageContext
 from tasks.errors import ConfigError, ServerError, TransientError, UnhealthyError
+from tasks.models.access import Models
 from tasks.models.loading import load_policy
 from tasks.models.parts import POLICY
-from tasks.sampling import sampler as responses
-from tasks.sampling.engines import vllm_server
+from tasks.sampling.engines import policy_files, vllm_server
 from tasks.sampling.engines.agreement import require_same_policy
+from tasks.sampling.engines.builtin import open_builtin
 from tasks.sampling.engines.policy_files import INDEX_FILE, TIED_FILE, PolicyFiles, tied_weights
 from tasks.sampling.engines.vllm_in_process import vllm_in_process
 from tasks.sampling.engines.vllm_server import Server, push
+from tasks.sampling.sampler import Sampler
+from tasks.store.data_sets import read_dataset
 from tasks.store.manifest import Place, Ref
 
 
@@ -216,7 +224,7 @@ def test_a_server_that_keeps_other_weights_is_refused_before_anything_is_sampled
 
 def test_a_push_that_leaves_the_output_head_is_refused(world, checkpoint, bench, server, monkeypatch):
     _, base, data, _ = world
-    monkeypatch.setattr(responses, "tied_weights", lambda policy: {})
+    monkeypatch.setattr(policy_files, "tied_weights", lambda policy: {})
     # The server has the head of this one.
     sampled(bench, base, data)
     with pytest.raises(UnhealthyError, match=NOT_THIS_POLICY):
@@ -832,6 +840,56 @@ def test_in_process_an_adapter_goes_with_the_request_over_its_base(world, tmp_pa
     name, number, path = recorded.calls[4][3]["lora_request"]
     assert (name, path) == (digest, str(directory))
     assert number > 0
+
+
+# The table of engines
+
+
+def test_every_name_of_the_configuration_has_a_row_whose_factory_is_there():
+    assert set(get_args(SamplingEngine)) == set(ENGINES)
+    for engine in ENGINES.values():
+        module, _, name = engine.factory.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+@contextmanager
+def open_echo(policy, *, temperature):
+    """Another engine, which happens to sample as the trainer does."""
+    with open_builtin(policy, temperature=temperature) as engine:
+        yield engine
+
+
+def test_a_row_of_the_table_is_all_that_an_engine_needs(world, tmp_path, monkeypatch):
+    _, base, data, _ = world
+    monkeypatch.setitem(ENGINES, "echo", Engine(factory="test_samplers:open_echo"))
+    bench = Workbench(tmp_path)
+    prompts = read_dataset(data.directory / "held_out_prompts")
+
+    def drawn(engine):
+        context = StageContext(
+            output=tmp_path / engine,
+            place=Place(1),
+            run_seed=0,
+            execution=bench.execution,
+            health=bench.health,
+            resident=bench.models,
+            report=lambda event: None,
+        )
+        sampler = Sampler(Models(context, ModelAccess()), base, engine=engine, proof_prompts=prompts)
+        return sampler.sample(
+            prompts,
+            samples_per_prompt=1,
+            sampling=SAMPLING,
+            stop_strings=(),
+            seed_of=lambda prompt_id, index: 5,
+            on_rows=lambda rows, tokens: None,
+        ).to_pylist()
+
+    ours, echoed = drawn("builtin"), drawn("echo")
+    # It is no trainer, so its own log-probabilities are kept beside the trainer's.
+    assert all("sampling_logprobs" not in row for row in ours)
+    assert [row["sampling_logprobs"] for row in echoed] == [row["logprobs"] for row in ours]
+    assert [row["response_token_ids"] for row in echoed] == [row["response_token_ids"] for row in ours]
 
 
 def test_an_engine_that_is_not_installed_is_refused_before_the_run_begins(world, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ppo_core import SamplingConfig
 from tasks.config.data import Source
-from tasks.config.evaluation import EvaluatePolicyConfig
+from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.rewards import RewardConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
@@ -459,7 +459,10 @@ def no_numbers(prompts, responses, rows):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("raising", r"rewards\.bad: test_stages:raising raised KeyError: 'answer'; mend it"),
+        (
+            "raising",
+            r"rewards\.bad: test_stages:raising raised KeyError: 'answer' \(.*test_stages\.py, line \d+\); mend it",
+        ),
         ("too_few", r"returned 1 scores for 6 responses; return one per response"),
         ("not_a_number", r"returned nan for rollout r1\.i1\.s0\..*; mend it so that it returns a finite score"),
         ("no_numbers", r"returned 'good', not a list of numbers"),
@@ -472,6 +475,22 @@ def test_a_reward_function_that_misbehaves_is_named_and_nothing_is_stored(world,
     with pytest.raises(RewardError, match=message):
         score(bench, base, rollouts, {"bad": RewardConfig(function=f"test_stages:{function}")})
     assert len(list(bench.store.manifests())) == before
+
+
+def test_a_held_out_reward_is_named_by_its_own_field(world):
+    bench, base, data, _ = world
+    bad = {"bad": RewardConfig(function="test_stages:raising")}
+    config = EvaluatePolicyConfig(samples_per_prompt=1, rewards=LENGTH, held_out_rewards=bad, sampling=SAMPLING)
+    inputs = {"policy": base, "reference": base, "reward_model": None, "external": [], "data": data}
+    with pytest.raises(RewardError, match=r"^evaluation\.held_out_rewards\.bad: test_stages:raising raised"):
+        bench.run("evaluate_policy", config, place=Place(1), **inputs)
+    config = config.model_copy(update={"rewards": bad, "held_out_rewards": LENGTH})
+    with pytest.raises(RewardError, match=r"^rewards\.bad: test_stages:raising raised"):
+        bench.run("evaluate_policy", config, place=Place(1), **inputs)
+    scored = score(bench, base, generate(bench, base, data)[0], LENGTH)
+    audit = {"policy": base, "scored": [scored], "external": [], "baseline": None}
+    with pytest.raises(RewardError, match=r"^evaluation\.held_out_rewards\.bad: test_stages:raising raised"):
+        bench.run("audit_rollouts", AuditRolloutsConfig(held_out_rewards=bad), **audit)
 
 
 def test_a_model_without_a_trained_head_is_no_reward_model(world):

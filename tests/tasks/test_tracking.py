@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tasks import environment
+from tasks.errors import TrackingError
 from tasks.tracking import outbox as tracking
 from tasks.tracking.addresses import run_page
 from tasks.tracking.outbox import Tracking
@@ -446,7 +447,7 @@ def test_an_odd_path_keeps_the_database_and_the_artifacts_inside_the_home(fresh_
 def test_a_deleted_experiment_is_named(home, run):
     Tracking(home, EXPERIMENT).publish(run)
     client(home).delete_experiment(client(home).get_experiment_by_name(EXPERIMENT).experiment_id)
-    with pytest.raises(tracking.TrackingError, match=r"'tests' is deleted; restore it, or set tracking\.experiment"):
+    with pytest.raises(TrackingError, match=r"'tests' is deleted; restore it, or set tracking\.experiment"):
         Tracking(home, EXPERIMENT)
 
 

@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
+from small_world import SAMPLING, generate, make_world
 
+import tasks
 from ppo_core import NonFiniteError
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source
 from tasks.config.execution import ExecutionConfig
+from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
 from tasks.contract.call import StageCall
 from tasks.contract.failures import StageError, classify, describe, is_a_service_s, worth_retrying
-from tasks.errors import DamagedError, UnhealthyError
+from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
 from tasks.store.manifest import Manifest, Place, Ref
 from tasks.store.store import Store
 from tasks.worker.protocol import decode_call, encode_call
@@ -79,6 +83,54 @@ def test_a_users_mistake_comes_back_as_its_own_sentence(worker, tmp_path):
     assert not worth_retrying(caught.value)
     # The worker lives on.
     run(worker, a_call(tmp_path))
+
+
+REWARD = """
+import json
+
+def verdict(row):
+    return json.loads(row["prompt"])
+
+def broken(prompts, responses, rows):
+    return [verdict(row) for row in rows]
+"""
+
+
+def test_a_reward_function_that_raises_is_told_with_its_file_and_line_and_the_log_has_the_whole_traceback(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(tasks.__file__).parents[1]))
+    bench, base, data, _ = make_world(tmp_path)
+    (rollouts,) = generate(bench, base, data)
+    config = ScoreRolloutsConfig(
+        rewards={"own": RewardConfig(function="my_reward:broken")}, temperature=SAMPLING.temperature
+    )
+    call = StageCall(
+        stage="score_rollouts",
+        place=Place(1, 1, 0),
+        settings=config.model_dump(mode="json"),
+        seed=0,
+        run_root=str(tmp_path / "run"),
+        execution=ExecutionConfig(device="cpu").model_dump(mode="json"),
+        inputs={"critic": None, "reward_model": None, "external": []}
+        | {"rollouts": rollouts, "policy": base, "reference": base},
+    )
+    log = tmp_path / "worker.log"
+    worker = Supervisor(log)
+    with pytest.raises(StageError) as caught:
+        run(worker, call)
+    worker.close()
+    assert caught.value.kind == "user"
+    # Its own line, not that in the library which raised.
+    assert caught.value.message == (
+        "rewards.own: my_reward:broken raised JSONDecodeError: Expecting value: line 1 column 1 (char 0) "
+        f"({tmp_path / 'my_reward.py'}, line 5); mend it and run again; the whole traceback is in {log}"
+    )
+    written = log.read_text()
+    for step in ("line 8, in broken", "line 5, in verdict", "in raw_decode", "json.decoder.JSONDecodeError: Expecting"):
+        assert step in written
 
 
 def test_a_killed_child_is_a_transient_error_and_the_next_call_gets_a_new_one(worker, tmp_path):
@@ -176,9 +228,17 @@ def test_a_call_survives_the_way_to_the_child(tmp_path):
         (OSError(5, "Input/output error"), "transient"),
         (OSError(28, "No space left on device"), "refused"),
         (FileNotFoundError(2, "No such file"), "refused"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), "refused"),
-        (RuntimeError("[Errno 5] Error reading bytes from file"), "transient"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "refused"),
+        (SafetensorError("Error while deserializing header: invalid JSON"), "defect"),
+        (OSError("No such device (os error 19)"), "transient"),
         (OSError(12, "Cannot allocate memory"), "memory"),
+        # What looks like an error of the system, and is none.
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "defect"),
+        (ValueError("[Errno 5] Input/output error"), "defect"),
+        (KeyError("Error code 12 (Cannot allocate memory)"), "defect"),
+        (ValueError("the answer is: out of memory"), "defect"),
+        (UserError("'[Errno 28] No space left on device' is no number"), "user"),
+        (TransientError("the service said: [Errno 28] No space left on device"), "transient"),
         (NonFiniteError("loss nan"), "refused"),
         (UnhealthyError("entropy 0"), "refused"),
         (DamagedError("a file has changed"), "refused"),
@@ -203,9 +263,10 @@ def test_errors_are_told_apart_by_who_has_to_act(error, kind):
     [
         (OSError(28, "No space left on device", "/run/x"), "No space left on device (/run/x); make room on that disk"),
         (
-            RuntimeError("I/O error: No space left on device (os error 28)"),
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             "No space left on device; make room on that",
         ),
+        (RuntimeError("No space left on device (os error 28)"), "RuntimeError: No space left on device (os error 28)"),
         (
             OSError(30, "Read-only file system", "/run/x"),
             "Read-only file system (/run/x); make the file system writable",
@@ -230,10 +291,12 @@ class APITimeoutError(Exception):
         (APITimeoutError("slow"), True),
         (FileNotFoundError(2, "No such file"), False),
         (KeyError("answer"), False),
+        (KeyError("[Errno 110] Connection timed out"), False),
     ],
 )
 def test_a_service_that_does_not_answer_is_no_mistake_of_the_function(error, expected):
     assert is_a_service_s(error) is expected
+    assert (classify(error) == "transient") is expected
 
 
 def test_less_memory_is_another_call_of_the_same_recipe(tmp_path):

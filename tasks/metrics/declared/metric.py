@@ -100,6 +100,6 @@ class Metric:
     def is_pattern(self) -> bool:
         return PLACEHOLDER.search(self.name) is not None
 
-    def match(self, name: str) -> "re.Match[str] | None":
+    def match(self, name: str) -> re.Match[str] | None:
         """``name`` as one of this metric's; its first group is what stands for the placeholder."""
         return re.fullmatch(PLACEHOLDER.sub(r"(\\w+)", re.escape(self.name)), name)

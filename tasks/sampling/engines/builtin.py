@@ -1,10 +1,19 @@
 """The builtin engine: ``ppo_core.sample`` over the policy in memory, in groups that fit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from ppo_core import AS_FEW_AS_POSSIBLE, InPrecision, Ragged, RolloutBatch, SamplingConfig, micro_batches, sample
+from tasks.sampling.engines.interface import LoadedPolicy
+
+
+@contextmanager
+def open_builtin(policy: LoadedPolicy, *, temperature: float) -> Iterator["BuiltinSampler"]:  # noqa: ARG001  it takes any
+    models = policy.models
+    in_precision = InPrecision(policy.model, models.dtype, models.head_dtype)
+    yield BuiltinSampler(in_precision, token_budget=models.context.execution.micro_batch_tokens)
 
 
 class BuiltinSampler:

@@ -1,15 +1,20 @@
 """A checkpoint's policy as the files that an engine loads it from."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from tasks.models import POLICY, part_directory
+from tasks.sampling.engines.interface import LoadedPolicy
+from tasks.text import copy_tokenizer
 
 ADAPTER_FILE = "adapter_config.json"
 """Lies in a policy's directory that holds a LoRA adapter instead of weights."""
@@ -57,7 +62,36 @@ class PolicyFiles:
             yield directory
 
 
-def tied_weights(policy: Any) -> dict[str, Tensor]:
+@contextmanager
+def on_disk(policy: LoadedPolicy) -> Iterator[PolicyFiles]:
+    """A policy's files, for an engine that reads them."""
+    context = policy.models.context
+    with _weights_on_disk(policy) as directory:
+        yield PolicyFiles(
+            directory=directory.resolve(),
+            digest=policy.ref.digest,
+            tied=tied_weights(policy.model if context.lora_base is None else policy.model.model),
+            scratch=context.output.parent,
+        )
+
+
+@contextmanager
+def _weights_on_disk(policy: LoadedPolicy) -> Iterator[Path]:
+    """The policy's directory; a copy for a while where its weights were not kept."""
+    directory = part_directory(policy.ref, POLICY)
+    if any(directory.glob("*.safetensors")):
+        yield directory
+        return
+    copy = policy.models.context.output.parent / f"policy-{policy.ref.digest}"
+    try:
+        policy.models.write_policy(policy.ref, copy)
+        copy_tokenizer(directory, copy)
+        yield copy
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def tied_weights(policy: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of a model that are others by tying, by their own names."""
     parameters = dict(policy.named_parameters(remove_duplicate=False))
     return {

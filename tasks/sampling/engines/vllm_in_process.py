@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,10 @@ from tasks.contract import ResidentModels
 from tasks.errors import TransientError
 from tasks.sampling.engines.policy_files import PolicyFiles
 from tasks.sampling.engines.vllm_rows import Row, as_batch, ended, sampling_parameters
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.outputs import CompletionOutput
 
 MEMORY_SHARE = 0.4
 """Of the GPU's memory, while it samples; the trainer's models stay beside it."""
@@ -52,7 +56,7 @@ def vllm_in_process(
         "logprobs_mode": "raw_logprobs" if temperature == 1 else "processed_logprobs",
     }
 
-    def renew(llm: Any) -> None:
+    def renew(llm: LLM) -> None:
         if sleeps:
             llm.wake_up()
         if lora_base is None:
@@ -66,7 +70,7 @@ def vllm_in_process(
         llm.sleep(level=1)
 
 
-def reload(llm: Any, policy: PolicyFiles) -> None:
+def reload(llm: "LLM", policy: PolicyFiles) -> None:
     """Give an engine the weights of a policy in place of those that it has."""
     try:
         with policy.with_tied_weights() as directory:
@@ -83,7 +87,7 @@ def reload(llm: Any, policy: PolicyFiles) -> None:
 class InProcessVLLM:
     """Samples by an engine that has the policy's weights, or those that its adapter goes over."""
 
-    def __init__(self, llm: Any, policy: PolicyFiles) -> None:
+    def __init__(self, llm: "LLM", policy: PolicyFiles) -> None:
         self._llm = llm
         self._policy = policy
 
@@ -117,7 +121,7 @@ class InProcessVLLM:
         return as_batch(rows, prompts)
 
 
-def row_of(output: Any) -> Row:
+def row_of(output: "CompletionOutput") -> Row:
     """A completion of vLLM: at each position, log-probabilities by token."""
     ids = list(output.token_ids)
     return Row(
