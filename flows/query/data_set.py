@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -122,7 +123,7 @@ class DataSet:
             own = mask_of(condition, lambda name, part=part: self._column(part, name), part.table.num_rows)  # type: ignore[misc]
             mask = own if mask is None else pc.and_(mask, own)
         if mask is None:
-            return pa.array(range(part.table.num_rows), type=pa.int64())
+            return pa.array(np.arange(part.table.num_rows))
         return pc.indices_nonzero(mask)
 
     def _column(self, part: Part, name: str) -> Column | None:
@@ -190,8 +191,7 @@ class Rows:
         whole = pa.concat_tables(tables, promote_options="permissive")
         if self.order is None:
             return whole
-        positions = pa.array([int(i) for own in self.order for i in own])
-        return whole.take(pc.sort_indices(positions))
+        return whole.take(pa.array(np.argsort(np.concatenate(self.order))))
 
     def dicts(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows as plain values."""
