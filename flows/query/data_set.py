@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,10 @@ from flows.query.conditions import mask_of
 from flows.query.grammar import Query, parse
 from tasks.errors import ConfigError
 from tasks.store import Place, Ref, Table, read_dataset, require_undamaged
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
 
 PLACES = ("run", "round", "iteration")
 """Columns that say where a row comes from."""
@@ -197,6 +201,19 @@ class Rows:
         """The rows as plain values."""
         rows: list[dict[str, Any]] = self.table(columns).to_pylist()
         return rows
+
+    def to_arrow(self) -> Table:
+        """As ``table()`` gives it, which ``polars.from_arrow`` takes too."""
+        return self.table()
+
+    def to_pandas(self) -> "pd.DataFrame":
+        return self.table().to_pandas()
+
+    def to_dataset(self) -> "datasets.Dataset":
+        """As a data set of ``datasets``, in memory."""
+        from datasets import Dataset
+
+        return Dataset(self.table())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.dicts())

@@ -1,6 +1,8 @@
 """One rollout, token by token."""
 
+import html
 import re
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flows.query.find import Span, select
 from flows.query.grammar import Query, Words
 from flows.runs import Run
+from flows.text import printable
 from tasks.errors import RunError
 from tasks.store import Manifest, Ref
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 ROLLOUT_ID = re.compile(r"r(\d{1,9})\.i(\d{1,9})(?:\.s\d+)?\..+")
+# Okabe and Ito's blue and orange, distinct for colour-blind readers too; full at so many standard deviations.
+BLUE, ORANGE, FULL_TINT = "0, 114, 178", "230, 159, 0", 2.5
 TOKEN_COLUMNS = {
     "logprobs": "logprob",
     "ref_logprobs": "ref_logprob",
@@ -34,6 +39,22 @@ class OneRollout:
     row: dict[str, Any]
     """Its columns that are not per token."""
     tokens: list[dict[str, Any]]
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text, each token on blue where its advantage is positive and on orange where it is negative."""
+        numbers = [name for name in TOKEN_COLUMNS.values() if self.tokens and name in self.tokens[0]]
+        tint = "advantage" if "advantage" in numbers else "logprob"
+        values = [token[tint] for token in self.tokens]
+        scale = FULL_TINT * (statistics.pstdev(values) if len(values) > 1 else 0.0) or 1.0
+        spans = []
+        for token, value in zip(self.tokens, values, strict=True):
+            color = f"rgba({BLUE if value >= 0 else ORANGE}, {0.6 * min(1.0, abs(value) / scale):.2f})"
+            told = ", ".join(f"{name} {token[name]:.3g}" for name in numbers)
+            text = html.escape(printable(token["token"]))
+            spans.append(f'<span style="background:{color}" title="{told}">{text}</span>')
+        prompt, rollout_id = (html.escape(printable(self.row[name])) for name in ("prompt", "rollout_id"))
+        score = "" if self.row.get("score") is None else f", score {self.row['score']:.3g}"
+        return f"<p style='opacity:0.6'>{prompt}</p><p>{''.join(spans)}</p><p>{rollout_id}{score}</p>"
 
 
 def one_rollout(run: Run, rollout_id: str, attempt: str | None = None) -> OneRollout:

@@ -28,7 +28,7 @@ from tasks.store import Ref
 class ScalarModel(nn.Module):
     """One scalar per position, ``(head(hidden) - mean) / std``: the reward model at the last token, the critic at each.
 
-    ``mean`` and ``std`` are the reward model's calibration (``algorithm.md`` 1); a critic that starts from it inherits them,
+    ``mean`` and ``std`` are the reward model's calibration; a critic that starts from it inherits them,
     and with them the scale of the scores. Both lie in the saved ``config.json`` as ``score_mean`` and ``score_std``.
     """
 
