@@ -1,7 +1,5 @@
 """The critic's training before the first iteration: its targets, what it leaves alone, and what comes of it."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,12 +64,11 @@ def pretrain(
     bench, base, data, *, critic=None, reward_model=None, rewards=LENGTH, treatment=None, lora=None, **changes
 ):
     own = {"rewards": rewards, "temperature": SAMPLING.temperature, "shared_trunk": changes.get("shared_trunk", False)}
-    scoring = ScoreRolloutsConfig(**with_access(own))
     settings = {
         "samples": 64,
         "learning_rate": 3e-3,
-        "scoring": json.loads(scoring.model_dump_json()),
-        "advantages": json.loads(ComputeAdvantagesConfig(**(treatment or {})).model_dump_json()),
+        "scoring": ScoreRolloutsConfig(**with_access(own)),
+        "advantages": ComputeAdvantagesConfig(**(treatment or {})),
         "versions": {},
         "sampling": SAMPLING,
         "lora": lora,
