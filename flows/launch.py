@@ -32,8 +32,8 @@ class Outcome:
 def prepared(run: Run, config: RunConfig) -> Plan:
     """The plan of a run that may not exist yet, so that a mistake is told before anything is written."""
     for field, reward in named_rewards(config):
-        if reward.function is not None:
-            reward_function(reward.function, field=f"{field}.function")
+        if reward.user_function is not None:
+            reward_function(reward.user_function, field=f"{field}.{reward.key}")
     return make_plan(run, config)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.config import FROM_POLICY, RunConfig, default_of, dump
+from flows.config import FROM_POLICY, RunConfig, default_of
 from flows.iteration import Iteration, adapted_base, advantages_config, ppo_iteration, score_config
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
 from tasks.config import (
@@ -68,7 +68,7 @@ def rlhf_round(
         policy=train.policy,
         reference=reference,
         reward_model=reward_model,
-        external=[*externals.rewards, *externals.held_out_rewards],
+        external={**externals.rewards, **externals.held_out_rewards},
         data=data,
         lora_base=adapted_base(config, reference),
     )
@@ -201,8 +201,8 @@ def pretraining_config(config: RunConfig) -> CriticPretrainingStageConfig:
         own["learning_rate"] = config.optimizers.critic_learning_rate
     return CriticPretrainingStageConfig(
         **own,
-        scoring=dump(score_config(config).model_copy(update={"exact_kl": False})),
-        advantages=dump(advantages_config(config).model_copy(update=FOR_PRETRAINING)),
+        scoring=score_config(config).model_copy(update={"exact_kl": False}),
+        advantages=advantages_config(config).model_copy(update=FOR_PRETRAINING),
         versions={name: STAGES[name].version for name in ("score_rollouts", "compute_advantages")},
         sampling=config.rollouts.sampling,
         stop_strings=config.rollouts.stop_strings,

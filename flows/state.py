@@ -1,6 +1,6 @@
 """What flows hand from stage to stage, and how they call one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,11 @@ class RunStage(Protocol):
     """Calls a stage by name at a place. Flows are written against this, so that the plan and the run are the same code."""
 
     def __call__(
-        self, stage: str, place: Place, config: StageConfig, **inputs: Output | Sequence[Output] | None
+        self,
+        stage: str,
+        place: Place,
+        config: StageConfig,
+        **inputs: Output | Sequence[Output] | Mapping[str, Output] | None,
     ) -> Output: ...
 
 
@@ -26,9 +30,9 @@ class Externals:
     base: Output | None
     critic: Output | None
     reward_model_base: Output | None
-    rewards: Sequence[Output]
-    """Of the training rewards that name a model, in the configuration's order."""
-    held_out_rewards: Sequence[Output]
+    rewards: Mapping[str, Output]
+    """By the names of the training rewards that name a model."""
+    held_out_rewards: Mapping[str, Output]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

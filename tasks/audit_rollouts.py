@@ -4,6 +4,7 @@ Nothing that trains reads its output, so that another held-out reward costs no t
 """
 
 import math
+from collections.abc import Mapping
 
 from tasks.config import AuditRolloutsConfig
 from tasks.contract import StageContext, StageOutput
@@ -43,7 +44,7 @@ def audit_rollouts(
     *,
     scored: list[Ref],
     policy: Ref,
-    external: list[Ref],
+    external: Mapping[str, Ref],
     baseline: Ref | None,
 ) -> StageOutput:
     """Score an iteration's rollouts by what training never sees, and hold that against the score that it follows.

@@ -9,11 +9,10 @@ import torch
 
 from ppo_core import InPrecision, PPOConfig, RolloutBatch, TrunkCritic, explained_variance, forward_groups
 from ppo_core.objectives import Counts, critic_objective
-from tasks.config import CriticPretrainingStageConfig
+from tasks.config import CriticPretrainingStageConfig, StageConfig
 from tasks.contract import StageContext, StageOutput, stage_function
 from tasks.models import CRITIC, POLICY, Models, descend, part_directory, shuffled
 from tasks.sampling import CALIBRATION, batch_values, calibration_rollouts, rollout_batch
-from tasks.stages import STAGES
 from tasks.store import Ref, Table, read_dataset, write_dataset
 from tasks.text import copy_tokenizer
 
@@ -28,7 +27,7 @@ def critic_pretraining(
     reference: Ref,
     critic: Ref,
     reward_model: Ref | None,
-    external: list[Ref],
+    external: Mapping[str, Ref],
     data: Ref,
 ) -> StageOutput:
     """Regress the critic, at every token, on what an iteration would make of the response.
@@ -137,14 +136,14 @@ def experience_of(
     reference: Ref,
     critic: Ref,
     reward_model: Ref | None,
-    external: list[Ref],
+    external: Mapping[str, Ref],
 ) -> Ref:
     """The responses with ``values`` of the critic as it is and ``returns``, by the very stages of an iteration."""
 
-    def made(name: str, directory: str, settings: Mapping[str, Any], **inputs: Any) -> Ref:
+    def made(name: str, directory: str, settings: StageConfig, **inputs: Any) -> Ref:
         output = context.output / directory
         output.mkdir()
-        stage_function(name)(replace(context, output=output), STAGES[name].config(**settings), **inputs)
+        stage_function(name)(replace(context, output=output), settings, **inputs)
         return Ref(str(output), sampled.digest)
 
     scored = made(

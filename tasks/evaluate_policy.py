@@ -34,7 +34,7 @@ def evaluate_policy(
     policy: Ref,
     reference: Ref,
     reward_model: Ref | None,
-    external: list[Ref],
+    external: Mapping[str, Ref],
     data: Ref,
 ) -> StageOutput:
     """Sample both with the same randomness, score both with everything there is, and say how far they are apart."""
@@ -127,7 +127,7 @@ def doubts(
         metrics |= mean_metric(f"{prefix}response_length", [len(ids) for ids in responses], prompts)
         metrics |= empty_metric(f"{prefix}empty_share", table.column("response").to_pylist(), prompts)
         metrics |= distinct_metric(f"{prefix}distinct_2", responses, 2, prompts)
-    by_models = [name for name, reward in rewards.items() if reward.model is not None]
+    by_models = [name for name, reward in rewards.items() if reward.is_learned]
     learned = [
         sum(rewards[name].weight * score for name, score in zip(by_models, row, strict=True))
         for row in zip(*(column(reference, f"score_{name}") for name in by_models), strict=True)

@@ -1,5 +1,6 @@
 """Stage: what reward, reference and critic say of the rollouts."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def score_rollouts(
     reference: Ref,
     critic: Ref | None,
     reward_model: Ref | None,
-    external: list[Ref],
+    external: Mapping[str, Ref],
 ) -> StageOutput:
     """Add score, one column per component and ref_logprobs to each rollout; with a critic, values and final_value."""
     table = read_dataset(rollouts.directory / "rollouts")

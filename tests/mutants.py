@@ -1048,7 +1048,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/scoring/mixture.py",
+        "tasks/scoring/reward_models.py",
         "tests/tasks/test_reading.py",
         [
             ("finished=finished, special_tokens=True)", "finished=finished)"),
@@ -1298,7 +1298,7 @@ TASKS: Table = [
         "tasks/evaluate_policy.py",
         "tests/tasks/test_doubts.py",
         [
-            ("reward in rewards.items() if reward.model is not None", "reward in rewards.items()"),
+            ("reward in rewards.items() if reward.is_learned", "reward in rewards.items()"),
             ("rewards[name].weight * score for", "score for"),
             ('zip(*(column(reference, f"score_{name}")', 'zip(*(column(policy, f"score_{name}")'),
             ("follows = correlation(learned, theirs)", "follows = correlation(before, theirs)"),

@@ -69,9 +69,10 @@ class _Writer:
         elif value and isinstance(field.get("additionalProperties"), Mapping):
             yield f"{name}:"
             for key, own in value.items():
-                entry = self._section_of(field["additionalProperties"], own)
-                assert entry is not None, "what users name are sections"
-                yield from _indented([f"{key}:", *_indented(self._entry(entry, own))])
+                kinds = self._sections_of(field["additionalProperties"], own)
+                yield from _indented([f"{key}:", *_indented(self._entry(kinds[0], own))])
+                others = [kind for kind in self._sections_of(field["additionalProperties"]) if kind is not kinds[0]]
+                yield from _indented(_instead(others), 2 * STEP)
         else:
             yield write_yaml({name: value}).rstrip("\n")
 
@@ -84,13 +85,25 @@ class _Writer:
         ordered = {name: fields[name] for name in (*given, *(name for name in fields if name not in given))}
         return list(self.section({**schema, "properties": ordered}, given))
 
-    def _section_of(self, field: Schema, given: Mapping[str, Any] | None = None) -> Schema | None:
-        """The section that a field is, or may be; of several kinds, the one that has the keys given."""
-        for option in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
-            found = self._definitions.get(option.get("$ref", "").rpartition("/")[2])
-            if found is not None and "properties" in found and (given or {}).keys() <= found["properties"].keys():
-                return found
-        return None
+    def _section_of(self, field: Schema) -> Schema | None:
+        """The section that a field is, or may be."""
+        return next(iter(self._sections_of(field)), None)
+
+    def _sections_of(self, field: Schema, given: Mapping[str, Any] | None = None) -> list[Schema]:
+        """The sections that a field may be, of those that have the keys given."""
+        options = (field, *field.get("anyOf", ()), *field.get("oneOf", ()))
+        found = [self._definitions.get(option.get("$ref", "").rpartition("/")[2], {}) for option in options]
+        sections = [kind for kind in found if "properties" in kind]
+        return [kind for kind in sections if (given or {}).keys() <= kind["properties"].keys()]
+
+
+def _instead(kinds: Sequence[Schema]) -> Iterator[str]:
+    """What an entry of another kind must have, as comments."""
+    if kinds:
+        yield "# Or, of another kind:"
+    for kind in kinds:
+        for name in kind["required"]:
+            yield from _comment(f"{name}: {kind['properties'][name]['description']}", ())
 
 
 def _choices(field: Schema) -> list[str]:

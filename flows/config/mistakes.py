@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from flows.config.run_config import RunConfig
+from tasks.config import NO_KIND, REWARD_KINDS
 
 # What the user has written is YAML, so a message that names Python's types helps nobody.
 SECTION = "give a section, with a key and a value for each setting"
@@ -15,6 +16,8 @@ SHAPES = {
     "string_type": "a text is needed; put it in quotes",
     **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), SECTION),
 }
+OF_PYDANTIC = ("dict", "float", "tuple[float,float]", *REWARD_KINDS)
+"""Steps of a path to a mistake that are no fields: which of several types was tried."""
 
 
 def sentence(error: ValidationError) -> str:
@@ -22,7 +25,7 @@ def sentence(error: ValidationError) -> str:
     # A misspelt key is the likeliest cause of a missing one, so it is told first.
     mistakes = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "unexpected_keyword_argument"))
     mistake = mistakes[0]
-    location = [str(part) for part in mistake["loc"] if str(part) not in ("dict", "float", "tuple[float,float]")]
+    location = [str(part) for part in mistake["loc"] if str(part) not in OF_PYDANTIC]
     field = ".".join(location)
     kind = mistake["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -34,7 +37,7 @@ def sentence(error: ValidationError) -> str:
     if kind in ("missing", "missing_keyword_only_argument"):
         return f"{field}: missing; add it"
     message = SHAPES.get(kind) or mistake["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if kind == "value_error":
+    if kind in ("value_error", NO_KIND):
         return f"{field}: {message}" if field else message
     return f"{field}={mistake['input']!r:.80}: {message[0].lower()}{message[1:]}"
 
@@ -54,12 +57,10 @@ def known_keys(path: Sequence[str]) -> list[str]:
 
 
 def fields_of(node: Any) -> dict[str, Any]:
-    """Names and types of the fields of a configuration class, looked for inside optional, sequence and mapping types."""
+    """Names and types of the fields of a configuration class, looked for inside optional, sequence and mapping types; of
+    several classes, those of all."""
     if isinstance(node, type) and issubclass(node, BaseModel):
         return {name: field.annotation for name, field in node.model_fields.items()}
     if isinstance(node, type) and hasattr(node, "__dataclass_fields__"):
         return {name: field.type for name, field in node.__dataclass_fields__.items()}
-    for inner in get_args(node):
-        if found := fields_of(inner):
-            return found
-    return {}
+    return {name: field for inner in get_args(node) for name, field in fields_of(inner).items()}

@@ -286,9 +286,7 @@ class RunConfig(StageConfig):
         """Whether a model or data set is named that is no local directory."""
         names = [self.model.policy, self.reward_model and self.reward_model.base]
         names += [self.model.critic] if self.model.names_critic else []
-        names += [
-            r.model for r in (*self.rewards.values(), *self.evaluation.held_out_rewards.values()) if r.names_model
-        ]
+        names += [r.external_model for r in (*self.rewards.values(), *self.evaluation.held_out_rewards.values())]
         sources = (*self.data.prompts, *self.data.held_out_prompts, *self.data.preferences, *self.data.texts)
         return any(name and needs_hub(name) for name in names) or any(s.dataset for s in sources)
 

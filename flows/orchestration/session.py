@@ -29,7 +29,7 @@ from flows.state import Externals, Output
 from flows.terminal import Observer
 from tasks.config import StageConfig
 from tasks.contract import StageCall, StageError, worth_retrying
-from tasks.store import Manifest, Place, Ref, drop_recoverable
+from tasks.store import Manifest, Place, Ref, drop_recoverable, flat
 from tasks.worker import Supervisor
 
 CANCEL_POLL_S = 5.0
@@ -84,8 +84,7 @@ class Session:
 
     def _committed_before(self, call: StageCall, inputs: Mapping[str, Any]) -> Ref | None:
         """The output of a stage whose inputs are all there, if it is there too: nothing is left for a task to do."""
-        made_from = [x for value in inputs.values() for x in (value if isinstance(value, list | tuple) else [value])]
-        if any(isinstance(value, PrefectFuture) for value in made_from):
+        if any(isinstance(made_from, PrefectFuture) for made_from in flat(inputs)):
             return None
         call = call.with_inputs(inputs)
         done = self.run.store.find(call.recipe())
@@ -176,7 +175,7 @@ class Session:
 
     def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> State[Ref] | Ref:
         """A stage's Prefect task: reuse its committed output, or have the worker make it."""
-        call = call.with_inputs({name: list(v) if isinstance(v, list | tuple) else v for name, v in inputs.items()})
+        call = call.with_inputs(inputs)
         if (done := self.run.store.find(call.recipe())) is not None:
             self.observer.stage_reused(call, done)
             self._committed(call, done)

@@ -146,11 +146,7 @@ def markdown_table(titles: list[str], rows: list[list[str]]) -> list[str]:
 def reward_lines(config: RunConfig) -> list[str]:
     return [
         f"- `{name}`, weight {reward.weight:g}: "
-        + (
-            "the reward model trained in the run"
-            if reward.is_trained_in_run
-            else f"`{reward.model or reward.function}`"
-        )
+        + ("the reward model trained in the run" if reward.is_trained_in_run else f"`{getattr(reward, reward.key)}`")
         for name, reward in config.rewards.items()
     ]
 

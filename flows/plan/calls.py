@@ -1,6 +1,6 @@
 """From a run's configuration to the calls of its stages, and to the models that it names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig, dump
@@ -44,9 +44,9 @@ def external_models(config: RunConfig, home: Path) -> Externals:
             return None
         return model_ref(name, field=field, home=home, revision=revision, trust_remote_code=model.trust_remote_code)
 
-    def reward_models(rewards: Mapping[str, RewardConfig], where: str) -> list[Ref]:
-        named = {n: r.model for n, r in rewards.items() if r.names_model}
-        return [found for n, m in named.items() if (found := ref(m, f"{where}.{n}.model")) is not None]
+    def reward_models(rewards: Mapping[str, RewardConfig], where: str) -> dict[str, Ref]:
+        named = {name: ref(reward.external_model, field_of(where, name, reward)) for name, reward in rewards.items()}
+        return {name: found for name, found in named.items() if found is not None}
 
     return Externals(
         base=ref(model.policy, "model.policy", model.revision),
@@ -67,9 +67,8 @@ def model_checks(config: RunConfig, externals: Externals, data: Ref | None) -> M
     def directory(ref: Ref | None) -> str | None:
         return None if ref is None else ref.path
 
-    def by_field(rewards: Mapping[str, RewardConfig], where: str, refs: Sequence[Ref]) -> dict[str, str]:
-        names = [name for name, reward in rewards.items() if reward.names_model]
-        return {f"{where}.{name}.model": ref.path for name, ref in zip(names, refs, strict=True)}
+    def by_field(rewards: Mapping[str, RewardConfig], where: str, refs: Mapping[str, Ref]) -> dict[str, str]:
+        return {field_of(where, name, rewards[name]): ref.path for name, ref in refs.items()}
 
     return ModelChecks(
         policy=directory(externals.base),
@@ -90,12 +89,17 @@ def model_checks(config: RunConfig, externals: Externals, data: Ref | None) -> M
     )
 
 
+def field_of(where: str, name: str, reward: RewardConfig) -> str:
+    """The field that names what a reward is made of."""
+    return f"{where}.{name}.{reward.key}"
+
+
 def with_code_digests(config: RunConfig) -> RunConfig:
     """The configuration with the digest of each reward function's code, so that an edited function scores anew."""
 
     def digested(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
         return {
-            name: reward.model_copy(update={"code": code_digest(reward.function)}) if reward.function else reward
+            name: reward.model_copy(update={"code": code_digest(path)}) if (path := reward.user_function) else reward
             for name, reward in rewards.items()
         }
 

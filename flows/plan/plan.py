@@ -16,7 +16,7 @@ from flows.state import RoundState
 from tasks.config import StageConfig
 from tasks.errors import ConfigError
 from tasks.stages import STAGES
-from tasks.store import Place, noting, recalling
+from tasks.store import Place, each, flat, noting, recalling
 
 
 class Planner:
@@ -30,10 +30,8 @@ class Planner:
 
     def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Any) -> Planned:
         call = stage_call(self._run, self._config, stage, place, config, self._generations)
-        made_from = [x for value in inputs.values() for x in (value if isinstance(value, list | tuple) else [value])]
-        waits_for = [x for x in made_from if isinstance(x, Planned)]
-        refs = {name: resolved(value) for name, value in inputs.items()}
-        recipe = call.with_inputs(refs).recipe()
+        waits_for = [made_from for made_from in flat(inputs) if isinstance(made_from, Planned)]
+        recipe = call.with_inputs(each(ref_of, inputs)).recipe()
         ready = all(planned.ref for planned in waits_for)
         ref = self._run.store.find(recipe) if ready else None
         reason = "" if ref else why(self._run.store, recipe, waits_for)
@@ -42,11 +40,9 @@ class Planner:
         return planned
 
 
-def resolved(value: Any) -> Any:
-    """Refs of a planner's placeholders; None for one that is not committed."""
-    if isinstance(value, list | tuple):
-        return [item for item in (resolved(item) for item in value) if item is not None]
-    return value.ref if isinstance(value, Planned) else value
+def ref_of(output: Any) -> Any:
+    """What a planner's placeholder stands for; None for one that is not committed."""
+    return output.ref if isinstance(output, Planned) else output
 
 
 def make_plan(run: Run, config: RunConfig) -> Plan:

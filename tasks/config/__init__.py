@@ -13,7 +13,17 @@ from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.config.model_checks import ADAPTER_CONFIG, ModelChecks, needs_hub
 from tasks.config.reward_model import RewardModelConfig, TrainRewardModelConfig
 from tasks.config.reward_names import collision
-from tasks.config.rewards import TRAINED, RewardConfig, Rewards, ScoreRolloutsConfig
+from tasks.config.rewards import (
+    NO_KIND,
+    REWARD_KINDS,
+    TRAINED,
+    FunctionReward,
+    ModelReward,
+    RewardConfig,
+    Rewards,
+    ScoreRolloutsConfig,
+    TrainedReward,
+)
 from tasks.config.rollouts import GenerateRolloutsConfig, RolloutsConfig
 from tasks.config.update import OptimizersConfig, UpdatePolicyConfig
 from tasks.config.warm_up import WarmUpConfig, WarmUpStageConfig
@@ -22,6 +32,8 @@ from tasks.config.yaml_text import YAMLError, read_yaml, write_yaml
 __all__ = [
     "ADAPTER_CONFIG",
     "ENGINES",
+    "NO_KIND",
+    "REWARD_KINDS",
     "TRAINED",
     "AdapterConfig",
     "AdvantagesConfig",
@@ -36,11 +48,13 @@ __all__ = [
     "EvaluationConfig",
     "ExecutionConfig",
     "FromScratchConfig",
+    "FunctionReward",
     "GenerateRolloutsConfig",
     "HealthConfig",
     "LengthCutConfig",
     "ModelAccess",
     "ModelChecks",
+    "ModelReward",
     "OptimizersConfig",
     "PrepareDataConfig",
     "ReportRoundConfig",
@@ -53,6 +67,7 @@ __all__ = [
     "Source",
     "StageConfig",
     "TrainRewardModelConfig",
+    "TrainedReward",
     "UpdatePolicyConfig",
     "WarmUpConfig",
     "WarmUpStageConfig",

@@ -1,13 +1,14 @@
 """What the critic learns before the first iteration asks it."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
+from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.base import StageConfig
 from tasks.config.model_access import ModelStageConfig
+from tasks.config.rewards import ScoreRolloutsConfig
 
 
 class CriticPretrainingConfig(StageConfig):
@@ -30,10 +31,9 @@ class CriticPretrainingStageConfig(CriticPretrainingConfig, ModelStageConfig):
     """What the stage reads."""
 
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    scoring: Mapping[str, Any]
-    """Settings of ``score_rollouts``."""
-    advantages: Mapping[str, Any]
-    """Settings of ``compute_advantages``, whose returns are the targets: with ``critic_lam: 1`` what was received."""
+    scoring: ScoreRolloutsConfig
+    advantages: ComputeAdvantagesConfig
+    """Its returns are the targets: with ``critic_lam: 1`` what was received."""
     versions: Mapping[str, str]
     """Of these two stages: another way to make the targets makes another critic."""
     sampling: SamplingConfig

@@ -7,9 +7,9 @@ from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Discriminator, Tag
 from pydantic_core import PydanticUndefined, to_json
 
 from tasks.config.execution import ExecutionConfig
@@ -56,14 +56,15 @@ def decided_precision(execution: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(value: Any, hint: Any, change: Change) -> Any:
-    """A field's value with each section in it changed; what may be of several classes stays whole."""
+    """A field's value with each section in it changed; what may be of several classes stays whole, unless a discriminator
+    tells of which it is."""
     if isinstance(value, list):
-        items = [part for part in _alternatives(hint) if get_origin(part) in (list, tuple, abc.Sequence)]
+        items = [part for part in _alternatives(hint, value) if get_origin(part) in (list, tuple, abc.Sequence)]
         return [_changed(item, get_args(items[0])[0], change) for item in value] if len(items) == 1 else value
     if not isinstance(value, Mapping):
         return value
-    sections = [part for part in _alternatives(hint) if _is_section(part)]
-    mappings = [part for part in _alternatives(hint) if get_origin(part) in (dict, abc.Mapping)]
+    sections = [part for part in _alternatives(hint, value) if _is_section(part)]
+    mappings = [part for part in _alternatives(hint, value) if get_origin(part) in (dict, abc.Mapping)]
     if len(sections) + len(mappings) != 1:
         return value
     if sections:
@@ -73,7 +74,7 @@ def _changed(value: Any, hint: Any, change: Change) -> Any:
 
 @cache
 def _fields(config: type) -> dict[str, _Field]:
-    hints = get_type_hints(config)
+    hints = get_type_hints(config, include_extras=True)
     return {name: _Field(has, _json(default), hints[name]) for name, has, default in _defaults(config)}
 
 
@@ -96,8 +97,20 @@ def _json(default: Any) -> Any:
     return None if missing else json.loads(to_json(default, inf_nan_mode="strings"))
 
 
-def _alternatives(hint: Any) -> Sequence[Any]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+def _alternatives(hint: Any, value: Any) -> Sequence[Any]:
+    """The types that a value may be of; the one that it is of, where a discriminator tells."""
+    plain, marks = _without_marks(hint)
+    options = get_args(plain) if get_origin(plain) in (Union, UnionType) else [plain]
+    for mark in marks:
+        if isinstance(mark, Discriminator) and callable(mark.discriminator):
+            tag = Tag(str(mark.discriminator(value)))
+            options = [option for option in options if tag in _without_marks(option)[1]]
+    return [_without_marks(option)[0] for option in options]
+
+
+def _without_marks(hint: Any) -> tuple[Any, Sequence[Any]]:
+    """A type, and what is said of it in ``Annotated``."""
+    return (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
 
 
 def _is_section(part: Any) -> bool:

@@ -1,51 +1,143 @@
-"""What a reward is, in the configuration."""
+"""What a reward is, in the configuration: a class for each kind, told apart by the key that a section has."""
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from tasks.config.base import StageConfig
 from tasks.config.model_access import ModelStageConfig
 
 TRAINED = "trained"
+NO_KIND = "no_kind"
+"""The type of pydantic's error for a section that is of none of the kinds, or of several."""
 
 
 class RewardConfig(StageConfig):
-    """One component of the score: a reward model or a Python function, with its weight in the sum."""
+    """One component of the score. A kind of reward is a subclass; ``tasks.scoring.kinds`` names what computes its scores.
 
-    model: str | None = None
-    """``trained`` for the reward model that this run trains, else the name or directory of a sequence classifier."""
-    function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
-    """Instead of a model, the import path ``module:function`` of ``(prompts, responses, rows) -> list[float]``."""
+    What the plan of a run needs to know of a kind, and what is looked at before anything runs, are the properties here.
+    """
+
     weight: float = Field(1.0, allow_inf_nan=False)
     """Of its score in the sum."""
     code: str = Field("", repr=False, json_schema_extra={"readOnly": True})
-    """Digest of the function's module, so that an edited function scores again; filled in when the run starts."""
+    """Digest of the user's code that it calls, so that edited code scores again; filled in when the run starts."""
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.model is None) == (self.function is None):
-            raise ValueError("give a reward either a model or a function")
-        return self
+    key: ClassVar[str]
+    """The required field that only sections of this kind have, or of this kind and one that ``means`` tells from it."""
+    is_trained_in_run: ClassVar[bool] = False
+    is_learned: ClassVar[bool] = False
+    """Whether a model's parameters decide, and not a rule."""
+
+    @classmethod
+    def means(cls, section: Mapping[str, Any]) -> bool:
+        """Whether a section of the configuration is a reward of this kind."""
+        return cls.key in section
 
     @property
-    def is_trained_in_run(self) -> bool:
-        return self.model == TRAINED
+    def external_model(self) -> str | None:
+        """The finished reward model of somebody else's that ``key`` names."""
+        return None
 
     @property
-    def names_model(self) -> bool:
-        """Whether it is a finished reward model of somebody else's."""
-        return self.model is not None and not self.is_trained_in_run
+    def user_function(self) -> str | None:
+        """The import path of the user's function that ``key`` names."""
+        return None
+
+
+class TrainedReward(RewardConfig):
+    """The reward model that this run trains."""
+
+    key: ClassVar[str] = "model"
+    is_trained_in_run: ClassVar[bool] = True
+    is_learned: ClassVar[bool] = True
+
+    model: Literal["trained"]
+    """``trained``, the reward model that this run trains."""
+
+    @classmethod
+    def means(cls, section: Mapping[str, Any]) -> bool:
+        return section.get(cls.key) == TRAINED
+
+
+class ModelReward(RewardConfig):
+    """A finished reward model of somebody else's."""
+
+    key: ClassVar[str] = "model"
+    is_learned: ClassVar[bool] = True
+
+    # A form checks that a section is of one kind alone.
+    model: str = Field(json_schema_extra={"not": {"const": TRAINED}})
+    """Name or directory of a sequence classifier."""
+
+    @property
+    def external_model(self) -> str:
+        return self.model
+
+
+class FunctionReward(RewardConfig):
+    """A Python function of the user's."""
+
+    key: ClassVar[str] = "function"
+
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """The import path ``module:function`` of ``(prompts, responses, rows) -> list[float]``."""
+
+    @property
+    def user_function(self) -> str:
+        return self.function
+
+
+# A tag is no name that a reward may have: messages leave it out of the path to a field. Of two kinds with one key, the first
+# that a section means.
+Kind = (
+    Annotated[TrainedReward, Tag("trained reward")]
+    | Annotated[ModelReward, Tag("model reward")]
+    | Annotated[FunctionReward, Tag("function reward")]
+)
+REWARD_KINDS: Mapping[str, type[RewardConfig]] = {mark.tag: kind for kind, mark in map(get_args, get_args(Kind))}
+"""By their tags."""
+KEYS = tuple(dict.fromkeys(kind.key for kind in REWARD_KINDS.values()))
+
+
+def tag_of(section: Any) -> str | None:
+    """The kind that a section means; None where it has the keys of none or several."""
+    if isinstance(section, RewardConfig):
+        return next(tag for tag, kind in REWARD_KINDS.items() if type(section) is kind)
+    first = next(iter(REWARD_KINDS))
+    if not isinstance(section, Mapping):
+        return first
+    given = [key for key in KEYS if key in section]
+    if len(given) == 1:
+        return next(tag for tag, kind in REWARD_KINDS.items() if kind.means(section))
+    # Where a key is misspelt, any kind says so.
+    return None if given or section.keys() <= RewardConfig.model_fields.keys() else first
+
+
+def without_nulls(section: Any) -> Any:
+    """A section whose keys of other kinds are not there: null leaves a setting out, also for --set."""
+    if not isinstance(section, Mapping):
+        return section
+    return {name: value for name, value in section.items() if value is not None or name not in KEYS}
 
 
 def by_name(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
     return dict(sorted(rewards.items()))
 
 
+Reward = Annotated[
+    Kind,
+    Discriminator(
+        tag_of,
+        custom_error_type=NO_KIND,
+        custom_error_message=f"give a reward either a {' or a '.join(KEYS)}",
+    ),
+    BeforeValidator(without_nulls),
+]
 # A run stores its configuration with sorted keys. Read from there or from what the user wrote, in whatever order, the same
-# rewards must give the same columns, the same sum and the same list of models.
-Rewards = Annotated[Mapping[str, RewardConfig], AfterValidator(by_name)]
+# rewards must give the same columns and the same sum.
+Rewards = Annotated[Mapping[str, Reward], AfterValidator(by_name)]
 
 
 class ScoreRolloutsConfig(ModelStageConfig):

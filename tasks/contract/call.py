@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.config import decided, decided_precision
 from tasks.stages import STAGES
-from tasks.store import Inputs, Place, Recipe, Ref, input_digests
+from tasks.store import Inputs, Place, Recipe, input_digests
 
 MICRO_BATCH = "micro_batch_tokens"
 
@@ -53,9 +53,3 @@ class StageCall:
 
     def with_inputs(self, inputs: Inputs) -> "StageCall":
         return replace(self, inputs=inputs)
-
-
-def input_refs(inputs: Inputs) -> list[Ref]:
-    """All references among a call's inputs."""
-    values = [value if isinstance(value, list) else [value] for value in inputs.values()]
-    return [ref for group in values for ref in group if ref is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import ExecutionConfig, HealthConfig
-from tasks.contract.call import MICRO_BATCH, StageCall, input_refs
+from tasks.contract.call import MICRO_BATCH, StageCall
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext, StageOutput, stage_function
 from tasks.errors import DamagedError
@@ -20,6 +20,7 @@ from tasks.store import (
     Ref,
     Store,
     digests_below,
+    flat,
     is_committed,
     make_empty,
     require_undamaged,
@@ -45,7 +46,7 @@ def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[s
     recipe = call.recipe()
     if (done := store.find(recipe)) is not None:
         return done
-    for ref in input_refs(call.inputs):
+    for ref in flat(call.inputs):
         require_undamaged(ref)
     scratch = store.scratch(recipe)
     started = time.monotonic()
@@ -122,7 +123,7 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
         )
     make_empty(scratch)
     inputs = store.inputs_of(manifest)
-    for ref in input_refs(inputs):
+    for ref in flat(inputs):
         require_undamaged(ref)
     # A recipe holds what is no field of the stage's own too: the precision of its models.
     settings = {name: value for name, value in recipe["settings"].items() if name in stage.config.model_fields}
@@ -142,5 +143,5 @@ def run_stage(name: str, context: StageContext, settings: Mapping[str, Any], inp
     """Call a stage's function; what its adapters are over is for those that load models, not for the stage."""
     own = dict(inputs)
     lora_base = own.pop(LORA_BASE, None)
-    assert not isinstance(lora_base, list)
+    assert lora_base is None or isinstance(lora_base, Ref)
     return stage_function(name)(replace(context, lora_base=lora_base), STAGES[name].config(**settings), **own)

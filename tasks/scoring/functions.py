@@ -13,15 +13,24 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.config import FunctionReward
 from tasks.contract import is_a_service_s
 from tasks.data import TOKEN_IDS, WITH_SPECIAL_TOKENS, reward_function
 from tasks.errors import RewardError, TransientError, shorten
 from tasks.models import Models
+from tasks.scoring.scorer import Scorer
 from tasks.store import Ref, Table
 from tasks.text import decode_response
 
 OURS = ("prompt", "response", "rollout_id", "prompt_id", "sample_index", "finish_reason")
 """What a row has besides the columns of the user's data; a column of the same name stays the user's."""
+
+
+class FunctionScorer(Scorer[FunctionReward]):
+    """Scores by a Python function of the user's."""
+
+    def score(self, rollouts: Table) -> list[float]:
+        return function_scores(self.models, self.field, self.reward.function, rollouts, self.policy)
 
 
 def function_scores(models: Models, field: str, import_path: str, rollouts: Table, policy: Ref) -> list[float]:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -58,7 +58,25 @@ class Ref:
         return Path(self.path)
 
 
-Inputs = Mapping[str, "Ref | list[Ref] | None"]
+Input = Ref | list[Ref] | Mapping[str, Ref] | None
+"""What a stage is handed under one name: a reference, several in an order, or several by name."""
+Inputs = Mapping[str, Input]
+
+
+def each(change: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """An input, or all of them by name, with ``change`` of each reference in its place; of those at one place in several."""
+    if isinstance(value, Mapping):
+        return {name: each(change, own, *(other[name] for other in others)) for name, own in value.items()}
+    if isinstance(value, list):
+        return [each(change, *own) for own in zip(value, *others, strict=True)]
+    return None if value is None else change(value, *others)
+
+
+def flat(inputs: Mapping[str, Any]) -> list[Any]:
+    """All references among a stage's inputs, or what stands for them."""
+    found: list[Any] = []
+    each(found.append, inputs)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +89,7 @@ class Recipe:
     seed: int
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
-    """Name to digest, or to a list of digests."""
+    """Name to digest, or to digests in a list or by name."""
     generation: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,10 +118,7 @@ class Recipe:
 
 def input_digests(inputs: Inputs) -> dict[str, Any]:
     """What a recipe says of its inputs: digests, never places."""
-    return {
-        name: [ref.digest for ref in value] if isinstance(value, list) else value and value.digest
-        for name, value in inputs.items()
-    }
+    return dict(each(lambda ref: ref.digest, inputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from tasks.store.manifest import (
     damaged_files,
     digests_below,
     drop_recoverable,
+    each,
 )
 from tasks.store.schemas import SCHEMA_VERSION
 
@@ -166,22 +167,13 @@ class Store:
     def inputs_of(self, manifest: Manifest) -> Inputs:
         """The references that a committed output was made from."""
 
-        def ref(path: str | None, digest: str | None) -> Ref | None:
-            return None if path is None or digest is None else Ref(str(self.root / path), digest)
+        def ref(digest: str, path: str) -> Ref:
+            return Ref(str(self.root / path), digest)
 
-        inputs: dict[str, Any] = {}
-        for name, digest in manifest.recipe["inputs"].items():
-            path = manifest.input_paths[name]
-            inputs[name] = (
-                [ref(p, d) for p, d in zip(path, digest, strict=True)] if isinstance(path, list) else ref(path, digest)
-            )
-        return inputs
+        return dict(each(ref, manifest.recipe["inputs"], manifest.input_paths))
 
     def _input_paths(self, inputs: Inputs) -> dict[str, Any]:
         def relative(ref: Ref) -> str:
             return os.path.relpath(ref.path, self.root) if Path(ref.path).is_relative_to(self.root) else ref.path
 
-        return {
-            name: [relative(ref) for ref in value] if isinstance(value, list) else value and relative(value)
-            for name, value in inputs.items()
-        }
+        return dict(each(relative, inputs))

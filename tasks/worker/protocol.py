@@ -25,10 +25,14 @@ def encode_call(call: StageCall) -> dict[str, Any]:
 
 
 def decode_call(encoded: Mapping[str, Any]) -> StageCall:
-    def ref(value: Any) -> Any:
-        if isinstance(value, list):
-            return [Ref(**item) for item in value]
-        return value and Ref(**value)
+    place, inputs = Place(**encoded["place"]), decode_inputs(encoded["inputs"])
+    return StageCall(**{**encoded, "place": place, "inputs": inputs})
 
-    inputs = {name: ref(value) for name, value in encoded["inputs"].items()}
-    return StageCall(**{**encoded, "place": Place(**encoded["place"]), "inputs": inputs})
+
+def decode_inputs(encoded: Any) -> Any:
+    """A reference, or a list of them, or a mapping to them: its values are no texts, whatever its names are."""
+    if isinstance(encoded, list):
+        return [decode_inputs(own) for own in encoded]
+    if encoded is None or isinstance(encoded.get("digest"), str):
+        return encoded and Ref(**encoded)
+    return {name: decode_inputs(own) for name, own in encoded.items()}

@@ -152,7 +152,7 @@ class FakeRun:
         evaluation = self.commit(
             "evaluate_policy",
             Place(number),
-            {"policy": policy, "reference": data, "reward_model": reward_model, "external": [], "data": data},
+            {"policy": policy, "reference": data, "reward_model": reward_model, "external": {}, "data": data},
             {
                 "evaluation/score": 1.0 + number,
                 "evaluation/reference_score": 0.5,

@@ -39,7 +39,7 @@ def a_reward_model(directory, model):
 
 def asked(tmp_path, externals=(), **changes):
     config = checked(document(tmp_path, **changes), where="test")
-    named = {"base": None, "critic": None, "reward_model_base": None, "rewards": (), "held_out_rewards": ()}
+    named = {"base": None, "critic": None, "reward_model_base": None, "rewards": {}, "held_out_rewards": {}}
     return model_checks(config, Externals(**{**named, **dict(externals)}), None)
 
 
@@ -83,8 +83,8 @@ def test_each_model_is_asked_for_by_the_field_that_names_it(tmp_path):
         tmp_path,
         {
             **refs,
-            "rewards": [Ref("/models/a", "a"), Ref("/models/c", "c")],
-            "held_out_rewards": [Ref("/models/b", "b")],
+            "rewards": {"c": Ref("/models/c", "c"), "a": Ref("/models/a", "a")},
+            "held_out_rewards": {"b": Ref("/models/b", "b")},
         },
         model={"policy": "p", "critic": "q"},
         reward_model={"base": "r"},
@@ -133,7 +133,7 @@ def what_happens(tmp_path, *, stop_before=None, mistake=None):
     """What a session does about a run that is finished, or finished before some stage."""
     run = finished_run(tmp_path, "run", document(tmp_path), stop_before=stop_before)
     watching = Watching(mistake)
-    named = Externals(base=None, critic=None, reward_model_base=None, rewards=(), held_out_rewards=())
+    named = Externals(base=None, critic=None, reward_model_base=None, rewards={}, held_out_rewards={})
     config = with_code_digests(run.config)
     session = Session(run, config, watching, named)
     session.worker = watching

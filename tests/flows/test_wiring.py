@@ -8,7 +8,6 @@ from fake_runs import document
 from flows.config.reading import checked
 from flows.plan.calls import external_models
 from flows.round import rlhf_round
-from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.stages import STAGES
 from tasks.store.manifest import Place
 
@@ -135,12 +134,12 @@ def pretraining_of(calls, **changes):
 def test_the_pretrained_critic_learns_what_an_iteration_would_make_of_a_response_but_for_kl_and_lambda(calls):
     changed = {"gamma": 0.9, "score_clip": 2.0, "kl_coef": 0.3, "lam": 0.5, "critic_lam": 0.7, "horizon": 3}
     settings = pretraining_of(calls, advantages=changed)
-    own = ComputeAdvantagesConfig(**settings.advantages)
+    own = settings.advantages
     assert (own.gamma, own.score_clip) == (0.9, 2.0)
     assert (own.kl_coef, own.critic_lam, own.horizon) == (0.0, 1.0, None)
     only_these = {name: changed[name] for name in ("kl_coef", "lam", "critic_lam", "horizon")}
     assert pretraining_of(calls, advantages=only_these) == pretraining_of(calls)
-    assert settings.scoring["rewards"]["preference"]["model"] == "trained"
+    assert settings.scoring.rewards["preference"].is_trained_in_run
 
 
 def test_the_rate_of_pretraining_is_the_critics_unless_it_has_one_of_its_own(calls):

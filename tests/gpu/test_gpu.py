@@ -17,7 +17,7 @@ from tasks.config.data import DataConfig, PrepareDataConfig, Source
 from tasks.config.evaluation import EvaluatePolicyConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.reward_model import TrainRewardModelConfig
-from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
+from tasks.config.rewards import ScoreRolloutsConfig, TrainedReward
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.config.warm_up import WarmUpStageConfig
@@ -38,7 +38,7 @@ def on_cuda(test):
 
 
 SAMPLING = SamplingConfig(max_new_tokens=12)
-REWARDS = {"preference": RewardConfig(model="trained")}
+REWARDS = {"preference": TrainedReward(model="trained")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +109,7 @@ def score(bench, world, rollouts, reward_model):
         reference=warm,
         critic=reward_model,
         reward_model=reward_model,
-        external=[],
+        external={},
     )
 
 
@@ -241,7 +241,7 @@ def test_evaluation_runs_on_the_device_and_finds_no_gain_of_the_reference_over_i
         policy=warm,
         reference=warm,
         reward_model=train_reward_model(bench, world),
-        external=[],
+        external={},
         data=data,
     )
     assert bench.metrics(ref)["evaluation/kl"] == pytest.approx(0.0, abs=1e-3)

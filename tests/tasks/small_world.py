@@ -15,7 +15,7 @@ from tasks.config.execution import ExecutionConfig
 from tasks.config.health import HealthConfig
 from tasks.config.model_access import ModelAccess
 from tasks.config.reward_model import TrainRewardModelConfig
-from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
+from tasks.config.rewards import FunctionReward, ScoreRolloutsConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
@@ -149,7 +149,7 @@ def generate(bench, base, data, lora_base=None, iteration=1, **changes):
     return [bench.run("generate_rollouts", config, place=place, **inputs) for place in places]
 
 
-def score(bench, base, rollouts, rewards, *, reference=None, reward_model=None, external=(), **inputs):
+def score(bench, base, rollouts, rewards, *, reference=None, reward_model=None, external=None, **inputs):
     """``critic=None`` leaves the critic out; by default it starts from the policy."""
     settings = with_access({name: inputs.pop(name, False) for name in ("exact_kl", "shared_trunk")})
     return bench.run(
@@ -162,7 +162,7 @@ def score(bench, base, rollouts, rewards, *, reference=None, reward_model=None, 
             "reference": reference or base,
             "critic": base,
             "reward_model": reward_model,
-            "external": list(external),
+            "external": external or {},
             **inputs,
         },
     )
@@ -176,7 +176,7 @@ def answer_reward(prompts, responses, rows):
     return [float(row["answer"]) for row in rows]
 
 
-LENGTH = {"length": RewardConfig(function="small_world:length_reward")}
+LENGTH = {"length": FunctionReward(function="small_world:length_reward")}
 
 
 def train_reward_model(bench, base, data, **changes):

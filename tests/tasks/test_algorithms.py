@@ -29,7 +29,7 @@ from ppo_core import NonFiniteError, PPOConfig, SamplingConfig
 from tasks.config.data import Source
 from tasks.config.evaluation import AuditRolloutsConfig
 from tasks.config.health import HealthConfig
-from tasks.config.rewards import RewardConfig
+from tasks.config.rewards import FunctionReward, ModelReward
 from tasks.errors import ConfigError, DataError, RewardError, UnhealthyError
 from tasks.metrics.policy_comparison import correlation, distinct_share
 from tasks.models.scalar import load_scalar_model
@@ -590,9 +590,9 @@ def test_a_reward_model_whose_score_is_not_finite_is_named(world, tmp_path):
     for file in base.directory.glob("tokenizer*"):
         (tmp_path / "broken" / file.name).write_bytes(file.read_bytes())
     (rollouts,) = generate(bench, base, data)
-    rewards = {"broken": RewardConfig(model="somewhere")}
+    rewards = {"broken": ModelReward(model="somewhere")}
     with pytest.raises(RewardError, match=r"rewards\.broken: .* returned (nan|-?inf) for rollout r1\.i1\.s0\."):
-        score(bench, base, rollouts, rewards, external=[external(tmp_path / "broken")])
+        score(bench, base, rollouts, rewards, external={"broken": external(tmp_path / "broken")})
 
 
 # audits
@@ -605,7 +605,7 @@ def an_audit(bench, base, scored, *, baseline=None, rewards=None, iteration=1):
         place=Place(1, iteration),
         scored=scored,
         policy=base,
-        external=[],
+        external={},
         baseline=baseline,
     )
 
@@ -631,7 +631,7 @@ def test_a_score_of_length_correlates_with_length_and_repetition_is_counted(worl
 
 def test_the_gap_is_how_much_further_the_score_has_risen_than_the_held_out_reward(world, other):
     bench, base, data, _ = world
-    held_out = {"answer": RewardConfig(function="small_world:answer_reward")}
+    held_out = {"answer": FunctionReward(function="small_world:answer_reward")}
     batches = [
         [score(bench, base, generate(bench, base, data, prompts_per_iteration=n)[0], LENGTH, critic=None)]
         for n in (6, 9)

@@ -1,7 +1,5 @@
 """The critic's training before the first iteration: its targets, what it leaves alone, and what comes of it."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +20,7 @@ from ppo_core import PPOConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.critic_pretraining import CriticPretrainingStageConfig
 from tasks.config.model_access import AdapterConfig, ModelAccess
-from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
+from tasks.config.rewards import FunctionReward, ScoreRolloutsConfig, TrainedReward
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext
@@ -36,7 +34,7 @@ from tasks.store.manifest import Place
 from tasks.store.schemas import Table
 
 LORA = AdapterConfig(rank=4, alpha=8)
-TRAINED = {"preference": RewardConfig(model="trained")}
+TRAINED = {"preference": TrainedReward(model="trained")}
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +57,18 @@ def colour(prompts, responses, rows):
     return [1.0 if "red" in prompt else -1.0 for prompt in prompts]
 
 
-COLOUR = {"colour": RewardConfig(function="test_critic_pretraining:colour")}
+COLOUR = {"colour": FunctionReward(function="test_critic_pretraining:colour")}
 
 
 def pretrain(
     bench, base, data, *, critic=None, reward_model=None, rewards=LENGTH, treatment=None, lora=None, **changes
 ):
     own = {"rewards": rewards, "temperature": SAMPLING.temperature, "shared_trunk": changes.get("shared_trunk", False)}
-    scoring = ScoreRolloutsConfig(**with_access(own))
     settings = {
         "samples": 64,
         "learning_rate": 3e-3,
-        "scoring": json.loads(scoring.model_dump_json()),
-        "advantages": json.loads(ComputeAdvantagesConfig(**(treatment or {})).model_dump_json()),
+        "scoring": ScoreRolloutsConfig(**with_access(own)),
+        "advantages": ComputeAdvantagesConfig(**(treatment or {})),
         "versions": {},
         "sampling": SAMPLING,
         "lora": lora,
@@ -83,7 +80,7 @@ def pretrain(
         reference=base,
         critic=critic or reward_model or base,
         reward_model=reward_model,
-        external=[],
+        external={},
         data=data,
         lora_base=base if lora else None,
     )
@@ -134,7 +131,7 @@ def test_scores_are_treated_as_in_an_iteration(world):
 
 def test_a_constant_score_is_known_before_the_first_iteration(world):
     bench, base, data, _ = world
-    rewards = {"five": RewardConfig(function="test_critic_pretraining:five")}
+    rewards = {"five": FunctionReward(function="test_critic_pretraining:five")}
     ref = pretrain(bench, base, data, rewards=rewards, epochs=30, learning_rate=1e-2)
     (rollouts,) = generate(bench, base, data)
     values = [v for row in rows(score(bench, base, rollouts, rewards, critic=ref)) for v in row["values"]]
@@ -167,7 +164,7 @@ def test_responses_that_the_reward_model_was_calibrated_on_are_not_sampled_again
 
 def test_a_mixture_of_rewards_is_what_the_critic_learns(world, reward_model):
     bench, base, data, _ = world
-    rewards = {"preference": RewardConfig(model="trained", weight=2.0), **LENGTH}
+    rewards = {"preference": TrainedReward(model="trained", weight=2.0), **LENGTH}
     table = rows(pretrain(bench, base, data, reward_model=reward_model, rewards=rewards), "experience/rollouts")
     for row in table:
         assert row["returns"][-1] == pytest.approx(2 * row["score_preference"] + len(row["response"]), abs=1e-3)

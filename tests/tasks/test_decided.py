@@ -12,7 +12,7 @@ from ppo_core.config import PPOConfig
 from tasks.config.base import StageConfig
 from tasks.config.decided import completed, decided
 from tasks.config.execution import ExecutionConfig
-from tasks.config.rewards import RewardConfig
+from tasks.config.rewards import FunctionReward, Rewards, TrainedReward
 from tasks.config.update import UpdatePolicyConfig
 
 PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -101,10 +101,10 @@ def test_presets_come_back_whole(preset):
 
 
 def test_a_name_of_a_reward_that_is_also_a_setting_is_a_name():
-    rewards = {"model": RewardConfig(model="trained"), "weight": RewardConfig(function="a:b", weight=2)}
+    rewards = {"model": TrainedReward(model="trained"), "weight": FunctionReward(function="a:b", weight=2)}
 
     class Scored(StageConfig):
-        rewards: Mapping[str, RewardConfig]
+        rewards: Rewards
 
     whole = dump(Scored(rewards=rewards))
     assert decided(whole, Scored)["rewards"] == {

@@ -6,14 +6,14 @@ import statistics
 import pyarrow as pa
 import pytest
 
-from tasks.config.rewards import RewardConfig
+from tasks.config.rewards import FunctionReward, ModelReward, TrainedReward
 from tasks.evaluate_policy import doubts
 from tasks.metrics.policy_comparison import distinct_metric, empty_metric, lead
 
 REWARDS = {
-    "brief": RewardConfig(function="m:brief", weight=3.0),
-    "learned": RewardConfig(model="trained", weight=2.0),
-    "other": RewardConfig(model="some/model", weight=-1.0),
+    "brief": FunctionReward(function="m:brief", weight=3.0),
+    "learned": TrainedReward(model="trained", weight=2.0),
+    "other": ModelReward(model="some/model", weight=-1.0),
 }
 
 

@@ -20,7 +20,7 @@ from tasks.models.access import Models
 from tasks.models.checks import model_mistakes, require_sound_models
 from tasks.models.from_scratch import make_model
 from tasks.models.scalar import load_reward_model
-from tasks.scoring.mixture import scores_in_batches
+from tasks.scoring.reward_models import scores_in_batches
 from tasks.store.manifest import Place, Ref
 
 CHATML = (

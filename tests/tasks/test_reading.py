@@ -24,7 +24,7 @@ from ppo_core import SamplingConfig
 from tasks.config.data import Source
 from tasks.config.model_access import AdapterConfig
 from tasks.config.reward_model import TrainRewardModelConfig
-from tasks.config.rewards import RewardConfig
+from tasks.config.rewards import ModelReward, TrainedReward
 from tasks.errors import ModelError
 from tasks.models.scalar import load_scalar_model
 from tasks.store.manifest import Place
@@ -176,7 +176,7 @@ def test_a_finished_response_is_read_with_its_terminator_however_it_ended_and_a_
     # Ends by EOS, by another id, by a stop string and by length.
     sampling = SamplingConfig(max_new_tokens=8, stop_token_ids=(1, *range(200, 240)))
     (rollouts,) = generate(bench, base, data, samples_per_prompt=12, sampling=sampling, stop_strings=("e", "a"))
-    scored = score(bench, base, rollouts, {"r": RewardConfig(model="trained")}, reward_model=reward_model, critic=None)
+    scored = score(bench, base, rollouts, {"r": TrainedReward(model="trained")}, reward_model=reward_model, critic=None)
     directory, tokenizer = reward_model.directory / "reward_model", load_tokenizer(base.path)
     seen = set()
     for row in rows(scored):
@@ -195,8 +195,10 @@ def test_a_reward_model_scores_alike_whether_its_tokenizer_counts_as_the_policy_
     other = root / "other_bytes"
     shutil.copytree(reward_model.directory / "reward_model", other)
     change_json(other / "tokenizer.json")
-    rewards = {"ours": RewardConfig(model="trained"), "named": RewardConfig(model=str(other))}
-    scored = score(bench, base, rollouts, rewards, reward_model=reward_model, external=[external(other)], critic=None)
+    rewards = {"ours": TrainedReward(model="trained"), "named": ModelReward(model=str(other))}
+    scored = score(
+        bench, base, rollouts, rewards, reward_model=reward_model, external={"named": external(other)}, critic=None
+    )
     assert [row["score_ours"] for row in rows(scored)] == [row["score_named"] for row in rows(scored)]
 
 
@@ -208,11 +210,13 @@ def test_conversations_are_read_as_the_reward_model_was_trained_ours_to_the_turn
     settings = json.loads((theirs / "config.json").read_text())
     del settings["score_mean"], settings["score_std"]
     (theirs / "config.json").write_text(json.dumps(settings))
-    rewards = {"ours": RewardConfig(model="trained"), "theirs": RewardConfig(model=str(theirs))}
+    rewards = {"ours": TrainedReward(model="trained"), "theirs": ModelReward(model=str(theirs))}
     (rollouts,) = generate(bench, base, data, samples_per_prompt=30)
     # A special token inside of a response is part of what is read.
     assert any(298 in row["response_token_ids"] for row in rows(rollouts))
-    scored = score(bench, base, rollouts, rewards, reward_model=reward_model, external=[external(theirs)], critic=None)
+    scored = score(
+        bench, base, rollouts, rewards, reward_model=reward_model, external={"theirs": external(theirs)}, critic=None
+    )
     tokenizer = load_tokenizer(base.path)
     for row in rows(scored):
         ids = row["response_token_ids"]

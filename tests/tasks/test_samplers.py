@@ -385,7 +385,7 @@ def test_evaluation_samples_policy_and_reference_by_the_same_engine(world, check
     config = EvaluatePolicyConfig(
         samples_per_prompt=1, rewards=LENGTH, held_out_rewards={}, sampling=SAMPLING, engine="vllm"
     )
-    inputs = {"policy": checkpoint, "reference": base, "reward_model": None, "external": [], "data": data}
+    inputs = {"policy": checkpoint, "reference": base, "reward_model": None, "external": {}, "data": data}
     ref = bench.run("evaluate_policy", config, place=Place(1), **inputs)
     assert server.loaded[1:] == [str(checkpoint.directory / POLICY), str(base.directory)]
     assert len(server.drawn) == 8

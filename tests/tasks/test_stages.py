@@ -37,7 +37,7 @@ from ppo_core import SamplingConfig
 from tasks.config.data import Source
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig
 from tasks.config.execution import ExecutionConfig
-from tasks.config.rewards import RewardConfig
+from tasks.config.rewards import FunctionReward, ModelReward, TrainedReward
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.config.update import OptimizersConfig
 from tasks.config.warm_up import WarmUpStageConfig
@@ -276,7 +276,7 @@ def test_calibrated_scores_of_the_reference_have_mean_0_and_standard_deviation_1
     # As many samples as the rollouts of this test have, so that the law holds exactly for its own sample.
     ref = train_reward_model(bench, base, data, calibration_samples=512)
     (rollouts,) = generate(bench, base, data, prompts_per_iteration=16, samples_per_prompt=32)
-    scored = score(bench, base, rollouts, {"trained": RewardConfig(model="trained")}, reward_model=ref)
+    scored = score(bench, base, rollouts, {"trained": TrainedReward(model="trained")}, reward_model=ref)
     metrics = bench.metrics(scored)
     assert abs(metrics["score/mean"]) < 0.2
     assert metrics["score/std"] == pytest.approx(1.0, abs=0.2)
@@ -385,8 +385,8 @@ def test_the_score_is_the_weighted_sum_of_named_components(world):
     bench, base, data, _ = world
     (rollouts,) = generate(bench, base, data)
     rewards = {
-        "length": RewardConfig(function="small_world:length_reward", weight=0.5),
-        "answer": RewardConfig(function="small_world:answer_reward", weight=-2.0),
+        "length": FunctionReward(function="small_world:length_reward", weight=0.5),
+        "answer": FunctionReward(function="small_world:answer_reward", weight=-2.0),
     }
     for row in rows(score(bench, base, rollouts, rewards)):
         assert row["score_length"] == len(row["response"])
@@ -427,8 +427,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(world, tmp_path):
     # Another tokenizer as far as its file says, though with the same ids: the way through the text must agree.
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    rewards = {"own": RewardConfig(model="trained"), "other": RewardConfig(model="somewhere")}
-    scored = score(bench, base, rollouts, rewards, reward_model=reward_model, external=[external(other)])
+    rewards = {"own": TrainedReward(model="trained"), "other": ModelReward(model="somewhere")}
+    scored = score(bench, base, rollouts, rewards, reward_model=reward_model, external={"other": external(other)})
     agreeing = [row for row in rows(scored) if "\ufffd" not in row["response"] and row["finish_reason"] == "stop"]
     for row in agreeing:
         assert row["score_other"] == pytest.approx(row["score_own"], abs=1e-3) or retokenised(row, base)
@@ -473,22 +473,22 @@ def test_a_reward_function_that_misbehaves_is_named_and_nothing_is_stored(world,
     (rollouts,) = generate(bench, base, data)
     before = len(list(bench.store.manifests()))
     with pytest.raises(RewardError, match=message):
-        score(bench, base, rollouts, {"bad": RewardConfig(function=f"test_stages:{function}")})
+        score(bench, base, rollouts, {"bad": FunctionReward(function=f"test_stages:{function}")})
     assert len(list(bench.store.manifests())) == before
 
 
 def test_a_held_out_reward_is_named_by_its_own_field(world):
     bench, base, data, _ = world
-    bad = {"bad": RewardConfig(function="test_stages:raising")}
+    bad = {"bad": FunctionReward(function="test_stages:raising")}
     config = EvaluatePolicyConfig(samples_per_prompt=1, rewards=LENGTH, held_out_rewards=bad, sampling=SAMPLING)
-    inputs = {"policy": base, "reference": base, "reward_model": None, "external": [], "data": data}
+    inputs = {"policy": base, "reference": base, "reward_model": None, "external": {}, "data": data}
     with pytest.raises(RewardError, match=r"^evaluation\.held_out_rewards\.bad: test_stages:raising raised"):
         bench.run("evaluate_policy", config, place=Place(1), **inputs)
     config = config.model_copy(update={"rewards": bad, "held_out_rewards": LENGTH})
     with pytest.raises(RewardError, match=r"^rewards\.bad: test_stages:raising raised"):
         bench.run("evaluate_policy", config, place=Place(1), **inputs)
     scored = score(bench, base, generate(bench, base, data)[0], LENGTH)
-    audit = {"policy": base, "scored": [scored], "external": [], "baseline": None}
+    audit = {"policy": base, "scored": [scored], "external": {}, "baseline": None}
     with pytest.raises(RewardError, match=r"^evaluation\.held_out_rewards\.bad: test_stages:raising raised"):
         bench.run("audit_rollouts", AuditRolloutsConfig(held_out_rewards=bad), **audit)
 
@@ -497,7 +497,7 @@ def test_a_model_without_a_trained_head_is_no_reward_model(world):
     bench, base, data, _ = world
     (rollouts,) = generate(bench, base, data)
     with pytest.raises(ModelError, match="is a LlamaForCausalLM, not a sequence classifier"):
-        score(bench, base, rollouts, {"other": RewardConfig(model="somewhere")}, external=[base])
+        score(bench, base, rollouts, {"other": ModelReward(model="somewhere")}, external={"other": base})
 
 
 # compute_advantages
@@ -638,7 +638,7 @@ def test_a_policy_that_is_the_reference_gains_nothing(world):
     config = EvaluatePolicyConfig(
         samples_per_prompt=2,
         rewards=LENGTH,
-        held_out_rewards={"answer": RewardConfig(function="small_world:answer_reward")},
+        held_out_rewards={"answer": FunctionReward(function="small_world:answer_reward")},
         sampling=SAMPLING,
     )
     ref = bench.run(
@@ -648,7 +648,7 @@ def test_a_policy_that_is_the_reference_gains_nothing(world):
         policy=base,
         reference=base,
         reward_model=None,
-        external=[],
+        external={},
         data=data,
     )
     metrics = bench.metrics(ref)
@@ -665,7 +665,7 @@ def test_the_kl_of_an_evaluation_is_that_of_the_policy_from_the_reference(world,
     bench, base, data, _ = world
     other = a_model(tmp_path / "other", seed=5)
     config = EvaluatePolicyConfig(samples_per_prompt=2, rewards=LENGTH, held_out_rewards={}, sampling=SAMPLING)
-    inputs = {"policy": other, "reference": base, "reward_model": None, "external": [], "data": data}
+    inputs = {"policy": other, "reference": base, "reward_model": None, "external": {}, "data": data}
     ref = bench.run("evaluate_policy", config, place=Place(1), **inputs)
     models = [AutoModelForCausalLM.from_pretrained(model.path).eval() for model in (other, base)]
     kl = []
