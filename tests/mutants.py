@@ -1418,7 +1418,7 @@ TASKS: Table = [
         "tasks/contract/execution.py",
         "tests/flows/test_durability.py",
         [
-            ("    for ref in input_refs(call.inputs):\n        require_undamaged(ref)\n    scratch", "    scratch"),
+            ("    for ref in flat(call.inputs):\n        require_undamaged(ref)\n    scratch", "    scratch"),
             ('if again.get(name) != entry["sha256"]:', "if False:"),
         ],
     ),
@@ -1636,6 +1636,67 @@ TASKS: Table = [
 ]
 
 FLOWS: Table = [
+    (
+        "flows/query/grammar.py",
+        "tests/flows/test_query.py",
+        [
+            ('is_negated = bool(term["minus"])', "is_negated = False"),
+            ('largest_first=bool(term["descending"])', 'largest_first=not term["descending"]'),
+            ('column = term["column"] or term["named"]', 'column = term["column"]'),
+            ("if len(text) > LONGEST:", "if len(text) > LONGEST + 1:"),
+            ('.replace("\\\\/", "/")', ""),
+        ],
+    ),
+    (
+        "flows/query/conditions.py",
+        "tests/flows/test_query.py",
+        [
+            ("mask = pc.fill_null(mask, False)", "mask = pc.fill_null(mask, True)"),
+            ("return pc.invert(mask) if condition.is_negated else mask", "return mask"),
+            ('"<=": pc.less_equal', '"<=": pc.less'),
+            ('">": pc.greater,', '">": pc.greater_equal,'),
+            (
+                "match_substring_regex(texts, condition.text, ignore_case=True)",
+                "match_substring_regex(texts, condition.text)",
+            ),
+            (
+                "pc.match_substring(texts, condition.text, ignore_case=True)",
+                "pc.match_substring(texts, condition.text)",
+            ),
+            ("if name in TEXTS:\n        return", "if True:\n        return"),
+            ("type=values.type if pa.types.is_floating(values.type) else pa.float64()", "type=pa.float64()"),
+        ],
+    ),
+    (
+        "flows/query/data_set.py",
+        "tests/flows/test_query.py tests/flows/test_views.py",
+        [
+            ("left -= len(own)", "pass"),
+            ("ranked = ranked if top is None else ranked[:top]", "pass"),
+            ('"descending" if order.largest_first else "ascending"', '"ascending"'),
+            ("np.argsort(np.concatenate(self.order))", "np.arange(len(np.concatenate(self.order)))"),
+            ("mask = own if mask is None else pc.and_(mask, own)", "mask = own"),
+            ("return self._audit.column(name).take(rows)", "return self._audit.column(name)"),
+        ],
+    ),
+    (
+        "flows/query/find.py",
+        "tests/flows/test_query.py tests/flows/test_views.py",
+        [
+            ("((True, _current(run)), (False, latest_variants(run)))", "((False, latest_variants(run)),)"),
+            ("found = [output for output in found if output.place.round == last]", "pass"),
+            ("(self.last is None or number <= self.last)", "True"),
+            ("stage = next(stage for stage in stages if", "stage = next(stage for stage in reversed(stages) if"),
+        ],
+    ),
+    (
+        "flows/query/columns.py",
+        "tests/flows/test_query.py",
+        [
+            ("return totals[offsets[1:] - offsets[0]]", "return totals[offsets[1:]]"),
+            ("and not isinstance(value, bool)", ""),
+        ],
+    ),
     (
         "flows/server/guard.py",
         "tests/flows/test_server_guard.py",
