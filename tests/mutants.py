@@ -1048,6 +1048,11 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/scoring/mixture.py",
+        "tests/tasks/test_stages.py::test_models_of_others_pair_with_rewards_by_name_in_whatever_order_they_are_written",
+        [("else external.get(name)", "else list(external.values())[list(rewards).index(name)]")],
+    ),
+    (
         "tasks/scoring/reward_models.py",
         "tests/tasks/test_reading.py",
         [

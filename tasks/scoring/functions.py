@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.config import FunctionReward
+from tasks.config.rewards import FunctionReward
 from tasks.contract import is_a_service_s
 from tasks.data import TOKEN_IDS, WITH_SPECIAL_TOKENS, reward_function
 from tasks.errors import RewardError, TransientError, shorten

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.config import FunctionReward, ModelReward, RewardConfig, TrainedReward
+from tasks.config import RewardConfig, rewards
 from tasks.scoring.functions import FunctionScorer
 from tasks.scoring.reward_models import ModelScorer
 from tasks.scoring.scorer import Scorer
 
 SCORERS: Mapping[type[RewardConfig], type[Scorer[Any]]] = {
-    TrainedReward: ModelScorer,
-    ModelReward: ModelScorer,
-    FunctionReward: FunctionScorer,
+    rewards.TrainedReward: ModelScorer,
+    rewards.ModelReward: ModelScorer,
+    rewards.FunctionReward: FunctionScorer,
 }

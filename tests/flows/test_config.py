@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from flows.config.reading import PRESETS, checked, dump, load_config, read_document, with_overrides
 from flows.config.run_config import RunConfig
 from tasks.config.data import Source
+from tasks.config.rewards import FunctionReward, ModelReward, TrainedReward
 from tasks.errors import ConfigError, UserError
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -54,6 +55,18 @@ def test_a_field_that_is_left_out_has_the_default_that_its_stage_declares():
 def test_a_source_may_be_its_path_alone():
     config = load("data.prompts=[a.jsonl, {path: b.jsonl, limit: 3}]")
     assert config.data.prompts == (Source(path="a.jsonl"), Source(path="b.jsonl", limit=3))
+
+
+def test_a_reward_is_of_the_kind_whose_key_it_has():
+    rewards = load("rewards={a: {model: trained}, b: {model: org/name, weight: 2}, c: {function: 'a:b'}}").rewards
+    assert [type(reward) for reward in rewards.values()] == [TrainedReward, ModelReward, FunctionReward]
+    assert [reward.external_model for reward in rewards.values()] == [None, "org/name", None]
+    assert [reward.user_function for reward in rewards.values()] == [None, None, "a:b"]
+
+
+def test_null_leaves_the_key_of_another_kind_out():
+    rewards = load("rewards.other.model=trained", "rewards.quality={function: null, model: org/name}").rewards
+    assert rewards["quality"] == ModelReward(model="org/name")
 
 
 def test_the_configuration_cannot_be_changed():
@@ -163,6 +176,16 @@ def test_the_configuration_cannot_be_changed():
         ),
         ("data.prompts.0={path: a, subset: b}", "data.prompts.0: subset goes with dataset, not with path; remove it"),
         ("rewards.quality={}", "rewards.quality: give a reward either a model or a function"),
+        ("rewards.quality={model: null}", "rewards.quality: give a reward either a model or a function"),
+        (
+            "rewards.quality={functio: 'a:b'}",
+            "rewards.quality.functio: unknown key; did you mean rewards.quality.function?",
+        ),
+        ("rewards.quality=3", "rewards.quality=3: give a section, with a key and a value for each setting"),
+        (
+            "rewards.quality={function: a}",
+            r"rewards.quality.function='a': string should match pattern '^[\w.]+:\w+$'",
+        ),
         ("rewards.quality.model=a", "rewards.quality: give a reward either a model or a function"),
         (
             "reward_model=null",

@@ -505,6 +505,23 @@ def test_the_order_in_which_rewards_are_written_decides_nothing(fresh, tmp_path)
     assert planned(fresh, turned) == {}
 
 
+def test_a_stage_is_handed_the_models_of_rewards_by_their_names(fresh, tmp_path):
+    config = on_models(tmp_path)
+    carry_out(fresh, config)
+    handed = {}
+    for _, manifest in fresh.store.manifests():
+        given = fresh.store.inputs_of(manifest).get("external")
+        if given is not None:
+            own = {name: Path(ref.path).name for name, ref in given.items()}
+            assert handed.setdefault(manifest.stage, own) == own
+    trained_on, held_out = {"calm": "calm", "zeal": "zeal"}, {"judge": "judge"}
+    assert handed == {
+        **dict.fromkeys(("critic_pretraining", "score_rollouts"), trained_on),
+        "audit_rollouts": held_out,
+        "evaluate_policy": trained_on | held_out,
+    }
+
+
 @pytest.mark.parametrize(
     ("override", "field"),
     [

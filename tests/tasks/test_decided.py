@@ -8,11 +8,13 @@ from pydantic import Field
 
 from flows.config.reading import PRESETS, dump, load_config
 from flows.config.run_config import RunConfig
-from ppo_core.config import PPOConfig
+from ppo_core.config import PPOConfig, SamplingConfig
+from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.base import StageConfig
+from tasks.config.critic_pretraining import CriticPretrainingStageConfig
 from tasks.config.decided import completed, decided
 from tasks.config.execution import ExecutionConfig
-from tasks.config.rewards import FunctionReward, Rewards, TrainedReward
+from tasks.config.rewards import FunctionReward, ModelReward, Rewards, ScoreRolloutsConfig, TrainedReward
 from tasks.config.update import UpdatePolicyConfig
 
 PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -98,6 +100,32 @@ def test_presets_come_back_whole(preset):
     held = decided(whole, RunConfig)
     assert len(str(held)) < len(str(whole)) / 2
     assert completed(held, RunConfig) == whole
+
+
+def test_a_reward_keeps_what_tells_its_kind_and_its_own_settings():
+    kinds = {
+        "ours": TrainedReward(model="trained"),
+        "theirs": ModelReward(model="x", weight=2),
+        "rule": FunctionReward(function="a:b"),
+    }
+    whole = dump(ScoreRolloutsConfig(rewards=kinds, temperature=1.0))
+    held = {"ours": {"model": "trained"}, "theirs": {"model": "x", "weight": 2.0}, "rule": {"function": "a:b"}}
+    assert decided(whole, ScoreRolloutsConfig) == {"rewards": held, "temperature": 1.0}
+    assert completed(decided(whole, ScoreRolloutsConfig), ScoreRolloutsConfig) == whole
+
+
+def test_a_stage_that_calls_others_holds_of_their_settings_what_was_decided_too():
+    config = CriticPretrainingStageConfig(
+        learning_rate=1e-3,
+        scoring=ScoreRolloutsConfig(rewards={"ours": TrainedReward(model="trained")}, temperature=1.0),
+        advantages=ComputeAdvantagesConfig(critic_lam=1.0, gamma=0.5),
+        versions={},
+        sampling=SamplingConfig(max_new_tokens=4),
+    )
+    held = decided(dump(config), CriticPretrainingStageConfig)
+    assert held["scoring"] == {"rewards": {"ours": {"model": "trained"}}, "temperature": 1.0}
+    assert held["advantages"]["gamma"] == 0.5
+    assert "whiten" not in held["advantages"]
 
 
 def test_a_name_of_a_reward_that_is_also_a_setting_is_a_name():

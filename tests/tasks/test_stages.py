@@ -4,6 +4,7 @@ import datetime
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -491,6 +492,33 @@ def test_a_held_out_reward_is_named_by_its_own_field(world):
     audit = {"policy": base, "scored": [scored], "external": {}, "baseline": None}
     with pytest.raises(RewardError, match=r"^evaluation\.held_out_rewards\.bad: test_stages:raising raised"):
         bench.run("audit_rollouts", AuditRolloutsConfig(held_out_rewards=bad), **audit)
+
+
+def a_judge(directory, base, *, seed):
+    """A reward model that nobody trained, with the tokenizer of the base."""
+    shutil.copytree(base.path, directory)
+    torch.manual_seed(seed)
+    AutoModelForSequenceClassification.from_pretrained(base.path, num_labels=1).save_pretrained(directory)
+    return external(directory)
+
+
+def test_models_of_others_pair_with_rewards_by_name_in_whatever_order_they_are_written(world, tmp_path):
+    bench, base, data, _ = world
+    (rollouts,) = generate(bench, base, data)
+    judges = {name: a_judge(tmp_path / name, base, seed=seed) for seed, name in enumerate(("calm", "zeal"))}
+    alone = {}
+    for name, judge in judges.items():
+        scored = score(bench, base, rollouts, {name: ModelReward(model=name)}, external={name: judge})
+        alone[f"score_{name}"] = [row[f"score_{name}"] for row in rows(scored)]
+    assert alone["score_calm"] != pytest.approx(alone["score_zeal"], abs=1e-3)
+    digests = set()
+    for names in (("calm", "zeal"), ("zeal", "calm")):
+        rewards = {name: ModelReward(model=name) for name in names}
+        for given in (names, reversed(names)):
+            scored = score(bench, base, rollouts, rewards, external={name: judges[name] for name in given})
+            digests.add(scored.digest)
+            assert {column: [row[column] for row in rows(scored)] for column in alone} == alone
+    assert len(digests) == 1
 
 
 def test_a_model_without_a_trained_head_is_no_reward_model(world):

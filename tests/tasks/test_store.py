@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import random
@@ -12,7 +13,7 @@ from tasks.errors import DamagedError, RunError
 from tasks.store.data_sets import read_dataset, write_dataset
 from tasks.store.digests import canonical_json, digest_files
 from tasks.store.files import read_json, write_json
-from tasks.store.manifest import Manifest, Place, Recipe, Ref, require_undamaged
+from tasks.store.manifest import Manifest, Place, Recipe, Ref, input_digests, require_undamaged
 from tasks.store.schemas import PER_TOKEN, TOKEN_IDS
 from tasks.store.store import Store
 
@@ -207,9 +208,12 @@ def test_a_manifest_says_where_everything_came_from(tmp_path):
     store = Store(tmp_path)
     upstream = commit(store, a_recipe(stage="generate_rollouts"))
     outside = Ref("/models/base", "d" * 32)
-    inputs = {"rollouts": [upstream], "base": outside, "nothing": None}
-    ref = commit(store, a_recipe(), inputs=inputs, rows=7, metrics={"score/mean": 0.5}, seconds=1.25)
+    inputs = {"rollouts": [upstream], "base": outside, "nothing": None, "external": {"judge": outside, "own": upstream}}
+    recipe = dataclasses.replace(a_recipe(), inputs=input_digests(inputs))
+    ref = commit(store, recipe, inputs=inputs, rows=7, metrics={"score/mean": 0.5}, seconds=1.25)
     manifest = Manifest.read(ref.directory)
+    assert manifest.recipe["inputs"]["external"] == {"judge": outside.digest, "own": upstream.digest}
+    assert store.inputs_of(manifest) == inputs
     assert manifest.recipe["settings"] == {"kl_coef": 0.1}
     assert manifest.rows == 7
     assert manifest.metrics == {"score/mean": 0.5}

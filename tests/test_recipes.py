@@ -1,0 +1,99 @@
+"""Each recipe of CONTRIBUTING.md, carried out on a copy of the tree: the result is run there, in processes of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from recipes import Step, carried_out, recipe
+
+from tasks.config import read_yaml, write_yaml
+from tasks.store import read_dataset
+
+ONE_ITERATION = ("rounds=1", "iterations=1", "rollouts.shards=1")
+
+
+def python(tree, *arguments):
+    """What a Python of the copy prints."""
+    packages = {"PYTHONPATH": os.pathsep.join([str(tree), str(tree / "tests")]), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **packages, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_with(tree, configuration, *overrides):
+    """The outputs of one iteration of the tiny world with the configuration of a recipe."""
+    document = read_yaml((tree / "tests/flows/tiny.yaml").read_text())
+    for name, value in read_yaml(configuration).items():
+        document[name] = {**document[name], **value} if isinstance(document.get(name), dict) else value
+    (tree / "recipe.yaml").write_text(write_yaml(document))
+    given = [word for override in (*ONE_ITERATION, *overrides) for word in ("--set", override)]
+    python(tree, "tests/flows/direct_run.py", "recipe.yaml", tree / "home", "run", *given)
+    return tree / "home" / "runs" / "run" / "stages"
+
+
+def rows(stages, pattern):
+    return [row for directory in sorted(stages.glob(pattern)) for row in read_dataset(directory).to_pylist()]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """An empty directory, whose packages a Python in it imports."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    yield tree
+    where = python(
+        tree, "-c", "import flows, ppo_core, tasks; print(flows.__path__, ppo_core.__path__, tasks.__path__)"
+    )
+    assert where.count(f"['{tree}") == 3
+
+
+def test_a_kind_of_reward(tree):
+    done = carried_out("A kind of reward", tree)
+    assert len(done.files) == 2
+    stages = run_with(tree, done.configuration, "rewards.brief.word_limit=1")
+    (weight,) = [reward["weight"] for reward in read_yaml(done.configuration)["rewards"].values()]
+    scored = rows(stages, "round-001/iteration-001/score_rollouts/*/*/rollouts")
+    for row in scored:
+        assert row["score_brief"] == -max(0, len(row["response"].split()) - 1)
+        others = row["score_preference"] + 0.5 * row["score_quality"]
+        assert row["score"] == pytest.approx(others + weight * row["score_brief"], abs=1e-6)
+    assert any(row["score_brief"] for row in scored)
+    assert "# word_limit: " in python(tree, "-c", "from flows.config import commented; print(commented())")
+
+
+# How a recipe is read
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("before", "def f():\n    b\n    a\n    c\n"),
+        ("after", "def f():\n    a\n    b\n    c\n"),
+        ("instead of", "def f():\n    b\n    c\n"),
+    ],
+)
+def test_a_block_goes_where_its_line_says_and_is_indented_as_what_is_there(tmp_path, where, expected):
+    (tmp_path / "x.py").write_text("def f():\n    a\n    c\n")
+    Step(where=where, path="x.py", anchor="a", text="b\n").carry_out(tmp_path)
+    assert (tmp_path / "x.py").read_text() == expected
+
+
+def test_a_block_at_the_end_and_a_new_file(tmp_path):
+    Step(where="new file", path="new/x.py", text="a\n").carry_out(tmp_path)
+    Step(where="end", path="new/x.py", text="b\n").carry_out(tmp_path)
+    assert (tmp_path / "new/x.py").read_text() == "a\nb\n"
+    with pytest.raises(AssertionError, match="is there already"):
+        Step(where="new file", path="new/x.py", text="a\n").carry_out(tmp_path)
+
+
+def test_a_text_that_is_not_on_one_line_alone_is_told(tmp_path):
+    (tmp_path / "x.py").write_text("a\na\n")
+    with pytest.raises(AssertionError, match="has 2 lines with 'a'"):
+        Step(where="after", path="x.py", anchor="a", text="b\n").carry_out(tmp_path)
+
+
+def test_a_recipe_names_files_that_are_changed_and_a_configuration():
+    assert recipe("A kind of reward").configuration
