@@ -5,7 +5,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ppo_core.config import GroupEstimator
+from ppo_core.config import COMPARES_SAMPLES, GroupEstimator
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Bool, Float, Int, require_same_shape
 
@@ -131,7 +131,7 @@ def group_advantages(
         return scores
     if estimator == "reinforce":
         return (exact - exact.mean()).to(scores.dtype)
-    if estimator not in ("rloo", "grpo", "dr_grpo"):
+    if estimator not in COMPARES_SAMPLES:
         raise ConfigError(
             f"estimator={estimator!r} is none of {', '.join(get_args(GroupEstimator))}; rloo is a good first one"
         )

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 from ppo_core.errors import ConfigError
 
 GroupEstimator = Literal["vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"]
+COMPARES_SAMPLES: tuple[GroupEstimator, ...] = ("rloo", "grpo", "dr_grpo")
+"""Those whose advantage is 0, or does not exist, for a prompt with one sample."""
 Loss = Literal["ppo", "pg"]
 Aggregation = Literal["token_mean", "seq_mean"]
 KLLossEstimator = Literal["k1", "k2", "k3", "exact"]

@@ -20,6 +20,7 @@ from ppo_core import (
     token_rewards,
     treated_scores,
 )
+from ppo_core.config import COMPARES_SAMPLES
 from tasks.config import AdvantagesConfig, ComputeAdvantagesConfig, LengthCutConfig
 from tasks.contract import Gates, StageContext, StageOutput
 from tasks.errors import ConfigError
@@ -151,7 +152,7 @@ def rows_to_learn_from(
         ConfigError: none is left.
     """
     kept = ~cut_off
-    if config.algorithm in ("rloo", "grpo", "dr_grpo"):
+    if config.algorithm in COMPARES_SAMPLES:
         prompt_ids = table.column("prompt_id").to_pylist()
         finished = Counter(prompt for prompt, keep in zip(prompt_ids, kept.tolist(), strict=True) if keep)
         kept = kept & torch.tensor([finished[prompt] > 1 for prompt in prompt_ids])

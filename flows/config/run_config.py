@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 from flows.config.as_written import require_as_written
 from flows.config.bounds import require_bounded
 from flows.config.models import FROM_REWARD_MODEL, ModelConfig
-from ppo_core.config import PPOConfig
+from ppo_core.config import COMPARES_SAMPLES, PPOConfig
 from tasks.config import (
     ENGINES,
     AdvantagesConfig,
@@ -37,8 +37,6 @@ WITH_REWARDS_TO_GO = ("reinforce", "vanilla_pg")
 """Algorithms whose advantage can be that of a token, without a critic."""
 ONE_STEP: Mapping[str, Any] = {"loss": "pg", "epochs": 1, "num_minibatches": 1}
 """What the policy gradient without a ratio is right for, and what ``vanilla_pg`` is."""
-COMPARES_SAMPLES = ("rloo", "grpo", "dr_grpo")
-"""Algorithms whose advantage is 0, or does not exist, for a prompt with one sample."""
 OF_THE_CRITIC = (
     "model.critic",
     "model.shared_trunk",

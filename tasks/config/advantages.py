@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ppo_core.config import KLLossEstimator
+from ppo_core.config import GroupEstimator, KLLossEstimator
 from tasks.config.base import StageConfig
 
-Algorithm = Literal["ppo", "vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo"]
+Algorithm = Literal["ppo", GroupEstimator]
 """``ppo`` learns a critic; the others compare the responses of an iteration, or of a prompt, with each other."""
 
 

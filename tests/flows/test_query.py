@@ -96,7 +96,7 @@ def a_row(rollout_id, prompt, response, score, n, **extra):
 ROWS = [
     a_row("a", "Where is it?", "On the table.", 0.1, 3, kind="x"),
     a_row("b", "Where is she?", "", -2.0, 1, kind="y", answer=4),
-    a_row("c", "Who?", "Ätna (the) TABLE", None, 2),
+    a_row("c", "Who?", "Ätna (the) TABLE", None, 2, kind="x and more"),
     a_row("d", "Who?", "a.b", float("nan"), 2, kind="x"),
 ]
 NUMBERS = pa.list_(pa.float32())
@@ -157,6 +157,8 @@ def ids(text, *parts):
         ("-score<0", "acd"),
         ("n>=2 n<3", "cd"),
         ("n=2.5", ""),
+        ("n<=2", "bcd"),
+        ("n>2", "a"),
         ("length=1", "b"),
         ("kl_sum=1.5", "a"),
         ("kind:x", "ad"),
@@ -180,7 +182,7 @@ def test_conditions_by_hand(text, expected):
         ("score>-3 sort:score", "ba"),
         ("sort:-n sort:-rollout_id", "adcb"),
         ("sort:-response", "cdab"),
-        ("sort:kind", "adbc"),
+        ("sort:kind", "adcb"),
     ],
 )
 def test_orders_by_hand(text, expected):
@@ -251,3 +253,16 @@ def test_the_data_s_own_columns_are_numbers_or_texts():
     assert column_of(table, "a").to_pylist() == [1.0, None, 2.5, None]
     assert column_of(table, "b").to_pylist() == ["x", None, "[1]", None]
     assert column_of(table, "c") is None
+    assert column_of(pa.table({"extra": ['{"a": true}', '{"a": 1}']}), "a").to_pylist() == ["true", "1"]
+
+
+def test_an_audit_is_joined_by_rollout_in_whatever_order_its_rows_are():
+    part = a_part(a_table())
+    part.__dict__["_audit"] = pa.table({"rollout_id": ["d", "b", "a"], "distinct_2": [0.4, 0.2, 0.1]})
+    found = DataSet(parts=(part,)).search("sort:-distinct_2").dicts(["rollout_id", "distinct_2"])
+    assert [(row["rollout_id"], row["distinct_2"]) for row in found] == [
+        ("d", 0.4),
+        ("b", 0.2),
+        ("a", 0.1),
+        ("c", None),
+    ]
