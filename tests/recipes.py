@@ -94,3 +94,10 @@ def carried_out(heading: str, tree: Path) -> Recipe:
     for edit in found.edits:
         edit.carry_out(tree)
     return found
+
+
+def new_files() -> set[str]:
+    """The files that recipes make."""
+    return set(
+        re.findall(STEPS[2].replace("(?P<where>", "(?:").replace("(?P<path>", "("), section(DOCUMENT, "Recipes"))
+    )

@@ -1,15 +1,20 @@
 """Each recipe of CONTRIBUTING.md, carried out on a copy of the tree: the result is run there, in processes of its own."""
 
+import json
+import math
 import os
+import re
 import subprocess
 import sys
 
 import pytest
-from recipes import Step, carried_out, recipe
+from documents import section
+from recipes import DOCUMENT, Step, carried_out
 
 from tasks.config import read_yaml, write_yaml
 from tasks.store import read_dataset
 
+STATUS = "from flows.cli.main import main; import sys; sys.argv[:1] = ['rounds', 'status', 'run', '--json']; main()"
 ONE_ITERATION = ("rounds=1", "iterations=1", "rollouts.shards=1")
 
 
@@ -64,6 +69,61 @@ def test_a_kind_of_reward(tree):
     assert "# word_limit: " in python(tree, "-c", "from flows.config import commented; print(commented())")
 
 
+def test_an_advantage_estimator(tree):
+    done = carried_out("An advantage estimator", tree)
+    assert len(done.files) == 2
+    stages = run_with(tree, done.configuration)
+    experience = rows(stages, "round-001/iteration-001/compute_advantages/*/rollouts")
+    groups = {}
+    for row in experience:
+        groups.setdefault(row["prompt_id"], []).append(sum(row["rewards"]))
+    for row in experience:
+        own, group = sum(row["rewards"]), groups[row["prompt_id"]]
+        sign = math.copysign(1.0, own - sum(group) / len(group)) if len(set(group)) > 1 else 0.0
+        assert set(row["advantages"]) == {sign}
+    assert {advantage for row in experience for advantage in row["advantages"]} >= {-1.0, 1.0}
+
+
+def test_a_sampling_engine(tree):
+    done = carried_out("A sampling engine", tree)
+    assert len(done.files) == 3
+    stages = run_with(tree, done.configuration)
+    rollouts = rows(stages, "round-001/iteration-001/generate_rollouts/*/*/rollouts")
+    # Another engine than the trainer: its own log-probabilities are kept too, and are the same but for rounding.
+    for row in rollouts:
+        assert row["sampling_logprobs"] == pytest.approx(row["logprobs"], abs=1e-4)
+    assert rollouts
+
+
+def test_a_metric(tree):
+    done = carried_out("A metric", tree)
+    assert len(done.files) == 2
+    stages = run_with(tree, done.configuration, "rollouts.shards=2")
+    longest = {}
+    for directory in stages.glob("round-001/iteration-001/generate_rollouts/*/*"):
+        lengths = [len(row["response_token_ids"]) for row in read_dataset(directory / "rollouts").to_pylist()]
+        longest[json.loads((directory / "manifest.json").read_text())["metrics"]["rollouts/longest"]] = max(lengths)
+    assert all(logged == found for logged, found in longest.items())
+    (report,) = stages.glob("round-001/report_round/*/metrics.json")
+    # Of both shards the longest.
+    assert [row["rollouts/longest"] for row in json.loads(report.read_text())] == [max(longest)]
+    assert "| `rollouts/longest` | tokens |" in python(tree, "-m", "tasks.metrics")
+
+
+def test_a_stage(tree):
+    done = carried_out("A stage", tree)
+    assert len(done.files) == 5
+    stages = run_with(tree, done.configuration)
+    (counted,) = stages.glob("round-001/count_openings/*/openings.json")
+    evaluated = [r for r in rows(stages, "round-001/evaluate_policy/*/evaluation") if r["sampled_by"] == "policy"]
+    openings = json.loads(counted.read_text())
+    assert sum(openings.values()) == len(evaluated)
+    for row in evaluated:
+        assert " ".join(row["response"].split()[:2]) in openings
+    status = json.loads(python(tree, "-c", STATUS, "--home", tree / "home"))
+    assert [stage["state"] for stage in status["stages"] if stage["stage"] == "count_openings"] == ["committed"]
+
+
 # How a recipe is read
 
 
@@ -95,5 +155,12 @@ def test_a_text_that_is_not_on_one_line_alone_is_told(tmp_path):
         Step(where="after", path="x.py", anchor="a", text="b\n").carry_out(tmp_path)
 
 
-def test_a_recipe_names_files_that_are_changed_and_a_configuration():
-    assert recipe("A kind of reward").configuration
+def test_every_recipe_is_carried_out_here():
+    text = section(DOCUMENT, "Recipes")
+    assert re.findall(r"^### (.*)$", text, re.MULTILINE) == [
+        "A kind of reward",
+        "An advantage estimator",
+        "A sampling engine",
+        "A metric",
+        "A stage",
+    ]
