@@ -953,7 +953,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/config/yaml_text.py",
+        "tasks/yaml_text.py",
         "tests/tasks/test_yaml_text.py",
         [
             ("            if key.value in seen:", "            if False:"),
@@ -1582,7 +1582,7 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/config/reward_names.py",
+        "tasks/config/rewards.py",
         "tests/tasks/test_reward_names.py",
         [
             ("        if name.endswith(STDERR):", "        if False:"),

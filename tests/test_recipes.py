@@ -11,8 +11,8 @@ import pytest
 from documents import section
 from recipes import DOCUMENT, Step, carried_out
 
-from tasks.config import read_yaml, write_yaml
 from tasks.store import read_dataset
+from tasks.yaml_text import read_yaml, write_yaml
 
 STATUS = "from flows.cli.main import main; import sys; sys.argv[:1] = ['rounds', 'status', 'run', '--json']; main()"
 ONE_ITERATION = ("rounds=1", "iterations=1", "rollouts.shards=1")

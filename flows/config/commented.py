@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flows.config.run_config import RunConfig
-from tasks.config import write_yaml
+from tasks.yaml_text import write_yaml
 
 HEAD = (
     "The configuration of a run: every field with its default, which a field that you leave out keeps.",

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from flows.config.mistakes import sentence
 from flows.config.run_config import RunConfig
-from tasks.config import YAMLError, read_yaml
 from tasks.errors import ConfigError
 from tasks.paths import is_there, naming, require_regular, shown, user_path
+from tasks.yaml_text import YAMLError, read_yaml
 
 MAX_BYTES = 256 * 1024
 """Of a configuration file: a hundred times the longest preset, and what is read in a few seconds."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from tasks import environment
-from tasks.config import write_yaml
 from tasks.errors import TrackingError
 from tasks.store import canonical_json, digest_text, wait_in_turn
 from tasks.tracking.addresses import tracking_uri
 from tasks.tracking.database import artifacts_uri, embedded_uri, follow_home
 from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
+from tasks.yaml_text import write_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -101,8 +101,7 @@ def loop(directory, case, iterations):
     from flows.config.reading import checked
     from flows.iteration import advantages_config, generate_config, update_config
     from ppo_core import InPrecision, Optimizers, gae, kl_estimate, masked_whiten, ppo_update, token_rewards
-    from tasks.config.execution import ExecutionConfig
-    from tasks.config.health import HealthConfig
+    from tasks.config.execution import ExecutionConfig, HealthConfig
     from tasks.config.model_access import ModelAccess
     from tasks.contract.resident import ResidentModels
     from tasks.contract.stage import StageContext

@@ -25,8 +25,8 @@ from flows.config.reading import PRESETS, checked, load_config
 from flows.config.run_config import RunConfig
 from flows.outcomes.outputs import latest_variants
 from flows.text import escape_what_streams_lack
-from tasks.config.yaml_text import read_yaml
 from tasks.contract.failures import StageError
+from tasks.yaml_text import read_yaml
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
 

@@ -19,10 +19,10 @@ from flows.cli.app import home_first
 from flows.cli.main import app
 from flows.config import PRESETS, RunConfig, checked, load_config, with_overrides
 from flows.config.reading import read_document
-from tasks.config import read_yaml
 from tasks.data import TOKEN_IDS, WITH_SPECIAL_TOKENS
 from tasks.errors import ConfigError
 from tasks.stages import STAGES
+from tasks.yaml_text import read_yaml
 
 DOCUMENTS = documents.names()
 # Its blocks of Python and YAML are edits of the recipes; test_recipes.py makes and tries them.

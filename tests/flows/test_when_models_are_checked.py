@@ -14,7 +14,7 @@ from flows.orchestration.session import Session
 from flows.plan.calls import model_checks, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.state import Externals
-from tasks.config.model_checks import ModelChecks
+from tasks.config.model_access import ModelChecks
 from tasks.contract.failures import StageError
 from tasks.store.manifest import Ref
 

@@ -16,11 +16,10 @@ from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.data import DataConfig, PrepareDataConfig, Source
 from tasks.config.evaluation import EvaluatePolicyConfig
 from tasks.config.execution import ExecutionConfig
-from tasks.config.reward_model import TrainRewardModelConfig
 from tasks.config.rewards import ScoreRolloutsConfig, TrainedReward
 from tasks.config.rollouts import GenerateRolloutsConfig
+from tasks.config.training import TrainRewardModelConfig, WarmUpStageConfig
 from tasks.config.update import UpdatePolicyConfig
-from tasks.config.warm_up import WarmUpStageConfig
 from tasks.models.devices import pick_device, pick_dtype
 from tasks.store.data_sets import read_dataset
 from tasks.store.manifest import Place

@@ -11,12 +11,11 @@ from ppo_core import PPOConfig, SamplingConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.base import StageConfig
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source
-from tasks.config.execution import ExecutionConfig
-from tasks.config.health import HealthConfig
+from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import ModelAccess
-from tasks.config.reward_model import TrainRewardModelConfig
 from tasks.config.rewards import FunctionReward, ScoreRolloutsConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
+from tasks.config.training import TrainRewardModelConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext, stage_function

@@ -9,8 +9,7 @@ from small_world import LENGTH, Workbench, a_model, an_update, generate, make_wo
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ppo_core import PPOConfig, Ragged, RolloutBatch, response_logprobs, response_values
-from tasks.config.execution import ExecutionConfig
-from tasks.config.health import HealthConfig
+from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.contract.stage import StageContext
 from tasks.errors import ConfigError, ModelError

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 from ppo_core import NonFiniteError, PPOConfig, SamplingConfig
 from tasks.config.data import Source
 from tasks.config.evaluation import AuditRolloutsConfig
-from tasks.config.health import HealthConfig
+from tasks.config.execution import HealthConfig
 from tasks.config.rewards import FunctionReward, ModelReward
 from tasks.errors import ConfigError, DataError, RewardError, UnhealthyError
 from tasks.metrics.policy_comparison import correlation, distinct_share

@@ -18,9 +18,9 @@ from small_world import (
 
 from ppo_core import PPOConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
-from tasks.config.critic_pretraining import CriticPretrainingStageConfig
 from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.config.rewards import FunctionReward, ScoreRolloutsConfig, TrainedReward
+from tasks.config.training import CriticPretrainingStageConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext

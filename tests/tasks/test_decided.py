@@ -11,10 +11,10 @@ from flows.config.run_config import RunConfig
 from ppo_core.config import PPOConfig, SamplingConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.base import StageConfig
-from tasks.config.critic_pretraining import CriticPretrainingStageConfig
 from tasks.config.decided import completed, decided
 from tasks.config.execution import ExecutionConfig
 from tasks.config.rewards import FunctionReward, ModelReward, Rewards, ScoreRolloutsConfig, TrainedReward
+from tasks.config.training import CriticPretrainingStageConfig
 from tasks.config.update import UpdatePolicyConfig
 
 PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))

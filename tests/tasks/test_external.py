@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from tasks.config.model_checks import needs_hub
+from tasks.config.model_access import needs_hub
 from tasks.errors import ModelError, RunError
 from tasks.models.loading import load_policy
 from tasks.models.scalar import load_scalar_model

@@ -23,8 +23,8 @@ from small_world import (
 from ppo_core import SamplingConfig
 from tasks.config.data import Source
 from tasks.config.model_access import AdapterConfig
-from tasks.config.reward_model import TrainRewardModelConfig
 from tasks.config.rewards import ModelReward, TrainedReward
+from tasks.config.training import TrainRewardModelConfig
 from tasks.errors import ModelError
 from tasks.models.scalar import load_scalar_model
 from tasks.store.manifest import Place

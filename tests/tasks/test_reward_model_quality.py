@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_world import a_model, make_world, prepare_config, train_reward_model, write_rows
 
 from tasks.config.data import Source
-from tasks.config.health import HealthConfig
+from tasks.config.execution import HealthConfig
 from tasks.contract.gates import Gates
 from tasks.errors import UnhealthyError
 from tasks.store.manifest import Place

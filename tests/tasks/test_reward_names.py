@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tasks.config.reward_names import OF_A_REWARD, OURS, collision
+from tasks.config.rewards import OF_A_REWARD, OURS, collision
 
 # The names that would make one of our metrics, by a metric of a reward: `audit/<reward>_correlation`, of "length".
 TAKEN = [

@@ -22,8 +22,7 @@ from ppo_core import Ragged, RolloutBatch, derive_seed
 from tasks import environment
 from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_available
 from tasks.config.evaluation import EvaluatePolicyConfig
-from tasks.config.execution import ExecutionConfig
-from tasks.config.health import HealthConfig
+from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import ModelAccess
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.contract.call import StageCall

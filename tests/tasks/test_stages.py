@@ -40,8 +40,8 @@ from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.rewards import FunctionReward, ModelReward, TrainedReward
 from tasks.config.rollouts import GenerateRolloutsConfig
+from tasks.config.training import WarmUpStageConfig
 from tasks.config.update import OptimizersConfig
-from tasks.config.warm_up import WarmUpStageConfig
 from tasks.errors import DataError, ModelError, RewardError
 from tasks.models.scalar import load_scalar_model
 from tasks.store.manifest import Place

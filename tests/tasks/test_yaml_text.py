@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config.yaml_text import YAMLError, read_yaml, write_yaml
+from tasks.yaml_text import YAMLError, read_yaml, write_yaml
 
 
 @pytest.mark.parametrize(
