@@ -59,6 +59,7 @@ def audit_rollouts(
         policy=policy,
         reward_model=None,
         external=external,
+        held_out=config.held_out_rewards,
     )
     scores: list[float] = table.column("score").to_pylist()
     responses: list[list[int]] = table.column("response_token_ids").to_pylist()

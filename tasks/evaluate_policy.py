@@ -65,6 +65,7 @@ def evaluate_policy(
             policy=policy,
             reward_model=reward_model,
             external=external,
+            held_out=config.held_out_rewards,
         )
         trained_on = {component: scores[component] for component in config.rewards}
         added: dict[str, Any] = {

@@ -24,16 +24,10 @@ OURS = ("prompt", "response", "rollout_id", "prompt_id", "sample_index", "finish
 """What a row has besides the columns of the user's data; a column of the same name stays the user's."""
 
 
-class FunctionScorer(Scorer[FunctionReward]):
-    """Scores by a Python function of the user's."""
-
-    def score(self, rollouts: Table) -> list[float]:
-        return function_scores(self.models, self.name, self.reward.function, rollouts, self.policy)
-
-
-def function_scores(models: Models, name: str, import_path: str, rollouts: Table, policy: Ref) -> list[float]:
-    """Scores by a Python function, checked before anything is stored. The tokenizer is the policy's."""
-    function, asked = reward_function(import_path, field=f"rewards.{name}.function")
+def function_scores(models: Models, field: str, import_path: str, rollouts: Table, policy: Ref) -> list[float]:
+    """Scores by the Python function of the reward at ``field``, checked before anything is stored. The tokenizer is the
+    policy's."""
+    function, asked = reward_function(import_path, field=f"{field}.function")
     table = rollouts.select([*OURS, "extra"]).to_pylist()
     prompts, responses = [row["prompt"] for row in table], [row["response"] for row in table]
     rows = [{**row, **json.loads(row.pop("extra") or "{}")} for row in table]
@@ -45,7 +39,7 @@ def function_scores(models: Models, name: str, import_path: str, rollouts: Table
         more[WITH_SPECIAL_TOKENS] = [
             decode_response(tokenizer, ids, finished=False, special_tokens=True) for ids in more[TOKEN_IDS]
         ]
-    where = f"rewards.{name}: {import_path}"
+    where = f"{field}: {import_path}"
     try:
         returned = function(prompts, responses, rows, **{key: more[key] for key in asked})
         if inspect.isawaitable(returned):
@@ -98,3 +92,10 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+class FunctionScorer(Scorer[FunctionReward]):
+    """Scores by a Python function of the user's."""
+
+    def score(self, rollouts: Table) -> list[float]:
+        return function_scores(self.models, self.field, self.reward.function, rollouts, self.policy)

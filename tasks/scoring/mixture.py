@@ -4,7 +4,7 @@ A component is one reward with a name. Its raw score is stored under that name; 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tasks.config import RewardConfig
 from tasks.errors import RewardError
@@ -21,12 +21,15 @@ def score_rows(
     policy: Ref,
     reward_model: Ref | None,
     external: Mapping[str, Ref],
+    held_out: Collection[str] = (),
 ) -> dict[str, list[float]]:
-    """Each component's scores by its name. ``external`` has the models of somebody else's by the names of their rewards."""
+    """Each component's scores by its name. ``external`` are the models of those that name one, by the same names;
+    those of ``held_out`` are the evaluation's own, and messages say so."""
     scores: dict[str, list[float]] = {}
     for name, reward in rewards.items():
+        field = f"{'evaluation.held_out_rewards' if name in held_out else 'rewards'}.{name}"
         model = reward_model if reward.is_trained_in_run else external.get(name)
-        scorer = SCORERS[type(reward)](name=name, reward=reward, models=models, policy=policy, model=model)
+        scorer = SCORERS[type(reward)](field=field, reward=reward, models=models, policy=policy, model=model)
         scores[name] = scorer.score(rollouts)
         require_finite(scores[name], rollouts, where=scorer.where)
     return scores

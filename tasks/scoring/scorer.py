@@ -15,7 +15,8 @@ R = TypeVar("R", bound=RewardConfig)
 class Scorer(ABC, Generic[R]):
     """One component of the score in a run."""
 
-    name: str
+    field: str
+    """That of the reward in the configuration, by which messages name it."""
     reward: R
     models: Models
     policy: Ref
@@ -25,8 +26,8 @@ class Scorer(ABC, Generic[R]):
 
     @property
     def where(self) -> str:
-        """What messages call it."""
-        return f"rewards.{self.name}"
+        """Whose scores these are, in messages."""
+        return self.field
 
     @abstractmethod
     def score(self, rollouts: Table) -> list[float]:

@@ -65,7 +65,7 @@ TEXTS = ["<think>the lamp</think> on the table", "the lamp is red", "<think> tha
 
 def scores(policy, name, texts=TEXTS, **more):
     table, models = rollouts(policy, texts, **more), Models(None, ModelAccess())
-    return function_scores(models, "format", f"test_reward_functions:{name}", table, Ref(str(policy), "policy"))
+    return function_scores(models, "rewards.format", f"test_reward_functions:{name}", table, Ref(str(policy), "policy"))
 
 
 # What a function sees
