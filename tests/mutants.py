@@ -1389,7 +1389,7 @@ TASKS: Table = [
         "tasks/contract/execution.py",
         "tests/flows/test_durability.py",
         [
-            ("    for ref in input_refs(call.inputs):\n        require_undamaged(ref)\n    scratch", "    scratch"),
+            ("    for ref in flat(call.inputs):\n        require_undamaged(ref)\n    scratch", "    scratch"),
             ('if again.get(name) != entry["sha256"]:', "if False:"),
         ],
     ),
