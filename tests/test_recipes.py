@@ -43,22 +43,18 @@ def rows(stages, pattern):
     return [row for directory in sorted(stages.glob(pattern)) for row in read_dataset(directory).to_pylist()]
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """An empty directory, whose packages a Python in it imports."""
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    yield tree
-    where = python(
-        tree, "-c", "import flows, ppo_core, tasks; print(flows.__path__, ppo_core.__path__, tasks.__path__)"
-    )
+def made(heading, tree):
+    """A recipe carried out in a copy of the tree, whose own packages a Python there imports."""
+    done = carried_out(heading, tree)
+    where = python(tree, "-c", "import flows, ppo_core, tasks; print(*(p.__path__ for p in (flows, ppo_core, tasks)))")
     assert where.count(f"['{tree}") == 3
+    return done
 
 
-def test_a_kind_of_reward(tree):
-    done = carried_out("A kind of reward", tree)
+def test_a_kind_of_reward(tmp_path):
+    done = made("A kind of reward", tmp_path)
     assert len(done.files) == 2
-    stages = run_with(tree, done.configuration, "rewards.brief.word_limit=1")
+    stages = run_with(tmp_path, done.configuration, "rewards.brief.word_limit=1")
     (weight,) = [reward["weight"] for reward in read_yaml(done.configuration)["rewards"].values()]
     scored = rows(stages, "round-001/iteration-001/score_rollouts/*/*/rollouts")
     for row in scored:
@@ -66,7 +62,7 @@ def test_a_kind_of_reward(tree):
         others = row["score_preference"] + 0.5 * row["score_quality"]
         assert row["score"] == pytest.approx(others + weight * row["score_brief"], abs=1e-6)
     assert any(row["score_brief"] for row in scored)
-    assert "# word_limit: " in python(tree, "-c", "from flows.config import commented; print(commented())")
+    assert "# word_limit: " in python(tmp_path, "-c", "from flows.config import commented; print(commented())")
 
 
 def test_an_advantage_estimator(tree):

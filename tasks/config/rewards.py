@@ -106,13 +106,13 @@ KEYS = tuple(dict.fromkeys(kind.key for kind in REWARD_KINDS.values()))
 def tag_of(section: Any) -> str | None:
     """The kind that a section means; None where it has the keys of none or several."""
     if isinstance(section, RewardConfig):
-        return next(tag for tag, kind in REWARD_KINDS.items() if type(section) is kind)
+        return next((tag for tag, kind in REWARD_KINDS.items() if type(section) is kind), None)
     first = next(iter(REWARD_KINDS))
     if not isinstance(section, Mapping):
         return first
     given = [key for key in KEYS if key in section]
     if len(given) == 1:
-        return next(tag for tag, kind in REWARD_KINDS.items() if kind.means(section))
+        return next((tag for tag, kind in REWARD_KINDS.items() if kind.means(section)), None)
     # Where a key is misspelt, any kind says so.
     return None if given or section.keys() <= RewardConfig.model_fields.keys() else first
 

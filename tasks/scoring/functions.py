@@ -26,13 +26,6 @@ OURS = ("prompt", "response", "rollout_id", "prompt_id", "sample_index", "finish
 """What a row has besides the columns of the user's data; a column of the same name stays the user's."""
 
 
-class FunctionScorer(Scorer[FunctionReward]):
-    """Scores by a Python function of the user's."""
-
-    def score(self, rollouts: Table) -> list[float]:
-        return function_scores(self.models, self.field, self.reward.function, rollouts, self.policy)
-
-
 def function_scores(models: Models, field: str, import_path: str, rollouts: Table, policy: Ref) -> list[float]:
     """Scores by the Python function of the reward at ``field``, checked before anything is stored. The tokenizer is the
     policy's."""
@@ -112,3 +105,10 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+class FunctionScorer(Scorer[FunctionReward]):
+    """Scores by a Python function of the user's."""
+
+    def score(self, rollouts: Table) -> list[float]:
+        return function_scores(self.models, self.field, self.reward.function, rollouts, self.policy)

@@ -23,7 +23,7 @@ def score_rows(
     external: Mapping[str, Ref],
     held_out: Collection[str] = (),
 ) -> dict[str, list[float]]:
-    """Each component's scores by its name. ``external`` has the models of somebody else's by the names of their rewards;
+    """Each component's scores by its name. ``external`` are the models of those that name one, by the same names;
     those of ``held_out`` are the evaluation's own, and messages say so."""
     scores: dict[str, list[float]] = {}
     for name, reward in rewards.items():

@@ -16,7 +16,7 @@ class Scorer(ABC, Generic[R]):
     """One component of the score in a run."""
 
     field: str
-    """Where the configuration has it, as messages say."""
+    """That of the reward in the configuration, by which messages name it."""
     reward: R
     models: Models
     policy: Ref
@@ -26,7 +26,7 @@ class Scorer(ABC, Generic[R]):
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """Whose scores these are, in messages."""
         return self.field
 
     @abstractmethod

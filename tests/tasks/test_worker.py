@@ -217,8 +217,9 @@ def test_closing_leaves_no_process(tmp_path):
 
 
 def test_a_call_survives_the_way_to_the_child(tmp_path):
-    call = a_call(tmp_path).with_inputs({"one": Ref("/a", "1"), "many": [Ref("/b", "2"), Ref("/c", "3")], "none": None})
-    call = call.with_inputs({**call.inputs, "named": {"path": Ref("/d", "4"), "digest": Ref("/e", "5")}, "empty": {}})
+    inputs = {"one": Ref("/a", "1"), "many": [Ref("/b", "2"), Ref("/c", "3")], "none": None}
+    by_name = {"named": {"path": Ref("/d", "4"), "digest": Ref("/e", "5")}, "nothing": {}}
+    call = a_call(tmp_path).with_inputs({**inputs, **by_name})
     assert decode_call(encode_call(call)) == call
 
 
