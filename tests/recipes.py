@@ -9,11 +9,11 @@ In a configuration:               what the result is tried with
 """
 
 import re
-import subprocess
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from documents import FENCED, ROOT, section
+from documents import FENCED, PARTS, ROOT, section
 
 DOCUMENT = "CONTRIBUTING.md"
 STEPS = (
@@ -85,11 +85,13 @@ def step_of(before: str, block: str) -> Step:
 
 def carried_out(heading: str, tree: Path) -> Recipe:
     """A copy of this tree in which a recipe was carried out."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            (tree / name).write_bytes((ROOT / name).read_bytes())
+    # What hidden files and caches have is not the project's.
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "build")
+    for path in ROOT.iterdir():
+        if path.name in PARTS:
+            shutil.copytree(path, tree / path.name, ignore=ignored)
+        elif path.suffix in (".md", ".toml") or path.name == "LICENSE":
+            shutil.copy2(path, tree)
     found = recipe(heading)
     for edit in found.edits:
         edit.carry_out(tree)

@@ -65,10 +65,10 @@ def test_a_kind_of_reward(tmp_path):
     assert "# word_limit: " in python(tmp_path, "-c", "from flows.config import commented; print(commented())")
 
 
-def test_an_advantage_estimator(tree):
-    done = carried_out("An advantage estimator", tree)
+def test_an_advantage_estimator(tmp_path):
+    done = made("An advantage estimator", tmp_path)
     assert len(done.files) == 2
-    stages = run_with(tree, done.configuration)
+    stages = run_with(tmp_path, done.configuration)
     experience = rows(stages, "round-001/iteration-001/compute_advantages/*/rollouts")
     groups = {}
     for row in experience:
@@ -80,10 +80,10 @@ def test_an_advantage_estimator(tree):
     assert {advantage for row in experience for advantage in row["advantages"]} >= {-1.0, 1.0}
 
 
-def test_a_sampling_engine(tree):
-    done = carried_out("A sampling engine", tree)
+def test_a_sampling_engine(tmp_path):
+    done = made("A sampling engine", tmp_path)
     assert len(done.files) == 3
-    stages = run_with(tree, done.configuration)
+    stages = run_with(tmp_path, done.configuration)
     rollouts = rows(stages, "round-001/iteration-001/generate_rollouts/*/*/rollouts")
     # Another engine than the trainer: its own log-probabilities are kept too, and are the same but for rounding.
     for row in rollouts:
@@ -91,10 +91,10 @@ def test_a_sampling_engine(tree):
     assert rollouts
 
 
-def test_a_metric(tree):
-    done = carried_out("A metric", tree)
+def test_a_metric(tmp_path):
+    done = made("A metric", tmp_path)
     assert len(done.files) == 2
-    stages = run_with(tree, done.configuration, "rollouts.shards=2")
+    stages = run_with(tmp_path, done.configuration, "rollouts.shards=2")
     longest = {}
     for directory in stages.glob("round-001/iteration-001/generate_rollouts/*/*"):
         lengths = [len(row["response_token_ids"]) for row in read_dataset(directory / "rollouts").to_pylist()]
@@ -103,20 +103,20 @@ def test_a_metric(tree):
     (report,) = stages.glob("round-001/report_round/*/metrics.json")
     # Of both shards the longest.
     assert [row["rollouts/longest"] for row in json.loads(report.read_text())] == [max(longest)]
-    assert "| `rollouts/longest` | tokens |" in python(tree, "-m", "tasks.metrics")
+    assert "| `rollouts/longest` | tokens |" in python(tmp_path, "-m", "tasks.metrics")
 
 
-def test_a_stage(tree):
-    done = carried_out("A stage", tree)
+def test_a_stage(tmp_path):
+    done = made("A stage", tmp_path)
     assert len(done.files) == 5
-    stages = run_with(tree, done.configuration)
+    stages = run_with(tmp_path, done.configuration)
     (counted,) = stages.glob("round-001/count_openings/*/openings.json")
     evaluated = [r for r in rows(stages, "round-001/evaluate_policy/*/evaluation") if r["sampled_by"] == "policy"]
     openings = json.loads(counted.read_text())
     assert sum(openings.values()) == len(evaluated)
     for row in evaluated:
         assert " ".join(row["response"].split()[:2]) in openings
-    status = json.loads(python(tree, "-c", STATUS, "--home", tree / "home"))
+    status = json.loads(python(tmp_path, "-c", STATUS, "--home", tmp_path / "home"))
     assert [stage["state"] for stage in status["stages"] if stage["stage"] == "count_openings"] == ["committed"]
 
 
