@@ -9,14 +9,14 @@ from flows.state import Externals
 from tasks.config import ModelChecks, RewardConfig, StageConfig
 from tasks.contract import StageCall
 from tasks.data import code_digest
-from tasks.store import Place, Ref, model_ref
+from tasks.store import Place, Ref, directory_of, model_ref
 
 
 def stage_call(
     run: Run, config: RunConfig, stage: str, place: Place, settings: StageConfig, generations: Mapping[str, int]
 ) -> StageCall:
     """The call of a stage, complete but for its inputs."""
-    call = StageCall(
+    return StageCall(
         stage=stage,
         place=place,
         settings=dump(settings),
@@ -25,9 +25,8 @@ def stage_call(
         execution=dump(config.execution),
         health=dump(config.health),
         keeps_recoverable=keeps_checkpoint(config, place),
+        generation=generations.get(directory_of(stage, place), 0),
     )
-    generation = generations.get(call.recipe().directory, 0)
-    return StageCall(**{**{name: getattr(call, name) for name in StageCall.__slots__}, "generation": generation})
 
 
 def keeps_checkpoint(config: RunConfig, place: Place) -> bool:

@@ -112,8 +112,13 @@ class Recipe:
     @property
     def directory(self) -> str:
         """The directory of all variants of this stage at this place, relative to ``stages/``."""
-        shard = "" if self.place.shard is None else f"shard-{self.place.shard:03d}"
-        return "/".join(part for part in (str(self.place), self.stage, shard) if part)
+        return directory_of(self.stage, self.place)
+
+
+def directory_of(stage: str, place: Place) -> str:
+    """Where the outputs of a stage at a place lie, relative to ``stages/``."""
+    shard = "" if place.shard is None else f"shard-{place.shard:03d}"
+    return "/".join(part for part in (str(place), stage, shard) if part)
 
 
 def input_digests(inputs: Inputs) -> dict[str, Any]:
