@@ -14,7 +14,7 @@ import tasks
 from ppo_core import NonFiniteError
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source
 from tasks.config.execution import ExecutionConfig
-from tasks.config.rewards import RewardConfig, ScoreRolloutsConfig
+from tasks.config.rewards import FunctionReward, ScoreRolloutsConfig
 from tasks.contract.call import StageCall
 from tasks.contract.failures import StageError, classify, describe, is_a_service_s, worth_retrying
 from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
@@ -105,7 +105,7 @@ def test_a_reward_function_that_raises_is_told_with_its_file_and_line_and_the_lo
     bench, base, data, _ = make_world(tmp_path)
     (rollouts,) = generate(bench, base, data)
     config = ScoreRolloutsConfig(
-        rewards={"own": RewardConfig(function="my_reward:broken")}, temperature=SAMPLING.temperature
+        rewards={"own": FunctionReward(function="my_reward:broken")}, temperature=SAMPLING.temperature
     )
     call = StageCall(
         stage="score_rollouts",
@@ -114,7 +114,7 @@ def test_a_reward_function_that_raises_is_told_with_its_file_and_line_and_the_lo
         seed=0,
         run_root=str(tmp_path / "run"),
         execution=ExecutionConfig(device="cpu").model_dump(mode="json"),
-        inputs={"critic": None, "reward_model": None, "external": []}
+        inputs={"critic": None, "reward_model": None, "external": {}}
         | {"rollouts": rollouts, "policy": base, "reference": base},
     )
     log = tmp_path / "worker.log"
