@@ -658,7 +658,8 @@ def test_what_the_server_says_that_a_deployment_executes_is_not_believed(server,
     server.ask(f"deployments/{deployment['id']}", changed, method="PATCH")
     try:
         flow_run = server.run_now("nightly")
-        assert server.ended(flow_run)["type"] == "COMPLETED"
+        ended = server.ended(flow_run)
+        assert ended["type"] == "COMPLETED", (ended["message"], server.logged(flow_run))
         assert server.name(flow_run).startswith("nightly · "), "it is our flow"
         # A flow run that is cancelled has its hooks looked up.
         server.set_state(late := server.run_now("nightly"), type="CANCELLING")
