@@ -181,30 +181,32 @@ class RolloutBatch:
             token_columns={name: column[entries] for name, column in self.token_columns.items()},
         )
 
-    def padded(self, lines: Sequence[Tensor] | None = None, device: torch.device | str | None = None) -> PaddedBatch:
-        """Rows as a model reads them: the rows of each line end to end; by default all rows, each on a line of its own.
+    def padded(
+        self, packed_rows: Sequence[Tensor] | None = None, device: torch.device | str | None = None
+    ) -> PaddedBatch:
+        """Rows as a model reads them: those of each packed row end to end; by default each row is one of its own.
 
-        The columns of the result, and whatever else has a row each, follow the order of the lines.
+        The columns of the result, and whatever else has a row each, follow the order of the packed rows.
         """
-        if lines is None:
-            lines = list(torch.arange(len(self)).split(1))
-        chosen = self.select(torch.cat(list(lines))) if lines else self
-        rows_of_line = torch.tensor([len(line) for line in lines])
-        first_row = _offsets(rows_of_line)
+        if packed_rows is None:
+            packed_rows = list(torch.arange(len(self)).split(1))
+        chosen = self.select(torch.cat(list(packed_rows))) if packed_rows else self
+        rows_of_packed_row = torch.tensor([len(packed_row) for packed_row in packed_rows])
+        first_row = _offsets(rows_of_packed_row)
         offsets = _offsets(chosen.lengths)
-        starts_of_line = offsets[first_row]
-        width = int(starts_of_line.diff().max()) if lines else 0
-        # Of each token: its row, its number in the row, and where it stands in the grid of lines.
+        starts_of_packed_row = offsets[first_row]
+        width = int(starts_of_packed_row.diff().max()) if packed_rows else 0
+        # Of each token: its row, its number in the row, and where it stands in the grid of packed rows.
         row = torch.searchsorted(offsets[1:], torch.arange(int(offsets[-1])), right=True)
         within = torch.arange(int(offsets[-1])) - offsets[row]
         line_of_row = torch.searchsorted(first_row[1:], torch.arange(len(chosen)), right=True)
-        start = line_of_row * width + offsets[:-1] - starts_of_line[line_of_row]
+        start = line_of_row * width + offsets[:-1] - starts_of_packed_row[line_of_row]
         position = start[row] + within
 
         is_prompt = within < chosen.prompts.lengths[row]
         tokens = torch.empty_like(within)
         tokens[is_prompt], tokens[~is_prompt] = chosen.prompts.values, chosen.responses.values
-        grid = (len(lines), width)
+        grid = (len(packed_rows), width)
         input_ids, position_ids = torch.zeros(grid, dtype=torch.int64), torch.zeros(grid, dtype=torch.int64)
         predicts_response = torch.zeros(grid, dtype=torch.bool)
         input_ids.view(-1)[position] = tokens
@@ -214,7 +216,7 @@ class RolloutBatch:
         )
         padded = PaddedBatch(
             input_ids=input_ids,
-            position_ids=position_ids if len(lines) < len(chosen) else None,
+            position_ids=position_ids if len(packed_rows) < len(chosen) else None,
             predicts_response=predicts_response,
             last=start + chosen.lengths - 1,
             response_ids=chosen.responses.values,
@@ -226,19 +228,19 @@ class RolloutBatch:
 
 @dataclass(kw_only=True, eq=False)
 class PaddedBatch:
-    """B rows on G lines as a model reads them, L columns wide, and what is said of their responses, T columns wide."""
+    """B rows on G packed rows as a model reads them, L columns wide, and what is said of their responses, T columns wide."""
 
     input_ids: Tensor
-    """(G, L) int64: on each line the prompt and response of a row, of the next one, and so on, then 0."""
+    """(G, L) int64: on each packed row the prompt and response of a row, of the next one, and so on, then 0."""
 
     position_ids: Tensor | None
-    """(G, L) int64: the number of tokens of the same row before each; None where every line has one row."""
+    """(G, L) int64: the number of tokens of the same row before each; None where every packed row has one row."""
 
     predicts_response: Tensor
     """(G, L) bool: the positions whose next token is one of a response; N of them."""
 
     last: Tensor
-    """(B,) int64: where in the grid, counted line after line, each row's last token stands."""
+    """(B,) int64: where in the grid, counted packed row after packed row, each row's last token stands."""
 
     response_ids: Tensor
     """(N,) int64: the response tokens, row by row."""

@@ -1,8 +1,8 @@
 """What the models say about padded rollouts: the only functions, with the sampler, that call a model.
 
 A policy is any causal language model that is called like those of Hugging Face. A critic is any module called with
-``input_ids``, and ``position_ids`` where several rows share a line, that returns one value per position, (G, L). Padding
-stands on the right, where no real token sees it, so neither gets a mask. Neither is put into train or eval mode here:
+``input_ids``, and ``position_ids`` where rows are packed, that returns one value per position, (G, L). Padding stands on the
+right, where no real token sees it, so neither gets a mask. Neither is put into train or eval mode here:
 dropout must be off, or the ratio of the first minibatch is not 1.
 """
 
@@ -17,7 +17,7 @@ from ppo_core.batch import PaddedBatch
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.heads import LinearHead, linear_head
 from ppo_core.logprobs import at_least_float32, entropy, gather_logprobs, linear_logprobs
-from ppo_core.packing import micro_batches, packed_lines
+from ppo_core.packing import micro_batches, pack_rows
 from ppo_core.precision import InPrecision, device_of
 from ppo_core.shapes import Float
 
@@ -29,10 +29,10 @@ _FEWEST_WIDTHS, _MOST_WIDTHS, _ROWS_TO_PLACE = 6, 55, 2048
 
 
 def forward_groups(models: Sequence[Any], lengths: Tensor, token_budget: int) -> list[list[Tensor]]:
-    """Rows for one forward pass after another, each pass a list of lines for ``RolloutBatch.padded``.
+    """Rows for one forward pass after another, each pass a list of packed rows for ``RolloutBatch.padded``.
 
     No pass has more tokens, padding included, than ``token_budget``, unless a single row has. Where all models can tell
-    the rows of a line apart, rows share lines, and next to nothing is padding; else rows of like length share a pass.
+    packed rows apart, rows are packed, and next to nothing is padding; else rows of like length share a pass.
     """
     if len(lengths) == 0:
         return []
@@ -43,27 +43,27 @@ def forward_groups(models: Sequence[Any], lengths: Tensor, token_budget: int) ->
         return [list(group.split(1)) for group in groups]
     own = lengths.tolist()
     longest, together = max(own), sum(own)
-    # Few rows fill lines badly, unless their width is chosen for them; many fill any.
+    # Few rows fill packed rows badly, unless their width is chosen for them; many fill any.
     widest = min(together, _WIDEST * longest)
     steps = max(_FEWEST_WIDTHS, min(_MOST_WIDTHS, _ROWS_TO_PLACE // len(own)))
     widths = {min(token_budget, round(longest * (widest / longest) ** (step / steps))) for step in range(steps + 1)}
-    lines = min((packed_lines(own, width) for width in sorted(widths)), key=lambda packed: _price(own, packed))
-    sizes = torch.tensor([sum(own[row] for row in line) for line in lines])
+    packed_rows = min((pack_rows(own, width) for width in sorted(widths)), key=lambda packed: _price(own, packed))
+    sizes = torch.tensor([sum(own[row] for row in packed_row) for packed_row in packed_rows])
     groups = micro_batches(sizes, token_budget, group_cost=512)
-    return [[torch.tensor(lines[i]) for i in group.tolist()] for group in groups]
+    return [[torch.tensor(packed_rows[i]) for i in group.tolist()] for group in groups]
 
 
-def _price(lengths: list[int], lines: list[list[int]]) -> float:
-    """What a forward pass over these lines costs, in tokens: padding counts, and attention looks at all pairs of a line."""
-    width = max(sum(lengths[row] for row in line) for line in lines)
-    return len(lines) * width * (1 + width / _PAIRS_TO_A_TOKEN)
+def _price(lengths: list[int], packed_rows: list[list[int]]) -> float:
+    """What a forward pass over packed rows costs, in tokens: padding counts, and attention looks at all pairs of each."""
+    width = max(sum(lengths[row] for row in packed_row) for packed_row in packed_rows)
+    return len(packed_rows) * width * (1 + width / _PAIRS_TO_A_TOKEN)
 
 
 _can_pack: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def can_pack(model: Any) -> bool:
-    """Whether a model takes rows that stand on one line for separate ones when their positions say so; tried once."""
+    """Whether a model takes rows that stand on one packed row for separate ones when their positions say so; tried once."""
     inner: Any = model.model if isinstance(model, InPrecision) else model
     if inner not in _can_pack:
         first, other, second = torch.tensor([[0, 1, 2]]), torch.tensor([[3, 0, 1]]), torch.tensor([[2, 1]])

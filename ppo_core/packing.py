@@ -1,4 +1,4 @@
-"""Which rows go together: minibatches of a step, micro-batches of a pass, lines of a packed batch."""
+"""Which rows go together: minibatches of a step, micro-batches of a pass, rows that are packed into one."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ def micro_batches(lengths: Tensor, token_budget: int, *, group_cost: int = 0) ->
     return [order[first[end] : end] for end in reversed(ends)]
 
 
-def packed_lines(lengths: Sequence[int], line_tokens: int) -> list[list[int]]:
-    """Row indices of lines that hold rows end to end: no more tokens than ``line_tokens``, or than the longest row has.
+def pack_rows(lengths: Sequence[int], packed_length: int) -> list[list[int]]:
+    """Row indices of packed rows, which hold rows end to end: each at most ``packed_length`` tokens, or as the longest row.
 
-    Best fit, longest rows first; fuller lines first.
+    Best fit, longest rows first; fuller packed rows first.
     """
     if not lengths:
         return []
-    room = max(line_tokens, *lengths)
-    lines: list[list[int]] = []
-    # What is free on each line, and which line it is, in rising order.
+    room = max(packed_length, *lengths)
+    packed_rows: list[list[int]] = []
+    # What is free on each packed row, and which packed row it is, in rising order.
     free: list[tuple[int, int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         place = bisect_left(free, (lengths[row], 0))
         if place == len(free):
-            left, line = room, len(lines)
-            lines.append([])
+            left, packed_row = room, len(packed_rows)
+            packed_rows.append([])
         else:
-            left, line = free.pop(place)
-        lines[line].append(row)
-        insort(free, (left - lengths[row], line))
-    return [lines[line] for _, line in free]
+            left, packed_row = free.pop(place)
+        packed_rows[packed_row].append(row)
+        insort(free, (left - lengths[row], packed_row))
+    return [packed_rows[packed_row] for _, packed_row in free]
 
 
 def minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[Tensor]:

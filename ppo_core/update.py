@@ -13,11 +13,11 @@ from ppo_core.config import PPOConfig
 from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
 from ppo_core.forward import forward_groups
 from ppo_core.heads import shares_trunk
-from ppo_core.learner import Learner, mean_of
 from ppo_core.masking import explained_variance
 from ppo_core.objectives import Counts, critic_objective, policy_objective
 from ppo_core.packing import minibatches
 from ppo_core.randomness import derive_seed
+from ppo_core.training import Training, mean_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,29 +122,29 @@ def ppo_update(
     ``NonFiniteError`` before the step it would have spoiled, and so does what the last step made of the weights.
     """
     _require_inputs(batch, config, policy, critic, optimizers, reference)
-    learners = _learners(policy, critic, optimizers, config, temperature=temperature, reference=reference)
+    in_training = _in_training(policy, critic, optimizers, config, temperature=temperature, reference=reference)
     # One after the other: there is memory for one gradient, and what the first has become can be written meanwhile.
-    for name, learner in learners.items():
-        for epoch in range(learner.epochs):
+    for name, training in in_training.items():
+        for epoch in range(training.epochs):
             for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
-                _add_gradient(learner, batch.select(rows), config, group, micro_batch_tokens, on_tokens)
-                stats = learner.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
+                _add_gradient(training, batch.select(rows), config, group, micro_batch_tokens, on_tokens)
+                stats = training.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
                 if before_step is not None and name == "policy":
                     before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
-                learner.optimizer.step()
+                training.optimizer.step()
             if name == "policy" and config.target_kl is not None:
-                latest = learner.minibatches[-config.num_minibatches :]
+                latest = training.minibatches[-config.num_minibatches :]
                 if mean_of([stats["approx_kl"] for stats in latest]) > config.target_kl:
-                    learner.epochs = epoch + 1
+                    training.epochs = epoch + 1
                     break
-        learner.optimizer.zero_grad()
-        require_finite(learner.parameters, f"the {name}'s weights after the update")
+        training.optimizer.zero_grad()
+        require_finite(training.parameters, f"the {name}'s weights after the update")
         if on_trained is not None:
             on_trained(name)
-    return _summary(batch, learners)
+    return _summary(batch, in_training)
 
 
-def _learners(
+def _in_training(
     policy: Any | None,
     critic: Any | None,
     optimizers: Optimizers,
@@ -152,12 +152,12 @@ def _learners(
     *,
     temperature: float,
     reference: Any | None,
-) -> dict[str, Learner]:
+) -> dict[str, Training]:
     """What is trained, by name; a critic on the policy's body is part of the policy."""
-    learners: dict[str, Learner] = {}
+    in_training: dict[str, Training] = {}
     if policy is not None:
         trunk_critic = critic if shares_trunk(critic) else None
-        learners["policy"] = Learner(
+        in_training["policy"] = Training(
             model=policy,
             optimizer=optimizers.policy,
             epochs=config.epochs,
@@ -167,18 +167,18 @@ def _learners(
             ),
         )
     if critic is not None and not shares_trunk(critic):
-        learners["critic"] = Learner(
+        in_training["critic"] = Training(
             model=critic,
             optimizer=optimizers.critic,
             epochs=config.critic_epochs or config.epochs,
             max_grad_norm=config.critic_max_grad_norm,
             objective=lambda padded, counts: critic_objective(critic, padded, config, counts),
         )
-    return learners
+    return in_training
 
 
 def _add_gradient(
-    learner: Learner,
+    training: Training,
     minibatch: RolloutBatch,
     config: PPOConfig,
     group: "distributed.ProcessGroup | None",
@@ -191,12 +191,12 @@ def _add_gradient(
         num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
     )
     share = minibatch.select(_share_of(minibatch.lengths, group))
-    learner.optimizer.zero_grad()
-    for lines in forward_groups([learner.model], share.lengths, micro_batch_tokens):
-        padded = share.padded(lines)
-        loss, shares = learner.objective(padded, counts)
+    training.optimizer.zero_grad()
+    for packed_rows in forward_groups([training.model], share.lengths, micro_batch_tokens):
+        padded = share.padded(packed_rows)
+        loss, shares = training.objective(padded, counts)
         loss.backward()
-        learner.add({"loss": loss.detach(), **shares})
+        training.add({"loss": loss.detach(), **shares})
         if on_tokens is not None:
             on_tokens(len(padded.response_ids))
 
@@ -217,9 +217,9 @@ def _share_of(lengths: Tensor, group: "distributed.ProcessGroup | None") -> Tens
     return torch.argsort(lengths, stable=True)[group.rank() :: group.size()]
 
 
-def _summary(batch: RolloutBatch, learners: dict[str, Learner]) -> UpdateStats:
+def _summary(batch: RolloutBatch, in_training: dict[str, Training]) -> UpdateStats:
     found: dict[str, Any] = {}
-    if (policy := learners.get("policy")) is not None:
+    if (policy := in_training.get("policy")) is not None:
         names = ["policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm"]
         names += ["importance_mean", "importance_capped"]
         found |= {name: policy.mean(name) for name in names}
@@ -229,7 +229,7 @@ def _summary(batch: RolloutBatch, learners: dict[str, Learner]) -> UpdateStats:
         found["first_minibatch_ratio_deviation"] = policy.minibatches[0]["ratio_max_deviation"]
         found["policy_epochs"] = policy.epochs
         found["num_optimizer_steps"] = len(policy.minibatches)
-    if (critic := learners.get("critic")) is not None:
+    if (critic := in_training.get("critic")) is not None:
         found["critic_grad_norm"] = critic.mean("grad_norm")
     # A critic on the policy's body learns with the policy.
     values = critic or policy

@@ -44,16 +44,16 @@ def critic_pretraining(
     batch = rollout_batch(table, "values", "returns")
     is_held_out = held_out_rows(table)
     train, held_out = (batch.select(rows.nonzero()[:, 0]) for rows in (~is_held_out, is_held_out))
-    learner = models.take_critic(critic, models.policy(reference))
-    trained = learner.model.head_alone() if isinstance(learner.model, TrunkCritic) else learner.model
-    losses = fit(models, trained, learner.parameters, train, config)
+    trainable = models.take_critic(critic, models.policy(reference))
+    trained = trainable.model.head_alone() if isinstance(trainable.model, TrunkCritic) else trainable.model
+    losses = fit(models, trained, trainable.parameters, train, config)
     returns = held_out.token_columns["returns"]
     after, _ = batch_values(models, trained, held_out)
     explained = {
         name: float(explained_variance(values, returns, torch.ones_like(returns, dtype=torch.bool)))
         for name, values in {"_before": held_out.token_columns["values"], "": after}.items()
     }
-    learner.save(context.output / CRITIC)
+    trainable.save(context.output / CRITIC)
     copy_tokenizer(part_directory(reference, POLICY), context.output / CRITIC)
     tail = losses[-max(1, len(losses) // 10) :]
     return StageOutput(
@@ -64,7 +64,7 @@ def critic_pretraining(
             "critic_pretraining/steps": len(losses),
             **{f"critic_pretraining/explained_variance{name}": value for name, value in explained.items()},
         },
-        resident={CRITIC: learner.kept()},
+        resident={CRITIC: trainable.kept()},
     )
 
 
@@ -82,8 +82,8 @@ def fit(
         chosen = batch.select(torch.tensor(rows))
         counts = Counts(num_tokens=len(chosen.responses.values), num_responses=None)
         total = 0.0
-        for lines in forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens):
-            loss, _ = critic_objective(model, chosen.padded(lines, models.device), PPOConfig(), counts)
+        for packed_rows in forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens):
+            loss, _ = critic_objective(model, chosen.padded(packed_rows, models.device), PPOConfig(), counts)
             loss.backward()
             total += float(loss.detach())
         return total

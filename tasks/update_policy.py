@@ -49,8 +49,8 @@ def update_policy(
     with BackgroundWriter(flushes=context.keeps_recoverable) as writer:
         checkpoint = NextCheckpoint(context, config, models, policy=policy, critic=critic, writer=writer)
         stats = ppo_update(
-            InPrecision(checkpoint.actor.model, dtype, head_dtype) if config.train_policy else None,
-            InPrecision(checkpoint.valuer.model, dtype) if checkpoint.valuer is not None else None,
+            InPrecision(checkpoint.policy.model, dtype, head_dtype) if config.train_policy else None,
+            InPrecision(checkpoint.critic.model, dtype) if checkpoint.critic is not None else None,
             checkpoint.optimizers,
             batch,
             # Responses that were left out may have left fewer than that.

@@ -28,14 +28,14 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     texts = as_rollouts(
         ragged_column(table, "token_ids", torch.int64), torch.tensor(table.column("prompt_length").to_pylist())
     )
-    learner = models.take_policy(base)
-    policy = InPrecision(learner.model, models.dtype, models.head_dtype)
+    trainable = models.take_policy(base)
+    policy = InPrecision(trainable.model, models.dtype, models.head_dtype)
 
     def backward(batch: Sequence[int]) -> float:
         chosen = texts.select(torch.tensor(batch))
         total = 0.0
-        for lines in forward_groups([learner.model], chosen.lengths, context.execution.micro_batch_tokens):
-            logprobs = token_logprobs(policy, chosen.padded(lines, models.device), temperature=1.0)
+        for packed_rows in forward_groups([trainable.model], chosen.lengths, context.execution.micro_batch_tokens):
+            logprobs = token_logprobs(policy, chosen.padded(packed_rows, models.device), temperature=1.0)
             loss = -logprobs.sum() / len(chosen.responses.values)
             loss.backward()
             total += float(loss.detach())
@@ -49,7 +49,7 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
 
     num_tokens = int(texts.lengths.sum())
     losses = descend(
-        learner.parameters,
+        trainable.parameters,
         batches,
         backward,
         epochs=config.epochs,
@@ -60,13 +60,13 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
             step, steps, unit="steps", tokens=num_tokens * config.epochs * step // steps
         ),
     )
-    learner.save(context.output / POLICY)
+    trainable.save(context.output / POLICY)
     copy_tokenizer(source, context.output / POLICY)
     tail = losses[-max(1, len(losses) // 10) :]
     return StageOutput(
         rows=len(texts),
         metrics={"warm_up/first_loss": losses[0], "warm_up/loss": sum(tail) / len(tail), "warm_up/steps": len(losses)},
-        resident={POLICY: learner.kept()},
+        resident={POLICY: trainable.kept()},
     )
 
 

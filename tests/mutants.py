@@ -416,7 +416,7 @@ PPO_CORE: Table = [
                 "is_prompt = within <= chosen.prompts.lengths[row] - 2",
             ),
             ("position_ids.view(-1)[position] = within", "position_ids.view(-1)[position] = position"),
-            ("position_ids if len(lines) < len(chosen) else None", "position_ids"),
+            ("position_ids if len(packed_rows) < len(chosen) else None", "position_ids"),
             ("(within >= chosen.prompts.lengths[row] - 1)", "(within >= chosen.prompts.lengths[row])"),
             ("within < chosen.lengths[row] - 1\n", "within < chosen.lengths[row]\n"),
             ("last=start + chosen.lengths - 1", "last=start + chosen.lengths - 2"),
@@ -436,11 +436,11 @@ PPO_CORE: Table = [
             ("cost[:i] + area + group_cost", "cost[:i] + area"),
             ("allowed = area <= token_budget", "allowed = area <= 2 * token_budget"),
             ("if token_budget < 1:", "if token_budget < 0:"),
-            ("room = max(line_tokens, *lengths)", "room = 2 * max(line_tokens, *lengths)"),
+            ("room = max(packed_length, *lengths)", "room = 2 * max(packed_length, *lengths)"),
             ("place = bisect_left(free, (lengths[row], 0))", "place = len(free)"),
             ("place = bisect_left(free, (lengths[row], 0))", "place = min(len(free), 0)"),
-            ("insort(free, (left - lengths[row], line))", "insort(free, (left, line))"),
-            ("insort(free, (left - lengths[row], line))", "free.append((left - lengths[row], line))"),
+            ("insort(free, (left - lengths[row], packed_row))", "insort(free, (left, packed_row))"),
+            ("insort(free, (left - lengths[row], packed_row))", "free.append((left - lengths[row], packed_row))"),
             ("permutation.tensor_split(num_minibatches)", "permutation.split(num_minibatches)"),
             ("row_uniforms([seed], num_rows)", "row_uniforms([0], num_rows)"),
             ("1 <= num_minibatches <= num_rows", "1 <= num_minibatches"),
@@ -604,16 +604,16 @@ PPO_CORE: Table = [
             ("num_tokens=len(minibatch.responses.values)", "num_tokens=len(batch.responses.values)"),
             ("num_responses=len(minibatch) if", "num_responses=len(batch) if"),
             ('num_responses=len(minibatch) if config.aggregation == "seq_mean" else None', "num_responses=None"),
-            ("    learner.optimizer.zero_grad()\n    for lines", "    for lines"),
-            ("                learner.optimizer.step()\n", "                pass\n"),
+            ("    training.optimizer.zero_grad()\n    for packed_rows", "    for packed_rows"),
+            ("                training.optimizer.step()\n", "                pass\n"),
             ("on_tokens(len(padded.response_ids))", "on_tokens(padded.response_mask.numel())"),
             ('if before_step is not None and name == "policy":', "if before_step is not None:"),
             ("MinibatchStats(epoch=epoch, minibatch=number,", "MinibatchStats(epoch=epoch, minibatch=epoch,"),
             (
                 '                if before_step is not None and name == "policy":\n'
                 "                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))\n"
-                "                learner.optimizer.step()\n",
-                "                learner.optimizer.step()\n"
+                "                training.optimizer.step()\n",
+                "                training.optimizer.step()\n"
                 '                if before_step is not None and name == "policy":\n'
                 "                    before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))\n",
             ),
@@ -621,7 +621,7 @@ PPO_CORE: Table = [
                 'if name == "policy" and config.target_kl is not None',
                 'if "approx_kl" in stats and config.target_kl is None',
             ),
-            ("learner.minibatches[-config.num_minibatches :]", "learner.minibatches"),
+            ("training.minibatches[-config.num_minibatches :]", "training.minibatches"),
             ('mean_of([stats["approx_kl"] for stats in latest])', 'max([stats["approx_kl"] for stats in latest])'),
             ('mean_of([stats["approx_kl"] for stats in latest])', 'mean_of([stats["k1_kl"] for stats in latest])'),
             ("on_trained(name)\n", 'on_trained("policy")\n'),
@@ -644,7 +644,7 @@ PPO_CORE: Table = [
         ],
     ),
     (
-        "ppo_core/learner.py",
+        "ppo_core/training.py",
         "tests/ppo_core/test_update.py tests/ppo_core/test_update_formulas.py tests/ppo_core/test_laws.py",
         [
             ('if stats["grad_norm"] > self.max_grad_norm:', "if False:"),
@@ -667,7 +667,7 @@ PPO_CORE: Table = [
         ],
     ),
     (
-        "ppo_core/learner.py",
+        "ppo_core/training.py",
         "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient",
         [
             ("        distributed.all_reduce(parameter.grad, group=group)\n", ""),
@@ -1201,8 +1201,8 @@ TASKS: Table = [
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
             (
-                "InPrecision(checkpoint.actor.model, dtype, head_dtype) if config.train_policy else None",
-                "InPrecision(checkpoint.actor.model, dtype)",
+                "InPrecision(checkpoint.policy.model, dtype, head_dtype) if config.train_policy else None",
+                "InPrecision(checkpoint.policy.model, dtype)",
             ),
             ("temperature=config.temperature,", "temperature=1.0,"),
             ("before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),", ""),
@@ -1466,8 +1466,8 @@ TASKS: Table = [
             ("return torch.tensor([i == len(prompt_ids) - 1 for", "return torch.tensor([True for"),
             ("% every == every - 1 for", "% every == 0 for"),
             (
-                "learner.model.head_alone() if isinstance(learner.model, TrunkCritic) else learner.model",
-                "learner.model",
+                "trainable.model.head_alone() if isinstance(trainable.model, TrunkCritic) else trainable.model",
+                "trainable.model",
             ),
             ("num_tokens=len(chosen.responses.values)", "num_tokens=1"),
             (

@@ -28,7 +28,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learner:
+class Trainable:
     """A model that an update changes in place, with what the update and the next checkpoint need to know of it."""
 
     model: nn.Module
@@ -117,12 +117,12 @@ class Models:
         self._spare_memory(model)
         return model
 
-    def take_policy(self, ref: Ref) -> Learner:
+    def take_policy(self, ref: Ref) -> Trainable:
         """The policy to train, with a new adapter where it has none yet."""
         if self.context.lora_base is None:
             model = self.context.resident.take(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
             self._spare_memory(model)
-            return Learner(
+            return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
                 save=lambda directory: model.save_pretrained(str(directory)),
@@ -130,11 +130,11 @@ class Models:
             )
         return self._take_adapted(ref, POLICY)
 
-    def take_critic(self, ref: Ref, policy: PreTrainedModel | Adapted) -> Learner:
+    def take_critic(self, ref: Ref, policy: PreTrainedModel | Adapted) -> Trainable:
         """The critic to train, beside ``policy``, on whose body it may stand."""
         if self.access.shared_trunk:
             head = self.context.resident.take(ref, CRITIC, lambda: self._load_head(ref, policy))
-            return Learner(
+            return Trainable(
                 model=TrunkCritic(policy, head),
                 parameters=list(head.parameters()),
                 save=lambda directory: save_head(head, directory),
@@ -143,12 +143,12 @@ class Models:
         if self.context.lora_base is None:
             model = self.context.resident.take(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
             self._spare_memory(model)
-            return Learner(
+            return Trainable(
                 model=model, parameters=list(model.parameters()), save=lambda d: model.save(d), kept=lambda: model
             )
         return self._take_adapted(ref, CRITIC)
 
-    def _take_adapted(self, ref: Ref, part: str) -> Learner:
+    def _take_adapted(self, ref: Ref, part: str) -> Trainable:
         new = self.access.lora
         assert self.context.lora_base is not None
         assert new is not None, "the configuration says what adapters are like"
@@ -158,7 +158,7 @@ class Models:
         else:
             adapter = self._saved_adapter(ref, part)
             shared = self._shared_base(adapter.shape)
-        return Learner(
+        return Trainable(
             model=shared.policy(adapter) if part == POLICY else shared.critic(adapter),
             parameters=list(shared.parameters(part).values()),
             save=lambda directory: write_adapter(part, shared.state(part), directory),

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ppo_core import Optimizers, RunningMoments
 from tasks.config import UpdatePolicyConfig
 from tasks.contract import StageContext
-from tasks.models.access import Learner, Models
+from tasks.models.access import Models, Trainable
 from tasks.models.parts import CRITIC, POLICY, part_directory
 from tasks.models.training import adamw
 from tasks.store import BackgroundWriter, Ref, read_json, write_json
@@ -42,23 +42,23 @@ class NextCheckpoint:
         self._context, self._config, self._writer = context, config, writer
         self._sources = {POLICY: policy} if critic is None else {POLICY: policy, CRITIC: critic}
         # Taken, not shared: the update changes them in place, and nobody may see them half changed.
-        self.actor = models.take_policy(policy)
-        self.valuer = None if critic is None else models.take_critic(critic, self.actor.model)
+        self.policy = models.take_policy(policy)
+        self.critic = None if critic is None else models.take_critic(critic, self.policy.model)
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         if config.train_policy:
-            groups = [(self.actor, config.learning_rate)]
-            if self.valuer is not None and config.access.shared_trunk:
-                groups.append((self.valuer, config.critic_learning_rate))
+            groups = [(self.policy, config.learning_rate)]
+            if self.critic is not None and config.access.shared_trunk:
+                groups.append((self.critic, config.critic_learning_rate))
             self._optimizers[POLICY] = self._optimizer(groups)
-        if self.valuer is not None and not config.access.shared_trunk:
-            self._optimizers[CRITIC] = self._optimizer([(self.valuer, config.critic_learning_rate)])
+        if self.critic is not None and not config.access.shared_trunk:
+            self._optimizers[CRITIC] = self._optimizer([(self.critic, config.critic_learning_rate)])
         self._restored: set[str] = set()
         self.resident: dict[str, Any] = {}
         """What stays in memory, by the part whose numbers it has."""
         for part, optimizer in self._optimizers.items():
             optimizer.register_step_pre_hook(lambda *_, part=part: self._restore(part))
         if not config.train_policy:
-            self._write(POLICY, self.actor)
+            self._write(POLICY, self.policy)
 
     @property
     def optimizers(self) -> Optimizers:
@@ -70,13 +70,13 @@ class NextCheckpoint:
         # The moments first: their memory is what the next model's take.
         self._write_moments(name)
         if name == POLICY:
-            self._write(POLICY, self.actor)
-        if self.valuer is not None and (name == CRITIC or self._config.access.shared_trunk):
-            self._write(CRITIC, self.valuer)
+            self._write(POLICY, self.policy)
+        if self.critic is not None and (name == CRITIC or self._config.access.shared_trunk):
+            self._write(CRITIC, self.critic)
 
-    def _optimizer(self, groups: list[tuple[Learner, float]]) -> torch.optim.AdamW:
+    def _optimizer(self, groups: list[tuple[Trainable, float]]) -> torch.optim.AdamW:
         return adamw(
-            [{"params": learner.parameters, "lr": rate} for learner, rate in groups],
+            [{"params": trainable.parameters, "lr": rate} for trainable, rate in groups],
             weight_decay=self._config.weight_decay,
         )
 
@@ -96,12 +96,12 @@ class NextCheckpoint:
             saved = {key: kept.pop(own) for key, own in names.items()} if kept else _copied(path, names)
             optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in saved.items()}
 
-    def _write(self, part: str, learner: Learner) -> None:
+    def _write(self, part: str, trainable: Trainable) -> None:
         def write(directory: Path) -> None:
-            learner.save(directory)
+            trainable.save(directory)
             copy_tokenizer(part_directory(self._sources[POLICY], POLICY), directory)
 
-        self.resident[part] = learner.kept()
+        self.resident[part] = trainable.kept()
         self._writer.write(self._context.output / part, write)
 
     def _write_moments(self, part: str) -> None:

@@ -94,10 +94,10 @@ def in_micro_batches(
     """What a forward pass says of a batch's rows, in their order: flat numbers of response tokens, or one per row."""
     parts: list[list[Ragged]] = []
     order = []
-    for lines in forward_groups(passed, batch.lengths, models.context.execution.micro_batch_tokens):
-        rows = torch.cat(lines)
+    for packed_rows in forward_groups(passed, batch.lengths, models.context.execution.micro_batch_tokens):
+        rows = torch.cat(packed_rows)
         lengths = batch.responses.lengths[rows]
-        parts.append([as_rows(x.float().cpu(), lengths) for x in forward(batch.padded(lines, models.device))])
+        parts.append([as_rows(x.float().cpu(), lengths) for x in forward(batch.padded(packed_rows, models.device))])
         order.append(rows)
     original = torch.argsort(torch.cat(order))
     return [Ragged.concatenate(column).select(original) for column in zip(*parts, strict=True)]

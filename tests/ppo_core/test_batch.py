@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import tensor
 
 from ppo_core import AS_FEW_AS_POSSIBLE, ConfigError, Ragged, RolloutBatch, ShapeError, micro_batches, minibatches
-from ppo_core.packing import packed_lines
+from ppo_core.packing import pack_rows
 
 lists = st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=6)
 INT = torch.int64
@@ -223,7 +223,7 @@ def test_rows_that_share_lines_are_the_same_rows(seed, data):
 @law
 @given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60))
 def test_lines_hold_every_row_once_within_their_room(lengths, room):
-    lines = packed_lines(lengths, room)
+    lines = pack_rows(lengths, room)
     assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
     sums = [sum(lengths[row] for row in line) for line in lines]
     assert all(total <= max(room, max(lengths)) for total in sums)

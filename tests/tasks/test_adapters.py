@@ -28,7 +28,7 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def learners_of(bench, base, tmp_path, **settings):
+def models_of(bench, base, tmp_path, **settings):
     context = StageContext(
         output=tmp_path,
         place=Place(1, 1),
@@ -61,44 +61,50 @@ def weights(ref):
 
 def test_before_any_training_policy_and_reference_are_the_base_and_the_critic_is_a_head_on_it(world, tmp_path):
     bench, base, _, _ = world
-    learners = learners_of(bench, base, tmp_path, lora=LORA)
+    models = models_of(bench, base, tmp_path, lora=LORA)
     plain = load_policy(base.directory)
-    actor = learners.take_policy(base)
-    valuer = learners.take_critic(base, actor.model)
-    assert torch.equal(logits(actor.model), logits(plain))
-    assert torch.equal(logits(learners.policy(base)), logits(plain))
-    assert valuer.model(TEXT).tolist() == learners.critic(base, base)(TEXT).tolist() == [[0.0] * TEXT.shape[1]]
+    policy_in_training = models.take_policy(base)
+    critic_in_training = models.take_critic(base, policy_in_training.model)
+    assert torch.equal(logits(policy_in_training.model), logits(plain))
+    assert torch.equal(logits(models.policy(base)), logits(plain))
+    assert (
+        critic_in_training.model(TEXT).tolist() == models.critic(base, base)(TEXT).tolist() == [[0.0] * TEXT.shape[1]]
+    )
     # By hand: the head, which is 0 in the beginning, on the base's hidden states.
-    torch.nn.init.normal_(valuer.model.head.weight)
+    torch.nn.init.normal_(critic_in_training.model.head.weight)
     hidden = plain.model(input_ids=TEXT, use_cache=False).last_hidden_state
-    torch.testing.assert_close(valuer.model(TEXT), (hidden @ valuer.model.head.weight.T)[..., 0])
-    assert valuer.model(TEXT).std() > 0.1
+    torch.testing.assert_close(
+        critic_in_training.model(TEXT), (hidden @ critic_in_training.model.head.weight.T)[..., 0]
+    )
+    assert critic_in_training.model(TEXT).std() > 0.1
 
 
 def test_the_base_is_in_memory_once_and_only_adapters_and_head_are_trained(world, tmp_path):
     bench, base, _, _ = world
-    learners = learners_of(bench, base, tmp_path, lora=LORA)
-    actor = learners.take_policy(base)
-    valuer = learners.take_critic(base, actor.model)
-    reference = learners.policy(base)
-    embeddings = {model.model.get_input_embeddings().weight.data_ptr() for model in (actor.model, reference)}
+    models = models_of(bench, base, tmp_path, lora=LORA)
+    policy_in_training = models.take_policy(base)
+    critic_in_training = models.take_critic(base, policy_in_training.model)
+    reference = models.policy(base)
+    embeddings = {
+        model.model.get_input_embeddings().weight.data_ptr() for model in (policy_in_training.model, reference)
+    }
     assert len(embeddings) == 1
     # rank · (in + out) of the seven layers of each of two blocks of width 16 and 32, and a head of width 16.
     adapter = 2 * (4 * 4 * (16 + 16) + 3 * 4 * (16 + 32))
-    assert sum(x.numel() for x in actor.parameters) == adapter
-    assert sum(x.numel() for x in valuer.parameters) == adapter + 16
-    assert not {id(x) for x in actor.parameters} & {id(x) for x in valuer.parameters}
+    assert sum(x.numel() for x in policy_in_training.parameters) == adapter
+    assert sum(x.numel() for x in critic_in_training.parameters) == adapter + 16
+    assert not {id(x) for x in policy_in_training.parameters} & {id(x) for x in critic_in_training.parameters}
 
 
 def test_an_update_changes_the_adapters_and_no_bit_of_the_base(world, tmp_path):
     _, base, data, _ = world
     bench = a_bench(tmp_path / "run")
     first = an_update(bench, base, data, lora=LORA)
-    learners = learners_of(bench, base, tmp_path, lora=LORA)
+    models = models_of(bench, base, tmp_path, lora=LORA)
     plain = logits(load_policy(base.directory))
-    assert torch.equal(logits(learners.policy(base)), plain)
-    assert (logits(learners.policy(first)) - plain).abs().max() > 1e-3
-    assert torch.equal(logits(learners.policy(base)), plain)
+    assert torch.equal(logits(models.policy(base)), plain)
+    assert (logits(models.policy(first)) - plain).abs().max() > 1e-3
+    assert torch.equal(logits(models.policy(base)), plain)
     assert bench.metrics(first)["update/first_minibatch_ratio_deviation"] < 1e-5
     assert bench.metrics(first)["update/num_optimizer_steps"] == 4
 
@@ -111,8 +117,8 @@ def test_a_checkpoint_is_what_peft_reads(world, tmp_path, family):
     base = a_model(tmp_path / "model", family=family)
     bench = a_bench(tmp_path / "run")
     done = an_update(bench, base, data, lora=LORA)
-    learners = learners_of(bench, base, tmp_path, lora=LORA)
-    ours, values = logits(learners.policy(done)), learners.critic(done, done)(TEXT)[:, -1]
+    models = models_of(bench, base, tmp_path, lora=LORA)
+    ours, values = logits(models.policy(done)), models.critic(done, done)(TEXT)[:, -1]
 
     theirs = PeftModel.from_pretrained(load_policy(base.directory), str(done.directory / "policy"))
     torch.testing.assert_close(logits(theirs), ours)
@@ -139,8 +145,8 @@ def test_written_whole_a_model_needs_nothing_else(world, tmp_path, shape, family
     bench = a_bench(tmp_path / "run")
     done = an_update(bench, base, data, **shape)
     lora_base = base if "lora" in shape else None
-    learners = learners_of(bench, lora_base, tmp_path, shared_trunk="shared_trunk" in shape)
-    ours, values = logits(learners.policy(done)), learners.critic(done, done)(TEXT)[:, -1]
+    models = models_of(bench, lora_base, tmp_path, shared_trunk="shared_trunk" in shape)
+    ours, values = logits(models.policy(done)), models.critic(done, done)(TEXT)[:, -1]
     for part in ("policy", "critic"):
         write_whole(
             part,
@@ -193,8 +199,8 @@ def test_a_checkpoint_of_a_trunk_has_one_body_and_its_values_are_the_head_on_it(
     done = an_update(bench, base, data, shared_trunk=True)
     assert sorted(path.name for path in (done.directory / "critic").glob("*.safetensors")) == ["head.safetensors"]
     assert not (done.directory / "critic_optimizer.safetensors").exists()
-    learners = learners_of(bench, None, tmp_path, shared_trunk=True)
-    policy, critic = learners.policy(done), learners.critic(done, done)
+    models = models_of(bench, None, tmp_path, shared_trunk=True)
+    policy, critic = models.policy(done), models.critic(done, done)
     hidden = policy.model(input_ids=TEXT, use_cache=False).last_hidden_state
     torch.testing.assert_close(critic(TEXT), (hidden @ critic.head.weight.T)[..., 0])
     metrics = bench.metrics(done)
@@ -208,7 +214,7 @@ def test_values_and_reference_stored_with_rollouts_are_those_of_the_parts(world,
     first = an_update(bench, base, data, lora=LORA)
     (rollouts,) = generate(bench, first, data, base)
     scored = score(bench, first, rollouts, LENGTH, reference=base, critic=first, lora_base=base)
-    learners = learners_of(bench, base, tmp_path, lora=LORA)
+    models = models_of(bench, base, tmp_path, lora=LORA)
     for row in rows(scored):
         batch = RolloutBatch(
             prompts=Ragged.from_rows([row["prompt_token_ids"]], torch.int64),
@@ -217,8 +223,8 @@ def test_values_and_reference_stored_with_rollouts_are_those_of_the_parts(world,
         ).padded()
         with torch.no_grad():
             ref_logprobs = response_logprobs(load_policy(base.directory), batch, temperature=1.0)
-            logprobs = response_logprobs(learners.policy(first), batch, temperature=1.0)
-            values = response_values(learners.critic(first, first), batch)
+            logprobs = response_logprobs(models.policy(first), batch, temperature=1.0)
+            values = response_values(models.critic(first, first), batch)
         torch.testing.assert_close(torch.tensor([row["ref_logprobs"]]), ref_logprobs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.tensor([row["logprobs"]]), logprobs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.tensor([row["values"]]), values, atol=1e-5, rtol=1e-5)
@@ -228,10 +234,10 @@ def test_values_and_reference_stored_with_rollouts_are_those_of_the_parts(world,
 def test_only_the_layers_that_are_named_get_adapters_and_another_shape_takes_the_place_of_the_first(world, tmp_path):
     bench, base, data, _ = world
     bench = a_bench(tmp_path / "run")
-    learners = learners_of(bench, base, tmp_path, lora=LORA)
-    learners.take_policy(base)
+    models = models_of(bench, base, tmp_path, lora=LORA)
+    models.take_policy(base)
     shape = AdapterConfig(rank=2, alpha=2, target_modules=("q_proj",))
-    narrow = learners_of(bench, base, tmp_path, lora=shape).take_policy(base)
+    narrow = models_of(bench, base, tmp_path, lora=shape).take_policy(base)
     assert [tuple(x.shape) for x in narrow.parameters] == [(2, 16), (16, 2)] * 2
     done = an_update(bench, base, data, lora=AdapterConfig(rank=2, alpha=2, target_modules=("q_proj",)))
     settings = json.loads((done.directory / "policy/adapter_config.json").read_text())
@@ -282,11 +288,11 @@ def test_in_bfloat16_the_base_takes_half_the_memory_and_what_is_trained_stays_ex
     done = an_update(bench, base, data, lora=LORA)
     # The first ratio is 1 as it is for whole models: both passes are the trainer's.
     assert bench.metrics(done)["update/first_minibatch_ratio_deviation"] < 0.05
-    learners = learners_of(bench, base, tmp_path, lora=LORA)
-    actor = learners.take_policy(done)
-    assert {x.dtype for x in actor.parameters} == {torch.float32}
-    head = actor.model.get_output_embeddings().weight
-    frozen = [x for name, x in actor.model.named_parameters() if "lora" not in name and x is not head]
+    models = models_of(bench, base, tmp_path, lora=LORA)
+    policy_in_training = models.take_policy(done)
+    assert {x.dtype for x in policy_in_training.parameters} == {torch.float32}
+    head = policy_in_training.model.get_output_embeddings().weight
+    frozen = [x for name, x in policy_in_training.model.named_parameters() if "lora" not in name and x is not head]
     assert {x.dtype for x in frozen} == {torch.bfloat16}
     # Every token's logits would otherwise widen it again.
     assert torch.equal(head, load_policy(part_directory(base, POLICY)).get_output_embeddings().weight)

@@ -86,7 +86,7 @@ def pretrain(
     )
 
 
-def learners_of(bench, tmp_path, base, **settings):
+def models_of(bench, tmp_path, base, **settings):
     context = StageContext(
         output=tmp_path,
         place=Place(1, 1),
@@ -184,7 +184,7 @@ def test_each_kind_of_critic_learns_and_the_policy_stays(world, reward_model, ki
     bench, changes = Workbench(tmp_path / "run"), KINDS[kind]
     parts = {name: changes[name] for name in ("lora", "shared_trunk") if name in changes}
     prompt = torch.tensor([[5, 9, 250]])
-    before = learners_of(bench, tmp_path, base, **parts).policy(base)(input_ids=prompt, use_cache=False).logits
+    before = models_of(bench, tmp_path, base, **parts).policy(base)(input_ids=prompt, use_cache=False).logits
     settings = {"rewards": COLOUR, "epochs": 25, "learning_rate": 1e-2, **changes}
     ref = pretrain(bench, base, data, reward_model=reward_model if kind == "reward model" else None, **settings)
     metrics = bench.metrics(ref)
@@ -192,13 +192,13 @@ def test_each_kind_of_critic_learns_and_the_policy_stays(world, reward_model, ki
     if kind != "reward model":
         # Zeros explain nothing.
         assert explained(bench, ref)[0] == 0
-    learners = learners_of(bench, tmp_path, base, **parts)
-    policy = learners.policy(base)
+    models = models_of(bench, tmp_path, base, **parts)
+    policy = models.policy(base)
     assert torch.equal(policy(input_ids=prompt, use_cache=False).logits, before)
     assert all(x.grad is None for name, x in policy.named_parameters() if ".critic." not in name)
     # What stays in memory is what was written.
-    in_memory, bench.models = learners.critic(ref, base)(prompt), ResidentModels()
-    torch.testing.assert_close(learners_of(bench, tmp_path, base, **parts).critic(ref, base)(prompt), in_memory)
+    in_memory, bench.models = models.critic(ref, base)(prompt), ResidentModels()
+    torch.testing.assert_close(models_of(bench, tmp_path, base, **parts).critic(ref, base)(prompt), in_memory)
     assert in_memory.abs().max() > 0.01
 
 

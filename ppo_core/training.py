@@ -18,7 +18,7 @@ _MAXIMA = ("ratio_max_deviation",)
 
 
 @dataclass(eq=False, kw_only=True)
-class Learner:
+class Training:
     """A model in training: its gradient, and its statistics from micro-batch to minibatch to update."""
 
     model: Any
