@@ -2,7 +2,7 @@
 
 from tasks.data.bad_rows import BadRow, Findings, Row, in_words
 from tasks.data.conversations import Messages
-from tasks.data.functions import TOKEN_IDS, WITH_SPECIAL_TOKENS, code_digest, import_function, reward_function
+from tasks.data.functions import TOKEN_IDS, WITH_SPECIAL_TOKENS, code_digest, reward_function
 from tasks.data.plain_values import as_json, content_key
 from tasks.data.preferences import to_preferences
 from tasks.data.records import Preference, Prompt, Text, to_prompts, to_texts
@@ -21,7 +21,6 @@ __all__ = [
     "as_json",
     "code_digest",
     "content_key",
-    "import_function",
     "in_words",
     "is_pattern",
     "matching_paths",

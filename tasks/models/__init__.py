@@ -3,9 +3,9 @@
 from tasks.models.access import Models, write_whole
 from tasks.models.checkpoint import STATE_FILE, LoopState, NextCheckpoint, read_loop_state
 from tasks.models.checks import require_sound_models
-from tasks.models.devices import empty_cache, pick_device, pick_dtype, pick_head_dtype, prefer_determinism
+from tasks.models.devices import empty_cache, pick_device, pick_dtype, prefer_determinism
 from tasks.models.from_scratch import make_model
-from tasks.models.loading import load_policy, require_layers
+from tasks.models.loading import require_layers
 from tasks.models.model_config import context_length, read_text_config, why_limited
 from tasks.models.parts import CRITIC, POLICY, REWARD_MODEL, part_directory
 from tasks.models.scalar import ScalarModel
@@ -23,12 +23,10 @@ __all__ = [
     "context_length",
     "descend",
     "empty_cache",
-    "load_policy",
     "make_model",
     "part_directory",
     "pick_device",
     "pick_dtype",
-    "pick_head_dtype",
     "prefer_determinism",
     "read_loop_state",
     "read_text_config",

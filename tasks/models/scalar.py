@@ -39,7 +39,7 @@ class ScalarModel(nn.Module):
         self.std = float(getattr(model.config, "score_std", 1.0))
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """(B, L) scalars for (B, L) tokens, padded on the right; positions where several rows share a line."""
+        """(B, L) scalars for (B, L) tokens, padded on the right; positions where rows are packed."""
         positions = {} if position_ids is None else {"position_ids": position_ids}
         hidden = self.model.base_model(input_ids=input_ids, **positions, use_cache=False).last_hidden_state
         raw = linear_in_float32(getattr(self.model, HEAD), hidden).squeeze(-1)

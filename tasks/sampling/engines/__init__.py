@@ -5,12 +5,10 @@
 
 from tasks.sampling.engines.agreement import PROOF_PROMPTS, engine_differences, require_same_policy
 from tasks.sampling.engines.interface import LoadedPolicy, TokenSampler, open_engine
-from tasks.sampling.engines.policy_files import PolicyFiles
 
 __all__ = [
     "PROOF_PROMPTS",
     "LoadedPolicy",
-    "PolicyFiles",
     "TokenSampler",
     "engine_differences",
     "open_engine",
