@@ -35,7 +35,11 @@ def column_of(table: Table, name: str) -> Column | None:
         own, reference = (sums(table.column(part)) for part in DERIVED["kl_sum"])
         return pa.array(own - reference)
     if name in table.column_names:
-        return None if is_listed(table, name) else table.column(name)
+        stored = table.column(name)
+        if not is_listed(table, name):
+            return stored
+        # The responses of a preference, as one text.
+        return pc.binary_join(stored, "\n") if pa.types.is_string(stored.type.value_type) else None
     return own_column(table, name)
 
 

@@ -7,7 +7,7 @@ from flows.query.columns import Column, Lookup
 from flows.query.grammar import Comparison, Condition, Words
 from tasks.errors import ConfigError
 
-TEXTS = ("prompt", "response")
+TEXTS = ("prompt", "response", "responses")
 """Where words are looked for that name no column, and where words need not be all of it."""
 _COMPARE = {
     "<": pc.less,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,7 +124,9 @@ class DataSet:
         """The positions of the rows of a part that fulfil all conditions."""
         mask: Column | None = None
         for condition in query.conditions:
-            own = mask_of(condition, lambda name, part=part: self._column(part, name), part.table.num_rows)  # type: ignore[misc]
+            # Words that name no column are looked for in the texts that there are.
+            column = part.column if condition.column is None else partial(self._column, part)
+            own = mask_of(condition, column, part.table.num_rows)
             mask = own if mask is None else pc.and_(mask, own)
         if mask is None:
             return pa.array(np.arange(part.table.num_rows))

@@ -266,3 +266,14 @@ def test_an_audit_is_joined_by_rollout_in_whatever_order_its_rows_are():
         ("a", 0.1),
         ("c", None),
     ]
+
+
+def test_words_are_looked_for_in_the_texts_that_a_data_set_has():
+    responses = pa.array([["A lamp.", "No"], ["x", "y"]], type=pa.list_(pa.string()))
+    pairs = pa.table({"preference_id": ["a", "b"], "prompt": ["Who?", "Lamp?"], "responses": responses})
+    data_set = DataSet(parts=(a_part(pairs),))
+    for text, expected in {"lamp": "ab", "no": "a", "responses:/^a/": "a", "responses:y": "b", "-no": "b"}.items():
+        assert "".join(row["preference_id"] for row in data_set.search(text)) == expected
+    assert data_set.search("no").dicts()[0]["responses"] == ["A lamp.", "No"]
+    with pytest.raises(ConfigError, match="response: no such column"):
+        data_set.search("response:no")
