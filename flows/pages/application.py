@@ -1,0 +1,135 @@
+"""The web application: one table of pages, each as HTML and, below ``/json``, as the facts that it shows."""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from flows.pages.guard import Guard
+from flows.pages.pages import PAGES, Page
+from flows.pages.rendering import finite, render
+from flows.pages.site import Asked, Site
+from tasks.errors import DamagedError, RunError, UserError
+from tasks.paths import os_error_sentence
+
+HERE = Path(__file__).parent
+LOG = logging.getLogger(__name__)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def application(site: Site, *, token: str, hosts: Sequence[str], port: int) -> ASGIApp:
+    """The pages of some homes, for who has the token."""
+    routes = [
+        *(Route(page.path, html_of(site, page)) for page in PAGES),
+        *(Route(f"/json{page.path}".rstrip("/"), json_of(site, page)) for page in PAGES),
+        Route("/static/plotly.js", plotly),
+        Mount("/static", StaticFiles(directory=HERE / "static")),
+    ]
+    pages = Starlette(routes=routes, exception_handlers={HTTPException: not_found, Exception: defect})
+    return Guard(pages, token=token, hosts=hosts, port=port)
+
+
+def html_of(site: Site, page: Page) -> Endpoint:
+    """The endpoint of a page as people see it."""
+
+    async def endpoint(request: Request) -> Response:
+        def make() -> tuple[str, int]:
+            try:
+                return page_text(site, page, asked_of(request)), 200
+            except (UserError, DamagedError, OSError) as error:
+                return error_text(site, *told(error))
+
+        text, status = await run_in_threadpool(make)
+        return HTMLResponse(text, status_code=status, headers={"cache-control": "no-store"})
+
+    return endpoint
+
+
+def json_of(site: Site, page: Page) -> Endpoint:
+    """The endpoint of what a page shows, for programs."""
+
+    async def endpoint(request: Request) -> Response:
+        def make() -> tuple[Any, int]:
+            try:
+                return page.facts(site, asked_of(request)), 200
+            except (UserError, DamagedError, OSError) as error:
+                sentence, status = told(error)
+                return {"error": sentence}, status
+
+        facts, status = await run_in_threadpool(make)
+        text = json.dumps(finite(facts), ensure_ascii=True, default=str)
+        return Response(text, status, headers={"cache-control": "no-store"}, media_type="application/json")
+
+    return endpoint
+
+
+def asked_of(request: Request) -> Asked:
+    return Asked(path=dict(request.path_params), query=dict(request.query_params))
+
+
+def page_text(site: Site, page: Page, asked: Asked) -> str:
+    """A page as HTML.
+
+    Raises:
+        UserError, DamagedError, OSError: what cannot be shown, and why.
+    """
+    return render(page.template, {**frame(site, asked), "page": page.name, **page.facts(site, asked)})
+
+
+def frame(site: Site, asked: Asked) -> dict[str, Any]:
+    """What every page shows around its own."""
+    from flows.pages.facts.runs import rail
+
+    return {"rail": rail(site), "here": asked, "run": asked.path.get("run"), "is_read_only": site.is_read_only}
+
+
+def told(error: Exception) -> tuple[str, int]:
+    """A sentence about what cannot be shown, and the status that says whose mistake it is."""
+    if isinstance(error, OSError):
+        return os_error_sentence(error), 500
+    status = 404 if isinstance(error, RunError) else 400 if isinstance(error, UserError) else 500
+    return str(error), status
+
+
+def error_text(site: Site, sentence: str, status: int) -> tuple[str, int]:
+    facts: Mapping[str, Any] = {**frame(site, Asked()), "page": "error", "sentence": sentence}
+    return render("error.html", facts), status
+
+
+async def not_found(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, HTTPException)
+    text = "there is no such page; the list of runs leads to all that there are\n"
+    return Response(
+        text if error.status_code == 404 else f"{error.detail}\n", error.status_code, media_type="text/plain"
+    )
+
+
+async def defect(request: Request, error: Exception) -> Response:
+    LOG.error("%s", request.url.path, exc_info=error)
+    text = "this page has a defect; the terminal in which rounds ui runs shows its traceback\n"
+    return Response(text, 500, media_type="text/plain")
+
+
+async def plotly(request: Request) -> Response:
+    """Plotly's own script, from where its package lies; the package is not imported."""
+    del request
+    return FileResponse(plotly_script(), media_type="text/javascript", headers={"cache-control": "max-age=86400"})
+
+
+def plotly_script() -> Path:
+    found = find_spec("plotly")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "package_data" / "plotly.min.js"

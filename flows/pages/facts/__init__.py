@@ -1,0 +1,1 @@
+"""What each page shows: a function from a site and an address to plain values."""

@@ -1,0 +1,71 @@
+"""A run: its results, its curves through all rounds, and the grid of its stages."""
+
+from typing import Any
+
+from flows.outcomes import reports_of, result_columns, result_rows, run_state, run_warnings, stage_statuses, summary_of
+from flows.outcomes.status import StageStatus
+from flows.pages.site import Asked, Site
+from flows.plan import Plan, plan_of
+from tasks.metrics import rows_of
+
+
+def facts(site: Site, asked: Asked) -> dict[str, Any]:
+    """All that a run has come to."""
+    run = site.run(asked.path["run"])
+    plan = plan_of(run)
+    statuses = stage_statuses(plan)
+    summaries = [summary_of(report) for report in reports_of(plan)]
+    history = history_of(statuses)
+    columns = result_columns(run.config)
+    return {
+        "called": asked.path["run"],
+        "directory": str(run.root),
+        "state": run_state(run, plan),
+        "sentence": "",
+        "is_live": run.is_in_progress(),
+        "created_at": run.created_at,
+        "algorithm": run.config.algorithm,
+        "results": {"titles": [column.title for column in columns], "rows": result_rows(columns, summaries)},
+        "warnings": [warning.as_dict() for warning in run_warnings(statuses)],
+        "history": history,
+        "figures": {},
+        "grid": grid_of(plan, statuses),
+    }
+
+
+def history_of(statuses: list[StageStatus]) -> list[dict[str, Any]]:
+    """The metrics of each iteration, and in that of a round's last one what was measured once in the round."""
+    parts: dict[tuple[int, int], list[Any]] = {}
+    for status in statuses:
+        parts.setdefault((status.round, status.iteration), []).extend(status.parts)
+    rows, of_rounds = rows_of(parts)
+    last = {row["round"]: row for row in rows}
+    for round, own in of_rounds.items():
+        if round in last:
+            last[round] |= {name: value for name, value in own.items() if name != "health/warnings"}
+    return rows
+
+
+def grid_of(plan: Plan, statuses: list[StageStatus]) -> list[dict[str, Any]]:
+    """Round by round: the stages of the round, and those of its iterations, with the output of each."""
+    outputs: dict[tuple[str, int, int], list[str]] = {}
+    for planned in plan.stages:
+        key = (planned.stage, planned.place.round, planned.place.iteration)
+        outputs.setdefault(key, []).extend([planned.ref.directory.name] if planned.ref else [])
+    rounds: dict[int, dict[str, Any]] = {}
+    for status in statuses:
+        own = rounds.setdefault(status.round, {"round": status.round, "stages": [], "iterations": {}})
+        found = {
+            "stage": status.stage,
+            "state": "committed" if status.state == "committed" else "partly" if status.committed else "pending",
+            "shards": f"{status.committed} of {status.shards}",
+            "rows": status.rows,
+            "seconds": status.seconds,
+            "reason": status.reason,
+            "outputs": outputs[status.stage, status.round, status.iteration],
+        }
+        if status.iteration:
+            own["iterations"].setdefault(status.iteration, []).append(found)
+        else:
+            own["stages"].append(found)
+    return [rounds[number] for number in sorted(rounds)]

@@ -1,0 +1,29 @@
+"""The table of pages: where each lies, what it shows, and by which template."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flows.pages.facts import run, runs, stage
+from flows.pages.site import Asked, Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One kind of page."""
+
+    name: str
+    path: str
+    facts: Callable[[Site, Asked], dict[str, Any]]
+    """What it shows, as plain values: the same for HTML and JSON."""
+
+    @property
+    def template(self) -> str:
+        return f"{self.name}.html"
+
+
+PAGES = (
+    Page(name="runs", path="/", facts=runs.facts),
+    Page(name="run", path="/runs/{run}", facts=run.facts),
+    Page(name="stage", path="/runs/{run}/stages/{fingerprint}", facts=stage.facts),
+)

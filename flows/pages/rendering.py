@@ -1,0 +1,171 @@
+"""Facts as pages: templates that escape whatever they show, numbers, times, and small pictures."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from flows.text import duration, number, printable, printable_lines
+from tasks.metrics.declared import declared
+
+LONGEST_TEXT = 4000
+"""Characters of a text in a list; its own page shows all of it."""
+
+
+@cache
+def environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("flows.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "ago": ago,
+        "as_data": as_data,
+        "clock": clock,
+        "cut": cut,
+        "duration": duration,
+        "line": printable,
+        "number": short_number,
+        "signed": signed,
+        "sparkline": sparkline,
+        "state_class": state_class,
+        "text": printable_lines,
+        "words": words,
+    }
+    found.globals |= {"address": address, "explained": explained, "histogram": histogram}
+    return found
+
+
+def render(template: str, facts: Mapping[str, Any]) -> str:
+    """A page, or a part of one."""
+    return environment().get_template(template).render(facts)
+
+
+def address(*path: object, **query: object) -> str:
+    """A page's address: what is None or empty is left out."""
+    parts = "/".join(quote(str(part), safe="@:") for part in path)
+    asked = {name.rstrip("_"): value for name, value in query.items() if value not in (None, "")}
+    return f"/{parts}" + (f"?{urlencode(asked)}" if asked else "")
+
+
+def short_number(value: Any, digits: int = 3) -> str:
+    """A number in three significant digits; whole ones, and those from 1000 on, without decimals."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        return printable(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", "−")
+    if value != 0 and abs(value) < 1e-3:
+        return f"{value:.1e}".replace("-", "−")
+    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return number(value, min(decimals, digits)).replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference, with its sign."""
+    shown = short_number(value)
+    return shown if value is None or shown.startswith("−") or not value else f"+{shown}"
+
+
+def words(name: object) -> str:
+    return printable(name).replace("_", " ")
+
+
+def state_class(state: str) -> str:
+    """What the colour of a run's state says."""
+    return state if state in ("running", "finished", "damaged", "unreadable") else "stopped"
+
+
+def cut(text: object, longest: int = LONGEST_TEXT) -> str:
+    """A text of several lines; of one that is too long, its beginning, and how much there is more."""
+    whole = str(text)
+    if len(whole) <= longest:
+        return printable_lines(whole)
+    return f"{printable_lines(whole[:longest])} … and {len(whole) - longest:,} more characters"
+
+
+def clock(seconds: float | None) -> str:
+    return "–" if not seconds else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def ago(seconds: float | None) -> str:
+    """How long ago, in the unit that says it in one or two digits."""
+    if not seconds:
+        return "–"
+    passed = max(0.0, time.time() - seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed >= size:
+            return f"{passed / size:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
+
+
+def as_data(value: Any) -> Markup:
+    """JSON for a script to read from the page, which cannot end its element. NaN and the like become null."""
+    text = json.dumps(finite(value), ensure_ascii=False, default=str, separators=(",", ":"))
+    escaped = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(escaped.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def finite(value: Any) -> Any:
+    """The value, with null for each number that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(own) for key, own in value.items()}
+    return [finite(own) for own in value] if isinstance(value, list | tuple) else value
+
+
+def explained(name: str, label: str | None = None) -> Markup:
+    """A metric's name, which says on hover what it measures, where it should lie, and what to do where it does not."""
+    metric = declared(name)
+    shown = Markup.escape(printable(label or name))
+    if metric is None:
+        return shown
+    parts = [f"{printable(name)}: {metric.meaning} ({metric.unit})"]
+    parts += [f"healthy: {metric.healthy}"] if str(metric.healthy) else []
+    parts += [f"otherwise: {metric.advice}"] if metric.advice else []
+    return Markup('<abbr tabindex="0" title="{}">{}</abbr>').format("\n".join(parts), shown)
+
+
+def sparkline(values: Iterable[float | None], width: int = 96, height: int = 22) -> Markup:
+    """A line as small as a word; gaps are bridged."""
+    known = [(x, float(y)) for x, y in enumerate(values) if y is not None and math.isfinite(y)]
+    if len(known) < 2:
+        return Markup("")
+    low, high = min(y for _, y in known), max(y for _, y in known)
+    right, span = known[-1][0] or 1, (high - low) or 1.0
+    points = [(2 + x / right * (width - 4), height - 3 - (y - low) / span * (height - 6)) for x, y in known]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    end = points[-1]
+    return Markup(
+        f'<svg class="spark" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="from {known[0][1]:.3g} to {known[-1][1]:.3g}"><polyline points="{path}"/>'
+        f'<circle cx="{end[0]:.1f}" cy="{end[1]:.1f}" r="2"/></svg>'
+    )
+
+
+def histogram(counts: Sequence[int], low: float, high: float, width: int = 84, height: int = 24) -> Markup:
+    """Bars of the same width from ``low`` to ``high``."""
+    if not counts or max(counts) == 0:
+        return Markup("")
+    bar, tallest = width / len(counts), max(counts)
+    bars = "".join(
+        f'<rect x="{i * bar:.2f}" y="{height - n / tallest * height:.2f}" width="{max(bar - 0.6, 0.4):.2f}" '
+        f'height="{n / tallest * height:.2f}"/>'
+        for i, n in enumerate(counts)
+        if n
+    )
+    return Markup(
+        f'<svg class="histogram" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="from {low:.3g} to {high:.3g}">{bars}</svg>'
+    )

@@ -1,0 +1,53 @@
+"""The server of the pages, on this machine alone unless another address is asked for."""
+
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import uvicorn
+
+from flows.pages.application import application
+from flows.pages.guard import token_of
+from flows.pages.site import Site
+from tasks.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")
+
+
+def serve(homes: Sequence[Path], *, host: str, port: int, is_read_only: bool, ready: Callable[[str], None]) -> None:
+    """Serve until the process is interrupted; ``ready`` is told the address when the port is ours.
+
+    Raises:
+        ConfigError: the port is taken, or the address is none of this machine.
+    """
+    token = token_of(homes[0])
+    with closing(listening(host, port)) as listener:
+        port = listener.getsockname()[1]
+        site = Site(homes=tuple(homes), is_read_only=is_read_only)
+        hosts = ["*"] if host in EVERYWHERE else [host, LOOPBACK, "localhost"]
+        pages = application(site, token=token, hosts=hosts, port=port)
+        name = socket.gethostname() if host in EVERYWHERE else host
+        ready(f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}")
+        config = uvicorn.Config(pages, log_level="warning", access_log=False, server_header=False, lifespan="off")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket of ours, asked for before anything is promised."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {host}: no address of this machine ({error.strerror}); leave it out") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        if "in use" in str(error):
+            raise ConfigError(f"--port {port}: taken by another program; name another, or 0 for a free one") from error
+        raise ConfigError(f"--host {host}: cannot be listened to ({error.strerror}); leave it out") from error
+    return listener

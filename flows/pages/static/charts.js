@@ -1,0 +1,41 @@
+// Charts: each figure of the page has its data in a script element beside it. A click on a point opens its rollouts.
+"use strict";
+(() => {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const drawn = new WeakMap();
+
+  function themed(layout) {
+    const style = getComputedStyle(document.documentElement);
+    const color = (name) => style.getPropertyValue(name).trim();
+    const axis = { gridcolor: color("--line"), linecolor: color("--line"), zerolinecolor: color("--line") };
+    const found = { ...layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
+    found.font = { ...layout.font, color: color("--text"), size: 11, family: "system-ui, sans-serif" };
+    for (const name of Object.keys(layout)) if (/^[xy]axis\d*$/.test(name)) found[name] = { ...axis, ...layout[name] };
+    return found;
+  }
+  function draw(element) {
+    const source = element.querySelector("script[type='application/json']");
+    if (source) drawn.set(element, JSON.parse(source.textContent));
+    const figure = drawn.get(element);
+    if (!figure) return;
+    source?.remove();
+    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendDataToCloud", "lasso2d", "select2d"] };
+    Plotly.react(element, figure.data, themed(figure.layout), options).then(() => {
+      element.dataset.drawn = "yes";
+      element.removeAllListeners?.("plotly_click");
+      element.on("plotly_click", (event) => open(element, event.points[0].customdata));
+    });
+  }
+  function open(element, data) {
+    const base = element.closest("[data-points]")?.dataset.points;
+    if (!base || data === undefined || data === null) return;
+    if (typeof data === "string") location.href = `${base}/${encodeURIComponent(data)}`;
+    else location.href = `${base}?round=${data[0]}&iteration=${data[1]}`;
+  }
+  function all() {
+    document.querySelectorAll(".chart").forEach(draw);
+  }
+  document.addEventListener("refreshed", all);
+  dark.addEventListener("change", all);
+  all();
+})();
