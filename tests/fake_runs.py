@@ -190,6 +190,10 @@ def write_report(directory, place):
         "warnings": [{"metric": "update/approx_kl", "sentence": ILLNESS}] if place.round == ILL.round else [],
     }
     (directory / "summary.json").write_text(json.dumps(summary))
+    history = [
+        {"round": r, "iteration": i, "score/mean": r + 0.5 * i} for r in range(1, place.round + 1) for i in (1, 2)
+    ]
+    (directory / "metrics.json").write_text(json.dumps(history))
     return {}
 
 

@@ -27,7 +27,7 @@ def ui(
 
     for home in also or []:
         if not home.is_dir():
-            raise ConfigError(f"--also {home}: no such directory; name a home, as rounds list --home has it")
+            raise ConfigError(f"--also {home}: no such directory; name a home that rounds list shows runs of")
 
     def ready(address: str) -> None:
         print(address, flush=True)

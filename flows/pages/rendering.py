@@ -63,11 +63,11 @@ def short_number(value: Any, digits: int = 3) -> str:
         return "–"
     if isinstance(value, bool | str) or not math.isfinite(value):
         return printable(value)
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}".replace("-", "−")
-    if value != 0 and abs(value) < 1e-3:
+    if not value or isinstance(value, int) or abs(value) >= 1000:
+        return f"{value + 0:,.0f}".replace("-", "−")
+    if abs(value) < 1e-3:
         return f"{value:.1e}".replace("-", "−")
-    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return number(value, min(decimals, digits)).replace("-", "−")
 
 
@@ -105,7 +105,7 @@ def ago(seconds: float | None) -> str:
     passed = max(0.0, time.time() - seconds)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if passed >= size:
-            return f"{passed / size:.0f} {unit} ago"
+            return f"{passed // size:.0f} {unit} ago"
     return f"{passed:.0f} s ago"
 
 

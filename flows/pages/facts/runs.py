@@ -8,7 +8,7 @@ from flows.outcomes.outputs import latest_variants
 from flows.pages.site import Asked, Site
 from flows.runs import Run
 from tasks.errors import DamagedError, UserError
-from tasks.store import Manifest, Ref, read_json
+from tasks.store import Manifest, Ref, read_json, require_undamaged
 
 COLUMNS = (
     ("evaluation/score", "score"),
@@ -51,6 +51,7 @@ def scores_of(run: Run) -> list[float | None]:
             found = latest_variants(run, "score_rollouts")
             manifests = {f.place: Manifest.read(f.ref.directory) for f in found}
             return [manifests[place].metrics.get("score/mean") for place in sorted(manifests)]
+        require_undamaged(report, "metrics.json")
         return [row.get("score/mean") for row in read_json(report.directory / "metrics.json")]
     except (UserError, DamagedError, OSError):
         return []
