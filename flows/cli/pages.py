@@ -1,16 +1,22 @@
 """Commands of the pages: ui."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from flows.runs import Run
+
 commands = typer.Typer()
+ROLLOUTS_OF_A_BUNDLE = 50
+"""Pages of single rollouts, of each iteration."""
 
 
 @commands.command()
 def ui(
     ctx: typer.Context,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Begin at this run; default: at the list.")] = None,
     port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="0 takes a free one.")] = 7400,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; another than this machine sees the runs too.")
@@ -20,10 +26,20 @@ def ui(
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Take no answers, notes or saved searches.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the address in the browser.")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="DIR", help="Write the run's pages as files that need no server, and end."),
+    ] = None,
 ) -> None:
     """Look at runs in a browser: results, rollouts token by token, comparisons. Nothing in it touches a training."""
-    from flows.pages.serve import serve
+    from flows.runs import find_run
     from tasks.errors import ConfigError
+
+    found = None if run is None and bundle is None else find_run(ctx.obj, run)
+    if bundle is not None and found is not None:
+        write_pages(found, bundle)
+        return
+    from flows.pages.serve import serve
 
     for home in also or []:
         if not home.is_dir():
@@ -36,4 +52,15 @@ def ui(
 
             webbrowser.open(address)
 
-    serve([ctx.obj, *(also or [])], host=host, port=port, is_read_only=read_only, ready=ready)
+    homes = [ctx.obj if found is None else found.home, *(also or [])]
+    begin = "/" if found is None else f"/runs/{found.name}"
+    serve(homes, host=host, port=port, is_read_only=read_only, begin=begin, ready=ready)
+
+
+def write_pages(run: "Run", directory: Path) -> None:
+    """The pages of a run as files."""
+    from flows.pages import Site
+    from flows.pages.bundle import write_bundle
+
+    written = write_bundle(Site(homes=(run.home,)), run.name, directory, rollouts=ROLLOUTS_OF_A_BUNDLE)
+    print(f"{directory / 'index.html'} and {written - 1} more pages")

@@ -2,15 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.cli.app import say
 from flows.cli.options import Json, Overrides, print_json, show
-
-if TYPE_CHECKING:
-    from flows.schedules.schedules import Schedule
 
 commands = typer.Typer()
 
@@ -71,14 +68,14 @@ def schedule(
     from tasks.errors import ConfigError
 
     environment.quieten(hub=True)
-    from flows.schedules.schedules import is_served, list_schedules, make_schedule, remove_schedule
+    from flows.schedules.schedules import is_served, make_schedule, remove_schedule
 
     if remove is not None:
         remove_schedule(ctx.obj, remove)
         print(f"removed the schedule {remove}; its run, if there is one, stays")
         return
     if config is None:
-        show_schedules(ctx.obj, list_schedules(ctx.obj), as_json)
+        show_schedules(ctx.obj, as_json)
         return
     if cron is None:
         raise ConfigError("--cron: missing; say when, for example --cron '0 2 * * *' for two at night")
@@ -98,20 +95,24 @@ def schedule(
         say("note: nothing serves this home now; start rounds serve")
 
 
-def show_schedules(home: Path, found: "list[Schedule]", as_json: bool) -> None:
+def show_schedules(home: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from flows.schedules.schedules import is_served
+    from flows.schedules.standing import standings
     from flows.terminal.views import plain_table
+    from flows.text import printable
 
+    found = standings(home)
     if as_json:
-        print_json([asdict(item) for item in found])
+        print_json({"is_served": is_served(home), "schedules": [asdict(item) for item in found]})
         return
     if not found:
         print(f"{home} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
         return
-    table = plain_table("schedule", "cron", "time zone", "next")
+    table = plain_table("schedule", "cron", "time zone", "next", "run", "would do now")
     for item in found:
-        table.add_row(item.name, item.cron, item.timezone, item.next_time())
+        table.add_row(item.name, item.cron, item.timezone, item.next_time, item.run_state, printable(item.would))
     show(table)
 
 

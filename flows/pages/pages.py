@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flows.pages.facts import run, runs, stage
+from flows.pages.facts import run, runs, schedules, stage
 from flows.pages.site import Asked, Site
 
 
@@ -26,4 +26,5 @@ PAGES = (
     Page(name="runs", path="/", facts=runs.facts),
     Page(name="run", path="/runs/{run}", facts=run.facts),
     Page(name="stage", path="/runs/{run}/stages/{fingerprint}", facts=stage.facts),
+    Page(name="schedules", path="/schedules", facts=schedules.facts),
 )

@@ -16,8 +16,11 @@ LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
 
 
-def serve(homes: Sequence[Path], *, host: str, port: int, is_read_only: bool, ready: Callable[[str], None]) -> None:
-    """Serve until the process is interrupted; ``ready`` is told the address when the port is ours.
+def serve(
+    homes: Sequence[Path], *, host: str, port: int, is_read_only: bool, begin: str = "/", ready: Callable[[str], None]
+) -> None:
+    """Serve until the process is interrupted; ``ready`` is told the address of the page to
+    begin at when the port is ours.
 
     Raises:
         ConfigError: the port is taken, or the address is none of this machine.
@@ -29,7 +32,7 @@ def serve(homes: Sequence[Path], *, host: str, port: int, is_read_only: bool, re
         hosts = ["*"] if host in EVERYWHERE else [host, LOOPBACK, "localhost"]
         pages = application(site, token=token, hosts=hosts, port=port)
         name = socket.gethostname() if host in EVERYWHERE else host
-        ready(f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}")
+        ready(f"http://{f'[{name}]' if ':' in name else name}:{port}{begin}?token={token}")
         config = uvicorn.Config(pages, log_level="warning", access_log=False, server_header=False, lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -19,10 +19,13 @@ class Site:
 
     homes: tuple[Path, ...]
     is_read_only: bool = False
+    only: str | None = None
+    """The one run that there is to see, as its address calls it; None shows all."""
 
     def runs(self) -> list[tuple[str, Run]]:
         """All runs with what each is called in an address; home by home, the one worked on last first."""
-        return [(self._called(run, number), run) for number, home in enumerate(self.homes) for run in list_runs(home)]
+        found = [(self._called(run, number), run) for number, home in enumerate(self.homes) for run in list_runs(home)]
+        return [(called, run) for called, run in found if self.only in (None, called)]
 
     def run(self, called: str) -> Run:
         """The run of that name, or ``NAME@2`` for one of the second home.

@@ -96,8 +96,10 @@ def test_the_page_of_another_origin_reads_nothing(page, address):
     framed = other.evaluate(
         """(address) => new Promise((done) => {
             const frame = document.createElement('iframe');
-            frame.onload = () => { try { done(frame.contentDocument?.body.innerText ?? 'unreadable') } catch { done('unreadable') } };
-            frame.src = address; document.body.append(frame);
+            const text = () => frame.contentDocument?.body.innerText ?? 'unreadable';
+            frame.onload = () => { try { done(text()) } catch { done('unreadable') } };
+            frame.src = address;
+            document.body.append(frame);
         })""",
         address,
     )

@@ -22,6 +22,10 @@ from typer.testing import CliRunner
 from flows.cli import main as cli
 from flows.config.reading import checked, dump
 from flows.config.run_config import RunConfig
+from flows.pages.application import page_text
+from flows.pages.facts.schedules import facts, schedules_of
+from flows.pages.pages import Page
+from flows.pages.site import Asked, Site
 from flows.plan.plan import make_plan
 from flows.presets import quickstart
 from flows.runs.workspace import Run
@@ -75,7 +79,7 @@ def world(tmp_path):
 def test_the_first_run_makes_the_rounds_that_are_configured_from_the_files_that_are_there(world):
     world.arrive("b")
     step = world.next(rounds=2)
-    assert step.what == "starts run nightly with 2 rounds"
+    assert step.what == "starts run nightly with 1 round"
     assert (world.used(step), step.config.rounds) == ({"a": 1, "b": 1}, 2)
     assert not world.run.root.exists(), "asking changes nothing"
 
@@ -246,7 +250,9 @@ def test_a_schedule_is_stored_listed_replaced_and_removed(world, rounds, config_
     assert re.search(r"^nightly: 0 2 \* \* \* \(Europe/Zurich\), next at \d{4}-\d\d-\d\d 02:00$", done.stdout, re.M)
     assert "nothing serves this home now" in done.stderr
     rounds("schedule", config_file, "--cron", "@weekly", "--set", "iterations=5")
-    (listed,) = json.loads(rounds("schedule", "--json").stdout)
+    found = json.loads(rounds("schedule", "--json").stdout)
+    (listed,) = found["schedules"]
+    assert not found["is_served"]
     assert (listed["cron"], listed["timezone"]) == ("@weekly", local_timezone())
     assert (listed["config"]["iterations"], listed["directory"]) == (5, str(Path.cwd()))
     rounds("schedule", "--remove", "nightly")
@@ -275,6 +281,36 @@ def test_a_mistaken_schedule_is_one_sentence_and_is_not_stored(world, rounds, co
     (line,) = result.stderr.splitlines()
     assert re.search(message, line), line
     assert list_schedules(world.home) == []
+
+
+def test_a_listed_schedule_says_what_it_would_do_now(world, rounds, config_file):
+    rounds("schedule", config_file, "--cron", NEVER)
+
+    def would():
+        (listed,) = json.loads(rounds("schedule", "--json").stdout)["schedules"]
+        return listed["is_ready"], listed["run_state"], listed["would"]
+
+    assert would() == (True, "not begun", "starts run nightly with 1 round")
+    (world.home / "schedules" / "nightly.json").write_text(
+        (world.home / "schedules" / "nightly.json").read_text().replace(str(Path.cwd()), "/nowhere/at/all")
+    )
+    is_ready, _, told = would()
+    assert not is_ready
+    assert "/nowhere/at/all" in told
+    assert "/nowhere/at/all" in " ".join(rounds("schedule").stdout.split())
+
+
+def test_the_page_of_schedules_shows_what_the_command_says(world, rounds, config_file):
+    assert schedules_of(world.home) == {"schedules": [], "is_served": False}
+    rounds("schedule", config_file, "--cron", NEVER)
+    assert schedules_of(world.home) == json.loads(rounds("schedule", "--json").stdout)
+    page = Page(name="schedules", path="/schedules", facts=facts)
+    text = page_text(Site(homes=(world.home,)), page, Asked())
+    assert "starts run nightly with 1 round" in text
+    assert "start <code>rounds serve</code>" in text
+    (world.home / "schedules" / "nightly.json").write_text("{")
+    with pytest.raises(RunError, match=r"nightly\.json cannot be read"):
+        schedules_of(world.home)
 
 
 def test_a_day_that_comes_every_four_years_is_a_schedule(rounds, config_file):
