@@ -19,8 +19,8 @@ EVERYWHERE = ("0.0.0.0", "::")
 def serve(
     homes: Sequence[Path], *, host: str, port: int, is_read_only: bool, begin: str = "/", ready: Callable[[str], None]
 ) -> None:
-    """Serve until the process is interrupted; ``ready`` is told the address of the page to
-    begin at when the port is ours.
+    """Serve until the process is interrupted; ``ready`` is told the address of the page to begin at, once the
+    port is ours.
 
     Raises:
         ConfigError: the port is taken, or the address is none of this machine.
