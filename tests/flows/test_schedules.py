@@ -79,7 +79,7 @@ def world(tmp_path):
 def test_the_first_run_makes_the_rounds_that_are_configured_from_the_files_that_are_there(world):
     world.arrive("b")
     step = world.next(rounds=2)
-    assert step.what == "starts run nightly with 1 round"
+    assert step.what == "starts run nightly with 2 rounds"
     assert (world.used(step), step.config.rounds) == ({"a": 1, "b": 1}, 2)
     assert not world.run.root.exists(), "asking changes nothing"
 
