@@ -37,11 +37,11 @@ def find_outputs(run: Run) -> list[Found]:
     return list(found.values())
 
 
-def latest_variants(run: Run, stage: str = "*") -> list[Found]:
-    """The output that was committed last at each place."""
+def latest_variants(run: Run, stage: str | None = None) -> list[Found]:
+    """The output that was committed last at each place, of all stages or of one."""
     latest: dict[tuple[str, Place], tuple[Path, Manifest]] = {}
-    for path in run.store.outputs():
-        manifest = Manifest.read_if_sound(path) if stage in ("*", *path.parts[-3:-1]) else None
+    for path in run.store.outputs(stage):
+        manifest = Manifest.read_if_sound(path)
         if manifest is None:
             continue
         before = latest.get((manifest.stage, manifest.place))

@@ -34,6 +34,8 @@ from tasks.store.schemas import SCHEMA_VERSION
 
 ATTEMPT = re.compile(rf"(recovered-|removed-|replay-)?{FINGERPRINT.pattern}")
 """The names of directories in scratch."""
+PLACES = ("round-", "iteration-", "shard-")
+"""How the directories begin that are not named after a stage or a fingerprint."""
 
 
 class Store:
@@ -141,14 +143,15 @@ class Store:
         """The directories in scratch, each of which an attempt or a removal has made."""
         return [path for path in own_directories(self.root / "scratch") if ATTEMPT.fullmatch(path.name)]
 
-    def outputs(self) -> list[Path]:
-        """The directories of all committed outputs, all variants, in a stable order, also of those without a manifest."""
+    def outputs(self, stage: str | None = None) -> list[Path]:
+        """The directories of all committed outputs, all variants, in a stable order, also of those without a manifest; or
+        those of one stage."""
 
         def below(directory: Path) -> Iterator[Path]:
             for path in own_directories(directory):
                 if FINGERPRINT.fullmatch(path.name):
                     yield path
-                else:
+                elif stage is None or path.name == stage or path.name.startswith(PLACES):
                     yield from below(path)
 
         return sorted(below(self.root / "stages"))

@@ -8,6 +8,9 @@ from flows.pages.site import Asked, Site
 from flows.plan import Plan, plan_of
 from tasks.metrics import rows_of
 
+MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 50, 3, 20
+"""Iterations of a round in the grid of stages: of more than so many only the first and the last ones."""
+
 
 def facts(site: Site, asked: Asked) -> dict[str, Any]:
     """All that a run has come to."""
@@ -29,7 +32,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         "warnings": [warning.as_dict() for warning in run_warnings(statuses)],
         "history": history,
         "figures": {},
-        "grid": grid_of(plan, statuses),
+        "grid": grid_of(plan, statuses, whole=asked.one_of("stages", ("all", "some"), "some") == "all"),
     }
 
 
@@ -46,15 +49,18 @@ def history_of(statuses: list[StageStatus]) -> list[dict[str, Any]]:
     return rows
 
 
-def grid_of(plan: Plan, statuses: list[StageStatus]) -> list[dict[str, Any]]:
-    """Round by round: the stages of the round, and those of its iterations, with the output of each."""
+def grid_of(plan: Plan, statuses: list[StageStatus], *, whole: bool) -> list[dict[str, Any]]:
+    """Round by round: the stages of the round, and those of its iterations, with the output of each. Of many iterations the
+    first and the last ones, and how many there are between, unless all are asked for."""
     outputs: dict[tuple[str, int, int], list[str]] = {}
     for planned in plan.stages:
         key = (planned.stage, planned.place.round, planned.place.iteration)
         outputs.setdefault(key, []).extend([planned.ref.directory.name] if planned.ref else [])
     rounds: dict[int, dict[str, Any]] = {}
+    numbers: dict[int, int] = {}
     for status in statuses:
-        own = rounds.setdefault(status.round, {"round": status.round, "stages": [], "iterations": {}})
+        own = rounds.setdefault(status.round, {"round": status.round, "stages": [], "iterations": {}, "left_out": 0})
+        numbers[status.round] = max(numbers.get(status.round, 0), status.iteration)
         found = {
             "stage": status.stage,
             "state": "committed" if status.state == "committed" else "partly" if status.committed else "pending",
@@ -68,4 +74,10 @@ def grid_of(plan: Plan, statuses: list[StageStatus]) -> list[dict[str, Any]]:
             own["iterations"].setdefault(status.iteration, []).append(found)
         else:
             own["stages"].append(found)
+    for number, own in rounds.items():
+        if not whole and numbers[number] > MOST_SHOWN:
+            between = range(FIRST_SHOWN + 1, numbers[number] - LAST_SHOWN + 1)
+            own["left_out"] = len(between)
+            for iteration in between:
+                own["iterations"].pop(iteration, None)
     return [rounds[number] for number in sorted(rounds)]

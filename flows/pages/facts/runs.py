@@ -49,10 +49,11 @@ def scores_of(run: Run) -> list[float | None]:
     try:
         if run.is_in_progress() or (report := last_report(run)) is None:
             found = latest_variants(run, "score_rollouts")
-            manifests = {f.place: Manifest.read(f.ref.directory) for f in found}
-            return [manifests[place].metrics.get("score/mean") for place in sorted(manifests)]
+            return [
+                Manifest.read(f.ref.directory).metrics.get("score/mean") for f in sorted(found, key=lambda f: f.place)
+            ]
         require_undamaged(report, "metrics.json")
-        return [row.get("score/mean") for row in read_json(report.directory / "metrics.json")]
+        return [row.get("score/mean") for row in read_json(report.directory / "metrics.json", default=[])]
     except (UserError, DamagedError, OSError):
         return []
 
