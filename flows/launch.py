@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from flows.addresses import pages_of_run
 from flows.config import RunConfig
 from flows.plan import Plan, make_plan
 from flows.runs import RUN_FILE, Run
@@ -89,6 +90,7 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
         if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
+        display.note(f"pages: {pages_of_run(run.home, run.name)}")
         unreported = run_rounds(run, config, display, awaits_server=url is None)
     reports = [display.reports[number] for number in sorted(display.reports)]
     return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)

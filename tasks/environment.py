@@ -7,6 +7,7 @@ at import. Nothing here imports any of them.
 import importlib.util
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -105,10 +106,11 @@ def home_directory(option: str | Path | None) -> Path:
     return user_directory(os.environ.get("ROUNDS_HOME") or ".rounds", field="ROUNDS_HOME")
 
 
-def is_default_home(home: Path) -> bool:
-    """Whether a command finds this home without ``--home``."""
+def home_option(home: Path) -> str:
+    """What a command needs in front to find this home, with a space behind it; nothing where it finds it anyway."""
     given = os.environ.get("ROUNDS_HOME") or ".rounds"
-    return home == Path(os.path.realpath(os.path.expanduser(given)))
+    is_found = home == Path(os.path.realpath(os.path.expanduser(given)))
+    return "" if is_found else f"--home {shlex.quote(str(home))} "
 
 
 def prefect_api_url() -> str | None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.addresses import DEFAULT_PORT
+
 if TYPE_CHECKING:
     from flows.runs import Run
 
@@ -17,7 +19,7 @@ ROLLOUTS_OF_A_BUNDLE = 50
 def ui(
     ctx: typer.Context,
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Begin at this run; default: at the list.")] = None,
-    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="0 takes a free one.")] = 7400,
+    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="0 takes a free one.")] = DEFAULT_PORT,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; another than this machine sees the runs too.")
     ] = "127.0.0.1",

@@ -18,7 +18,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-TOKEN_FILE = "ui-token"
+TOKEN_FILE = "ui/token"
 HEADERS = {
     # Plotly draws with style attributes and with images of its own.
     "content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -33,7 +33,7 @@ HEADERS = {
 def token_of(home: Path) -> str:
     """The home's token, made where there is none; readable by its owner alone."""
     path = home / TOKEN_FILE
-    home.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

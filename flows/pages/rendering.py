@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from flows.addresses import page_path
 from flows.text import duration, number, printable, printable_lines
 from tasks.metrics.declared import declared
 
@@ -41,20 +41,13 @@ def environment() -> Environment:
         "text": printable_lines,
         "words": words,
     }
-    found.globals |= {"address": address, "explained": explained, "histogram": histogram}
+    found.globals |= {"address": page_path, "explained": explained, "histogram": histogram}
     return found
 
 
 def render(template: str, facts: Mapping[str, Any]) -> str:
     """A page, or a part of one."""
     return environment().get_template(template).render(facts)
-
-
-def address(*path: object, **query: object) -> str:
-    """A page's address: what is None or empty is left out."""
-    parts = "/".join(quote(str(part), safe="@:") for part in path)
-    asked = {name.rstrip("_"): value for name, value in query.items() if value not in (None, "")}
-    return f"/{parts}" + (f"?{urlencode(asked)}" if asked else "")
 
 
 def short_number(value: Any, digits: int = 3) -> str:

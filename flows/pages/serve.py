@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
+from flows.addresses import served
 from flows.pages.application import application
 from flows.pages.guard import token_of
 from flows.pages.site import Site
@@ -32,9 +33,11 @@ def serve(
         hosts = ["*"] if host in EVERYWHERE else [host, LOOPBACK, "localhost"]
         pages = application(site, token=token, hosts=hosts, port=port)
         name = socket.gethostname() if host in EVERYWHERE else host
-        ready(f"http://{f'[{name}]' if ':' in name else name}:{port}{begin}?token={token}")
+        address = f"http://{f'[{name}]' if ':' in name else name}:{port}"
         config = uvicorn.Config(pages, log_level="warning", access_log=False, server_header=False, lifespan="off")
-        uvicorn.Server(config).run(sockets=[listener])
+        with served(homes[0], address):
+            ready(f"{address}{begin}?token={token}")
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -1,10 +1,10 @@
 """The tables of the command line. They show what ``flows.outcomes`` found."""
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flows.addresses import pages_of_run
 from flows.outcomes import Column, Overview, StageStatus, Step, result_rows
 from flows.plan import Attempt
 from flows.runs import Run
@@ -72,10 +72,11 @@ def next_steps(run: Run) -> list[str]:
     from flows.server import is_healthy, running_server
     from tasks.tracking import where_to_look
 
-    rounds = "rounds" if environment.is_default_home(run.home) else f"rounds --home {shlex.quote(str(run.home))}"
+    rounds = f"rounds {environment.home_option(run.home)}".rstrip()
     named = environment.prefect_api_url()
     prefect = named if named is not None and is_healthy(named) else running_server(run.home)
     rows = [
+        ("pages", pages_of_run(run.home, run.name)),
         ("stages", f"{rounds} status {run.name}"),
         ("rollouts", f"{rounds} rollouts {run.name} --sort -score"),
         ("the policy", f"{rounds} export {run.name} --to {run.name}-policy"),

@@ -12,6 +12,7 @@ import fake_runs
 import pytest
 from starlette.testclient import TestClient
 
+from flows.addresses import base_address, page_path, pages_of_run, served, served_at
 from flows.pages import Site, application
 from flows.pages.guard import HEADERS, token_of
 from flows.pages.rendering import ago, as_data, cut, histogram, short_number, signed, sparkline
@@ -123,16 +124,17 @@ def test_every_answer_has_the_headers_that_keep_a_browser_from_harm(home):
 
 def test_the_token_is_the_owners_alone_and_stays(tmp_path):
     first = token_of(tmp_path / "home")
-    path = tmp_path / "home" / "ui-token"
+    path = tmp_path / "home" / "ui" / "token"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert token_of(tmp_path / "home") == first
     assert len(first) >= 32
 
 
 def test_a_token_that_was_never_written_is_made_anew(tmp_path):
-    (tmp_path / "ui-token").touch(mode=0o600)
+    (tmp_path / "ui").mkdir()
+    (tmp_path / "ui" / "token").touch(mode=0o600)
     assert len(token_of(tmp_path)) >= 32
-    assert token_of(tmp_path) == (tmp_path / "ui-token").read_text()
+    assert token_of(tmp_path) == (tmp_path / "ui" / "token").read_text()
 
 
 # Pages
@@ -312,3 +314,25 @@ def test_another_home_must_be_there(home):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --also /nowhere/at/all: no such directory; name a home")
+
+
+# Addresses
+
+
+def test_a_run_leads_to_its_page_while_it_is_served_and_else_to_the_command(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROUNDS_HOME", raising=False)
+    home = tmp_path / "a home"
+    assert pages_of_run(home, "x") == f"rounds --home '{home}' ui x"
+    assert base_address(home) == "http://127.0.0.1:7400"
+    with served(home, "http://127.0.0.1:7500"):
+        with served(home, "http://127.0.0.1:7600"):
+            assert pages_of_run(home, "x") == "http://127.0.0.1:7500/runs/x"
+        assert base_address(home) == "http://127.0.0.1:7500"
+    assert served_at(home) is None
+    monkeypatch.setenv("ROUNDS_HOME", str(home))
+    assert pages_of_run(home, "x") == "rounds ui x"
+
+
+def test_addresses_leave_out_what_is_not_said():
+    assert page_path("runs", "a@2", "rollouts", q="lamp & x", round=None, sort="") == "/runs/a@2/rollouts?q=lamp+%26+x"
+    assert page_path() == "/"
