@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.outcomes import run_state
 from flows.outcomes.export import export_model, model_output
+from flows.pages.pictures import sparkline
 from flows.plan import Plan, plan_of
 from flows.query import OneRollout, Rows, one_rollout, select, span
 from flows.runs import Run, find_run
@@ -158,7 +159,9 @@ class OpenedRun:
         table = self.metrics()
         names = [c.key for c in self._columns() if c.key in table.columns]
         shown = table[["round", "iteration", *names]].dropna(subset=names, how="all").tail(10)
-        return f"<b>{html.escape(self.name)}</b>: {html.escape(self.state)}{shown.to_html(index=False, escape=True)}"
+        scores = table["score/mean"].tolist() if "score/mean" in table else []
+        line = f"<b>{html.escape(self.name)}</b>: {html.escape(self.state)} {sparkline(scores, color='#0072b2')}"
+        return f"<p>{line}</p>{shown.to_html(index=False, escape=True)}"
 
     def _columns(self) -> Sequence[Any]:
         from flows.outcomes import result_columns

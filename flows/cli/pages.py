@@ -61,8 +61,8 @@ def ui(
 
 def write_pages(run: "Run", directory: Path) -> None:
     """The pages of a run as files."""
-    from flows.pages import Site
     from flows.pages.bundle import write_bundle
+    from flows.pages.site import Site
 
     written = write_bundle(Site(homes=(run.home,)), run.name, directory, rollouts=ROLLOUTS_OF_A_BUNDLE)
     print(f"{directory / 'index.html'} and {written - 1} more pages")

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flows.addresses import page_path
+from flows.pages.pictures import histogram, sparkline
 from flows.text import duration, number, printable, printable_lines
 from tasks.metrics.declared import declared
 
@@ -128,37 +129,3 @@ def explained(name: str, label: str | None = None) -> Markup:
     parts += [f"healthy: {metric.healthy}"] if str(metric.healthy) else []
     parts += [f"otherwise: {metric.advice}"] if metric.advice else []
     return Markup('<abbr tabindex="0" title="{}">{}</abbr>').format("\n".join(parts), shown)
-
-
-def sparkline(values: Iterable[float | None], width: int = 96, height: int = 22) -> Markup:
-    """A line as small as a word; gaps are bridged."""
-    known = [(x, float(y)) for x, y in enumerate(values) if y is not None and math.isfinite(y)]
-    if len(known) < 2:
-        return Markup("")
-    low, high = min(y for _, y in known), max(y for _, y in known)
-    right, span = known[-1][0] or 1, (high - low) or 1.0
-    points = [(2 + x / right * (width - 4), height - 3 - (y - low) / span * (height - 6)) for x, y in known]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    end = points[-1]
-    return Markup(
-        f'<svg class="spark" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="from {known[0][1]:.3g} to {known[-1][1]:.3g}"><polyline points="{path}"/>'
-        f'<circle cx="{end[0]:.1f}" cy="{end[1]:.1f}" r="2"/></svg>'
-    )
-
-
-def histogram(counts: Sequence[int], low: float, high: float, width: int = 84, height: int = 24) -> Markup:
-    """Bars of the same width from ``low`` to ``high``."""
-    if not counts or max(counts) == 0:
-        return Markup("")
-    bar, tallest = width / len(counts), max(counts)
-    bars = "".join(
-        f'<rect x="{i * bar:.2f}" y="{height - n / tallest * height:.2f}" width="{max(bar - 0.6, 0.4):.2f}" '
-        f'height="{n / tallest * height:.2f}"/>'
-        for i, n in enumerate(counts)
-        if n
-    )
-    return Markup(
-        f'<svg class="histogram" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="from {low:.3g} to {high:.3g}">{bars}</svg>'
-    )

@@ -11,6 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from direct_run import run_directly
+
+from flows.config.reading import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -67,6 +70,14 @@ class Home:
 
     def digests(self, run):
         return {name: manifest["digest"] for name, manifest in self.stages(run).items()}
+
+
+@pytest.fixture(scope="session")
+def looked_at(tmp_path_factory):
+    """A home with one real run, ``tiny``, which is only looked at."""
+    home = tmp_path_factory.mktemp("looked-at")
+    run_directly(home, "tiny", load_config(str(TINY), []))
+    return home
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,11 @@ import time
 
 import pytest
 import uvicorn
-from direct_run import run_directly
 from playwright.sync_api import sync_playwright
 
-from flows.config.reading import load_config
-from flows.pages import Site, application
+from flows.pages.application import application
 from flows.pages.serve import listening
+from flows.pages.site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOKEN = "token-of-the-test"
@@ -19,13 +18,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory):
+def address(looked_at):
     """Where the pages of a home with one real run are served."""
-    home = tmp_path_factory.mktemp("looked-at")
-    run_directly(home, "tiny", load_config("tests/flows/tiny.yaml", []))
     listener = listening("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    pages = application(Site(homes=(home,)), token=TOKEN, hosts=("127.0.0.1",), port=port)
+    pages = application(Site(homes=(looked_at,)), token=TOKEN, hosts=("127.0.0.1",), port=port)
     server = uvicorn.Server(uvicorn.Config(pages, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.pages import Site
 from flows.pages.bundle import as_file, write_bundle
+from flows.pages.site import Site
 from tasks.errors import ConfigError
 
 LINKS = re.compile(r'(?:href|src|data-points)="([^"]*)"')

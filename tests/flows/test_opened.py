@@ -74,7 +74,8 @@ def test_a_rollout_shows_its_tokens_in_a_notebook_and_obeys_none(run):
 
 def test_a_run_shows_its_state_and_results_in_a_notebook(run):
     shown = run._repr_html_()
-    assert shown.startswith(f"<b>fake</b>: {run.state}<table")
+    assert shown.startswith(f"<p><b>fake</b>: {run.state} <svg")
+    assert "<table" in shown
     assert "<th>round</th>" in shown
 
 

@@ -13,11 +13,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from flows.addresses import base_address, page_path, pages_of_run, served, served_at
-from flows.pages import Site, application
+from flows.pages.application import application
 from flows.pages.guard import HEADERS, token_of
 from flows.pages.rendering import ago, as_data, cut, histogram, short_number, signed, sparkline
 from flows.pages.serve import listening
-from flows.pages.site import Asked
+from flows.pages.site import Asked, Site
 from flows.runs.workspace import create_or_open
 from tasks.errors import ConfigError
 
