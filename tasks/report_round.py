@@ -1,4 +1,4 @@
-"""Stage: what a round came to, as numbers, plots and samples that other programs only need to show."""
+"""Stage: what a round came to, as numbers and samples that other programs only need to show."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ from tasks.config import ReportRoundConfig
 from tasks.contract import StageContext, StageOutput
 from tasks.metrics import combine, diagnose, warnings_at
 from tasks.store import Manifest, Ref, read_dataset, write_json
-from tasks.tracking.charts import draw_plots
 
 
 def report_round(
@@ -25,7 +24,8 @@ def report_round(
     previous: Ref | None,
     pretraining: Ref | None = None,
 ) -> StageOutput:
-    """Write summary.json, metrics.json (all iterations so far), samples.json and plots/*.png."""
+    """Write summary.json, metrics.json (all iterations so far) and samples.json. Charts are made of them by
+    whoever shows them."""
     history: list[dict[str, Any]] = (
         json.loads((previous.directory / "metrics.json").read_text()) if previous is not None else []
     )
@@ -57,7 +57,6 @@ def report_round(
     write_json(context.output / "metrics.json", history)
     write_json(context.output / "summary.json", summary)
     write_json(context.output / "samples.json", samples)
-    draw_plots(context.output / "plots", history, calibration_of(reward_model))
     # The numbers are those of other stages: logged again, they would count twice.
     return StageOutput(rows=len(history))
 
@@ -78,13 +77,6 @@ def iteration_metrics(manifests: list[Manifest]) -> dict[str, Any]:
         "iteration": place.iteration,
         **combine((manifest.rows, manifest.metrics) for manifest in manifests),
     }
-
-
-def calibration_of(reward_model: Ref | None) -> dict[str, Any] | None:
-    if reward_model is None:
-        return None
-    calibration: dict[str, Any] = json.loads((reward_model.directory / "calibration.json").read_text())
-    return calibration
 
 
 def sample_rows(directory: Path, num_samples: int) -> list[dict[str, Any]]:

@@ -210,7 +210,7 @@ STAGES = Stages(
         ),
         Stage(
             name="report_round",
-            version="4",
+            version="5",
             config=ReportRoundConfig,
             belongs_to="round",
             inputs=(

@@ -76,7 +76,7 @@ def tracked_round(run: Run, committed: CommittedRound) -> TrackedRound:
     """A round in the words of the tracking store."""
     stages = committed.of_this_round()
     summary = read_json(committed.report / "summary.json")
-    files = {"plots": committed.report / "plots"}
+    files = {}
     if committed.reward_model is not None:
         files["reward_model/calibration.json"] = committed.reward_model / "calibration.json"
     return TrackedRound(

@@ -72,3 +72,18 @@ def warning_markdown(sentences: Sequence[str]) -> list[str]:
         return []
     title = f"**{len(sentences)} warning{'s' * (len(sentences) > 1)}**"
     return [title, "\n".join(f"- {''.join(map(escaped_character, text))}" for text in sentences)]
+
+
+def sentence_of(config: RunConfig, state: str, summaries: Sequence[Mapping[str, Any]], num_warnings: int) -> str:
+    """A run in a sentence or two: ``Round 2 of 2, finished. Score +1.46 sd, held-out true quality +1.56 sd, KL 5.3 nats; no
+    warnings.``"""
+    if not summaries:
+        return f"No round of {config.rounds} is done yet; {state}."
+    last = summaries[-1]
+    gains = {"score": "evaluation/score_gain"}
+    gains |= {f"held-out {n.replace('_', ' ')}": f"evaluation/{n}_gain" for n in config.evaluation.held_out_rewards}
+    found = [f"{name} {last[key]:+.2f} sd" for name, key in gains.items() if last.get(key) is not None]
+    found += [f"KL {last['evaluation/kl']:.1f} nats"] if last.get("evaluation/kl") is not None else []
+    warned = f"{num_warnings or 'no'} warning{'s' * (num_warnings != 1)}"
+    results = ", ".join(found)
+    return f"Round {last['round']} of {config.rounds}, {state}. {results[:1].upper()}{results[1:]}; {warned}."

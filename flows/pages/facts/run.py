@@ -3,10 +3,13 @@
 from typing import Any
 
 from flows.outcomes import reports_of, result_columns, result_rows, run_state, run_warnings, stage_statuses, summary_of
+from flows.outcomes.results import sentence_of
 from flows.outcomes.status import StageStatus
 from flows.pages.site import Asked, Site
 from flows.plan import Plan, plan_of
+from tasks.charts import charts_of
 from tasks.metrics import rows_of
+from tasks.store import read_json, require_undamaged
 
 MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 50, 3, 20
 """Iterations of a round in the grid of stages: of more than so many only the first and the last ones."""
@@ -20,20 +23,31 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     summaries = [summary_of(report) for report in reports_of(plan)]
     history = history_of(statuses)
     columns = result_columns(run.config)
+    state, warnings = run_state(run, plan), run_warnings(statuses)
     return {
         "called": asked.path["run"],
         "directory": str(run.root),
-        "state": run_state(run, plan),
-        "sentence": "",
+        "state": state,
+        "sentence": sentence_of(run.config, state, summaries, len(warnings)),
         "is_live": run.is_in_progress(),
         "created_at": run.created_at,
         "algorithm": run.config.algorithm,
         "results": {"titles": [column.title for column in columns], "rows": result_rows(columns, summaries)},
-        "warnings": [warning.as_dict() for warning in run_warnings(statuses)],
+        "warnings": [warning.as_dict() for warning in warnings],
         "history": history,
-        "figures": {},
+        "figures": charts_of(history, calibration_of(plan)),
         "grid": grid_of(plan, statuses, whole=asked.one_of("stages", ("all", "some"), "some") == "all"),
     }
+
+
+def calibration_of(plan: Plan) -> dict[str, Any] | None:
+    """How far the latest reward model can be believed; None where the run has trained none."""
+    trained = [planned.ref for planned in plan.select("train_reward_model") if planned.ref is not None]
+    if not trained:
+        return None
+    require_undamaged(trained[-1], "calibration.json")
+    found: dict[str, Any] | None = read_json(trained[-1].directory / "calibration.json")
+    return found
 
 
 def history_of(statuses: list[StageStatus]) -> list[dict[str, Any]]:

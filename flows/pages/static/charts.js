@@ -8,19 +8,22 @@
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
     const axis = { gridcolor: color("--line"), linecolor: color("--line"), zerolinecolor: color("--line") };
-    const found = { ...layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
+    // The page has it above the chart.
+    const { title, ...rest } = layout;
+    const found = { ...rest, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
     found.font = { ...layout.font, color: color("--text"), size: 11, family: "system-ui, sans-serif" };
     for (const name of Object.keys(layout)) if (/^[xy]axis\d*$/.test(name)) found[name] = { ...axis, ...layout[name] };
     return found;
   }
-  function draw(element) {
-    const source = element.querySelector("script[type='application/json']");
+  function draw(figure) {
+    const element = figure.querySelector(".plot");
+    const source = figure.querySelector("script[type='application/json']");
     if (source) drawn.set(element, JSON.parse(source.textContent));
-    const figure = drawn.get(element);
-    if (!figure) return;
+    const chart = drawn.get(element);
+    if (!chart) return;
     source?.remove();
     const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendDataToCloud", "lasso2d", "select2d"] };
-    Plotly.react(element, figure.data, themed(figure.layout), options).then(() => {
+    Plotly.react(element, chart.data, themed(chart.layout), options).then(() => {
       element.dataset.drawn = "yes";
       element.removeAllListeners?.("plotly_click");
       element.on("plotly_click", (event) => open(element, event.points[0].customdata));
