@@ -1,13 +1,15 @@
 """Rows of any data set that a stage wrote, over iterations and rounds, found by one search grammar."""
 
 from flows.query.data_set import DataSet, Part, Rows
+from flows.query.distribution import Distribution, distribution, is_numeric, value_counts
 from flows.query.find import LATEST, Selection, Span, select, span
-from flows.query.grammar import Order, Query, parse
+from flows.query.grammar import Order, Query, Words, parse, quoted, written_terms
 from flows.query.one_rollout import OneRollout, one_rollout
 
 __all__ = [
     "LATEST",
     "DataSet",
+    "Distribution",
     "OneRollout",
     "Order",
     "Part",
@@ -15,8 +17,14 @@ __all__ = [
     "Rows",
     "Selection",
     "Span",
+    "Words",
+    "distribution",
+    "is_numeric",
     "one_rollout",
     "parse",
+    "quoted",
     "select",
     "span",
+    "value_counts",
+    "written_terms",
 ]

@@ -1,7 +1,7 @@
 """Rows of committed data sets over iterations, rounds and runs: found by a search, and read as far as it needs them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from flows.query.columns import Column, column_names, column_of, is_listed, own_names
 from flows.query.conditions import mask_of
-from flows.query.grammar import Query, parse
+from flows.query.grammar import Order, Query, parse
 from tasks.errors import ConfigError
 from tasks.store import Place, Ref, Table, read_dataset, require_undamaged
 
@@ -94,18 +94,12 @@ class DataSet:
             ConfigError: the search cannot be read, or names a column that no part has.
         """
         query = parse(text) if isinstance(text, str) else text
-        chosen = [self._chosen(part, query) for part in self.parts]
-        found = sum(len(indices) for indices in chosen)
-        if query.order:
-            return self._sorted(query, chosen, top, found)
-        kept: list[tuple[int, Any]] = []
-        left = found if top is None else top
-        for number, indices in enumerate(chosen):
-            own = indices[:left]
-            left -= len(own)
-            if len(own):
-                kept.append((number, own))
-        return Rows(data_set=self, chosen=tuple(kept), order=None, found=found)
+        return self.matching(query).sorted_by(query.order, top)
+
+    def matching(self, query: Query) -> "Rows":
+        """All rows that fulfil a search's conditions, one part after the other."""
+        chosen = tuple((number, self._chosen(part, query)) for number, part in enumerate(self.parts))
+        return Rows(data_set=self, chosen=chosen, order=None, found=sum(len(indices) for _, indices in chosen))
 
     @property
     def num_rows(self) -> int:
@@ -125,42 +119,19 @@ class DataSet:
         mask: Column | None = None
         for condition in query.conditions:
             # Words that name no column are looked for in the texts that there are.
-            column = part.column if condition.column is None else partial(self._column, part)
+            column = part.column if condition.column is None else partial(self.column, part)
             own = mask_of(condition, column, part.table.num_rows)
             mask = own if mask is None else pc.and_(mask, own)
         if mask is None:
             return pa.array(np.arange(part.table.num_rows))
         return pc.indices_nonzero(mask)
 
-    def _column(self, part: Part, name: str) -> Column | None:
+    def column(self, part: Part, name: str) -> Column | None:
         """A part's column; None where only others have it."""
         found = part.column(name)
         if found is None:
             self.require_column(name)
         return found
-
-    def _sorted(self, query: Query, chosen: Sequence[pa.Array], top: int | None, found: int) -> "Rows":
-        """An index of narrow columns is sorted, never the rows themselves."""
-        keys: dict[str, list[Column]] = {str(i): [] for i in range(len(query.order))}
-        numbers, positions = [], []
-        for number, (part, indices) in enumerate(zip(self.parts, chosen, strict=True)):
-            numbers.append(pa.repeat(number, len(indices)))
-            positions.append(indices.cast(pa.int64()))
-            for i, order in enumerate(query.order):
-                column = self._column(part, order.column)
-                keys[str(i)].append(pa.nulls(len(indices)) if column is None else column.take(indices))
-        index = {name: _joined(columns) for name, columns in keys.items()}
-        by = [(str(i), "descending" if order.largest_first else "ascending") for i, order in enumerate(query.order)]
-        ranked = pc.sort_indices(pa.table(index), sort_keys=by)
-        ranked = ranked if top is None else ranked[:top]
-        number_of = _joined(numbers).take(ranked).to_numpy()
-        position_of = _joined(positions).take(ranked).to_numpy()
-        kept, order_of = [], []
-        for number in dict.fromkeys(number_of.tolist()):
-            (own,) = (number_of == number).nonzero()
-            kept.append((number, pa.array(position_of[own])))
-            order_of.append(own)
-        return Rows(data_set=self, chosen=tuple(kept), order=tuple(order_of), found=found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +159,49 @@ class Rows:
 
     def __len__(self) -> int:
         return sum(len(indices) for _, indices in self.chosen)
+
+    def sorted_by(self, order: Sequence[Order], top: int | None = None) -> "Rows":
+        """These rows, which stand one part after the other, in another order; the first ``top`` of them.
+
+        An index of narrow columns is sorted, never the rows themselves.
+        """
+        if not order:
+            return self.window(0, self.found if top is None else top)
+        keys: dict[str, list[Column]] = {str(i): [] for i in range(len(order))}
+        numbers, positions = [], []
+        for number, indices in self.chosen:
+            numbers.append(pa.repeat(number, len(indices)))
+            positions.append(indices.cast(pa.int64()))
+            for i, own in enumerate(order):
+                column = self.data_set.column(self.data_set.parts[number], own.column)
+                keys[str(i)].append(pa.nulls(len(indices)) if column is None else column.take(indices))
+        index = {name: _joined(columns) for name, columns in keys.items()}
+        by = [(str(i), "descending" if own.largest_first else "ascending") for i, own in enumerate(order)]
+        ranked = pc.sort_indices(pa.table(index), sort_keys=by)
+        ranked = ranked if top is None else ranked[:top]
+        number_of = _joined(numbers).take(ranked).to_numpy()
+        position_of = _joined(positions).take(ranked).to_numpy()
+        kept, order_of = [], []
+        for number in dict.fromkeys(number_of.tolist()):
+            (mine,) = (number_of == number).nonzero()
+            kept.append((number, pa.array(position_of[mine])))
+            order_of.append(mine)
+        return Rows(data_set=self.data_set, chosen=tuple(kept), order=tuple(order_of), found=self.found)
+
+    def window(self, start: int, stop: int) -> "Rows":
+        """Some of these rows, by where they stand among all."""
+        kept: list[tuple[int, Any]] = []
+        order: list[Any] = []
+        before = 0
+        for i, (number, indices) in enumerate(self.chosen):
+            standing = np.arange(before, before + len(indices)) if self.order is None else self.order[i]
+            (own,) = ((standing >= start) & (standing < stop)).nonzero()
+            before += len(indices)
+            if len(own):
+                kept.append((number, indices.take(pa.array(own))))
+                order.append(standing[own] - start)
+        is_sorted = self.order is not None
+        return replace(self, chosen=tuple(kept), order=tuple(order) if is_sorted else None)
 
     def table(self, columns: Sequence[str] | None = None) -> Table:
         """The rows with all their columns, or with those named; null where a part has none."""

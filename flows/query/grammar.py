@@ -107,6 +107,17 @@ def parse(text: str) -> Query:
     return Query(conditions=tuple(conditions), order=tuple(order))
 
 
+def written_terms(text: str) -> list[str]:
+    """The terms of a search that can be read, as they are written."""
+    return [term[0] for term in _TERM.finditer(text)]
+
+
+def quoted(value: str) -> str:
+    """A value so that a search takes it as one, whatever it holds."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def _condition(term: re.Match[str]) -> Condition:
     is_negated = bool(term["minus"])
     if term["operator"] is not None:

@@ -505,6 +505,6 @@ def test_a_page_is_linked_only_where_there_is_a_server_and_never_with_a_password
 
 
 def test_importing_it_does_not_import_mlflow():
-    modules = "tasks.tracking.outbox, tasks.tracking.charts"
+    modules = "tasks.tracking.outbox, tasks.charts"
     code = f"import sys, {modules}; sys.exit('mlflow' in sys.modules or 'plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
