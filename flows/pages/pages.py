@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flows.pages.facts import run, runs, schedules, stage
+from flows.pages.facts import rollout, rollouts, run, runs, schedules, stage
 from flows.pages.site import Asked, Site
 
 
@@ -25,6 +25,8 @@ class Page:
 PAGES = (
     Page(name="runs", path="/", facts=runs.facts),
     Page(name="run", path="/runs/{run}", facts=run.facts),
+    Page(name="rollouts", path="/runs/{run}/rollouts", facts=rollouts.facts),
+    Page(name="rollout", path="/runs/{run}/rollouts/{rollout_id}", facts=rollout.facts),
     Page(name="stage", path="/runs/{run}/stages/{fingerprint}", facts=stage.facts),
     Page(name="schedules", path="/schedules", facts=schedules.facts),
 )

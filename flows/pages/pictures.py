@@ -23,18 +23,23 @@ def sparkline(values: Iterable[float | None], width: int = 96, height: int = 22,
     )
 
 
-def histogram(counts: Sequence[int], low: float, high: float, width: int = 84, height: int = 24) -> Markup:
-    """Bars of the same width from ``low`` to ``high``."""
-    if not counts or max(counts) == 0:
+def two_histograms(
+    everything: Sequence[int], found: Sequence[int], low: float, high: float, width: int = 72, height: int = 22
+) -> Markup:
+    """Bars of one width from ``low`` to ``high``: pale of all rows, and before them full of those found."""
+    if not everything or max(everything) == 0:
         return Markup("")
-    bar, tallest = width / len(counts), max(counts)
-    bars = "".join(
-        f'<rect x="{i * bar:.2f}" y="{height - n / tallest * height:.2f}" width="{max(bar - 0.6, 0.4):.2f}" '
-        f'height="{n / tallest * height:.2f}"/>'
-        for i, n in enumerate(counts)
-        if n
-    )
+    bar, tallest = width / len(everything), max(everything)
+
+    def bars(counts: Sequence[int], kind: str) -> str:
+        return "".join(
+            f'<rect class="{kind}" x="{i * bar:.2f}" y="{height - n / tallest * height:.2f}" '
+            f'width="{max(bar - 0.6, 0.4):.2f}" height="{n / tallest * height:.2f}"/>'
+            for i, n in enumerate(counts)
+            if n
+        )
+
     return Markup(
         f'<svg class="histogram" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="from {low:.3g} to {high:.3g}">{bars}</svg>'
+        f'aria-label="from {low:.3g} to {high:.3g}">{bars(everything, "all")}{bars(found, "found")}</svg>'
     )

@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flows.addresses import page_path
-from flows.pages.pictures import histogram, sparkline
+from flows.pages.pictures import sparkline, two_histograms
+from flows.query.tints import background
 from flows.text import duration, number, printable, printable_lines
 from tasks.metrics.declared import declared
 
@@ -40,9 +41,15 @@ def environment() -> Environment:
         "sparkline": sparkline,
         "state_class": state_class,
         "text": printable_lines,
+        "token": token_text,
         "words": words,
     }
-    found.globals |= {"address": page_path, "explained": explained, "histogram": histogram}
+    found.globals |= {
+        "address": page_path,
+        "background": background,
+        "explained": explained,
+        "two_histograms": two_histograms,
+    }
     return found
 
 
@@ -86,6 +93,11 @@ def cut(text: object, longest: int = LONGEST_TEXT) -> str:
     if len(whole) <= longest:
         return printable_lines(whole)
     return f"{printable_lines(whole[:longest])} … and {len(whole) - longest:,} more characters"
+
+
+def token_text(token: str) -> str:
+    """A token in the text that it is of: ends of lines are shown and kept."""
+    return cut(token).replace("\n", "⏎\n")
 
 
 def clock(seconds: float | None) -> str:

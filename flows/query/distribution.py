@@ -57,7 +57,7 @@ def _finite(parts: list[np.ndarray]) -> np.ndarray:
 def _counts(values: np.ndarray, low: float, high: float) -> list[int]:
     """Faster than ``numpy.histogram``, whose bins need not have one width."""
     if high == low:
-        return [len(values)]
+        return [len(values), *[0] * (NUM_BINS - 1)]
     bins = np.minimum(((values - low) * (NUM_BINS / (high - low))).astype(np.int64), NUM_BINS - 1)
     counts: list[int] = np.bincount(bins, minlength=NUM_BINS).tolist()
     return counts

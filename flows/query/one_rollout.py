@@ -2,13 +2,14 @@
 
 import html
 import re
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.query.data_set import Part
 from flows.query.find import Span, select
 from flows.query.grammar import Query, Words
+from flows.query.tints import background, tints_of
 from flows.runs import Run
 from flows.text import printable
 from tasks.errors import RunError
@@ -17,9 +18,7 @@ from tasks.store import Manifest, Ref
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ROLLOUT_ID = re.compile(r"r(\d{1,9})\.i(\d{1,9})(?:\.s\d+)?\..+")
-# Okabe and Ito's blue and orange, distinct for colour-blind readers too; full at so many standard deviations.
-BLUE, ORANGE, FULL_TINT = "0, 114, 178", "230, 159, 0", 2.5
+ROLLOUT_ID = re.compile(r"r(\d{1,9})(?:\.i(\d{1,9})(?:\.s\d+)?)?\..+")
 TOKEN_COLUMNS = {
     "logprobs": "logprob",
     "ref_logprobs": "ref_logprob",
@@ -36,52 +35,64 @@ TOKEN_COLUMNS = {
 class OneRollout:
     """One rollout and its tokens."""
 
+    part: Part
+    """Which committed data set it is of."""
     row: dict[str, Any]
     """Its columns that are not per token."""
     tokens: list[dict[str, Any]]
 
+    @property
+    def names(self) -> list[str]:
+        """What is known of each token."""
+        return [name for name in TOKEN_COLUMNS.values() if self.tokens and name in self.tokens[0]]
+
     def _repr_html_(self) -> str:
         """For notebooks: the text, each token on blue where its advantage is positive and on orange where it is negative."""
-        numbers = [name for name in TOKEN_COLUMNS.values() if self.tokens and name in self.tokens[0]]
-        tint = "advantage" if "advantage" in numbers else "logprob"
-        values = [token[tint] for token in self.tokens]
-        scale = FULL_TINT * (statistics.pstdev(values) if len(values) > 1 else 0.0) or 1.0
+        tokens, _ = tints_of(self.tokens, "advantage" if "advantage" in self.names else "logprob")
         spans = []
-        for token, value in zip(self.tokens, values, strict=True):
-            color = f"rgba({BLUE if value >= 0 else ORANGE}, {0.6 * min(1.0, abs(value) / scale):.2f})"
-            told = ", ".join(f"{name} {token[name]:.3g}" for name in numbers)
+        for token in tokens:
+            told = ", ".join(f"{name} {token[name]:.3g}" for name in self.names if token[name] is not None)
             text = html.escape(printable(token["token"]))
-            spans.append(f'<span style="background:{color}" title="{told}">{text}</span>')
+            spans.append(f'<span style="background:{background(token["tint"])}" title="{told}">{text}</span>')
         prompt, rollout_id = (html.escape(printable(self.row[name])) for name in ("prompt", "rollout_id"))
         score = "" if self.row.get("score") is None else f", score {self.row['score']:.3g}"
         return f"<p style='opacity:0.6'>{prompt}</p><p>{''.join(spans)}</p><p>{rollout_id}{score}</p>"
 
 
-def one_rollout(run: Run, rollout_id: str, attempt: str | None = None) -> OneRollout:
-    """The rollout of that id, whose first parts say where it is; as it is now, or in one attempt."""
+def one_rollout(
+    run: Run, rollout_id: str, attempt: str | None = None, *, data: str = "rollouts", sampled_by: str = ""
+) -> OneRollout:
+    """The rollout of that id, whose first parts say where it is; as it is now, or in one attempt.
+
+    The ids of an evaluation's responses, of which ``data`` names the data set, have no iteration, and ``sampled_by`` says
+    whether the policy's or the reference's is meant.
+    """
     match = ROLLOUT_ID.fullmatch(rollout_id)
     if match is None:
         raise RunError(
             f"{rollout_id}: not a rollout id like r1.i3.s0.PROMPT.SAMPLE; rounds rollouts {run.name} lists them"
         )
-    round, iteration = int(match[1]), int(match[2])
-    selection = select(run, rounds=Span(round, round), iterations=Span(iteration, iteration), attempt=attempt)
-    rows = selection.data_set.search(Query(conditions=(Words(text=rollout_id, column="rollout_id"),)))
+    round, iteration = int(match[1]), int(match[2] or 0)
+    selection = select(run, data, rounds=Span(round, round), iterations=Span(iteration, iteration), attempt=attempt)
+    conditions = [Words(text=rollout_id, column="rollout_id")]
+    conditions += [Words(text=sampled_by, column="sampled_by")] if sampled_by else []
+    rows = selection.data_set.search(Query(conditions=tuple(conditions)))
     if not len(rows):
         raise RunError(
             f"{rollout_id}: run {run.name} has no such rollout; "
             f"rounds rollouts {run.name} --round {round} --iteration {iteration} lists those of that iteration"
         )
-    (row,) = rows.dicts()
+    row, *_ = rows.dicts()
     (number, _), *_ = rows.chosen
-    texts = token_texts(tokenizer_of(run, selection.parts[number].ref), row["response_token_ids"])
+    part = selection.parts[number]
+    texts = token_texts(tokenizer_of(run, part.ref), row["response_token_ids"])
     names = {name: label for name, label in TOKEN_COLUMNS.items() if row.get(name) is not None}
     tokens = [
         {"token": text, "token_id": token_id, **{label: row[name][t] for name, label in names.items()}}
         for t, (text, token_id) in enumerate(zip(texts, row["response_token_ids"], strict=True))
     ]
     plain = {name: value for name, value in row.items() if not isinstance(value, list)}
-    return OneRollout(row=plain, tokens=tokens)
+    return OneRollout(part=part, row=plain, tokens=tokens)
 
 
 def tokenizer_of(run: Run, ref: Ref) -> Path | None:

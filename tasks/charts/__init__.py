@@ -2,7 +2,7 @@
 imported: a chart is plain data, and the same numbers give the same bytes."""
 
 from tasks.charts.figure import BLUE, COLORS, MUTED, ORANGE, Figure, History, Series
-from tasks.charts.kinds import curves, histogram, scatter
+from tasks.charts.kinds import curves, histogram, lines, scatter
 from tasks.charts.of_reward_model import calibration_chart
 from tasks.charts.of_run import charts_of
 
@@ -18,5 +18,6 @@ __all__ = [
     "charts_of",
     "curves",
     "histogram",
+    "lines",
     "scatter",
 ]

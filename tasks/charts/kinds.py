@@ -62,6 +62,25 @@ def curves(history: History, title: str, panels: Sequence[Panel]) -> Figure | No
     return {"data": data, "layout": layout}
 
 
+def lines(title: str, x_title: str, values: Mapping[str, Sequence[float]]) -> Figure:
+    """Numbers by their position, a line for each name."""
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(own) <= MOST_MARKERS else "lines",
+            "name": name,
+            "x": list(range(1, len(own) + 1)),
+            "y": [rounded(value) if is_number(value) else None for value in own],
+            "line": {"color": color, "width": 2},
+            "marker": {"size": 4},
+        }
+        for (name, own), color in zip(values.items(), COLORS, strict=False)
+    ]
+    layout = layout_of(title, showlegend=len(data) > 1)
+    layout["xaxis"] = {"title": {"text": x_title, "font": {"size": 11}}}
+    return {"data": data, "layout": layout}
+
+
 def traces_of(history: History, series: Series, color: str, axis: str, *, is_alone: bool) -> list[dict[str, Any]]:
     """A line, and below it the band around it where it has one. Where an iteration does not know the metric, the line goes
     on from the next one that does."""

@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from flows.addresses import base_address, page_path, pages_of_run, served, served_at
 from flows.pages.application import application
 from flows.pages.guard import HEADERS, token_of
-from flows.pages.rendering import ago, as_data, cut, histogram, short_number, signed, sparkline
+from flows.pages.pictures import sparkline, two_histograms
+from flows.pages.rendering import ago, as_data, cut, short_number, signed
 from flows.pages.serve import listening
 from flows.pages.site import Asked, Site
 from flows.runs.workspace import create_or_open
@@ -285,8 +286,9 @@ def test_small_pictures_are_drawn_of_what_is_known():
     assert sparkline([1.0]) == ""
     assert sparkline([None, float("nan"), 2.0]) == ""
     assert 'points="2.0,19.0 48.0,3.0 94.0,11.0"' in sparkline([0.0, 2.0, 1.0])
-    assert histogram([0, 0], 0, 1) == ""
-    assert str(histogram([1, 0, 2], 0, 1)).count("<rect") == 2
+    assert two_histograms([0, 0], [0, 0], 0, 1) == ""
+    drawn = str(two_histograms([1, 0, 2], [1, 0, 0], 0, 1))
+    assert (drawn.count('class="all"'), drawn.count('class="found"')) == (2, 1)
 
 
 # The command

@@ -12,7 +12,8 @@
     const { title, ...rest } = layout;
     const found = { ...rest, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
     found.font = { ...layout.font, color: color("--text"), size: 11, family: "system-ui, sans-serif" };
-    for (const name of Object.keys(layout)) if (/^[xy]axis\d*$/.test(name)) found[name] = { ...axis, ...layout[name] };
+    const names = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((name) => /^[xy]axis\d+$/.test(name))]);
+    for (const name of names) found[name] = { ...axis, ...layout[name] };
     return found;
   }
   function draw(figure) {

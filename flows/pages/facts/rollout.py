@@ -1,0 +1,118 @@
+"""One rollout: its tokens, its rewards, its siblings, and what else was said to its prompt."""
+
+from typing import Any
+
+from flows.pages.site import Asked, Site
+from flows.query import OneRollout, Words, one_rollout, select, span
+from flows.query.grammar import Query
+from flows.query.tints import TINTS, tints_of
+from flows.runs import Run
+from tasks.charts import lines
+from tasks.stages import STAGES
+from tasks.store import Manifest
+
+MOST_ANSWERS = 200
+"""Answers to the same prompt that are shown, the latest ones."""
+
+
+def facts(site: Site, asked: Asked) -> dict[str, Any]:
+    """All that is known of a rollout."""
+    run, rollout_id = site.run(asked.path["run"]), asked.path["rollout_id"]
+    data = asked.one_of("data", STAGES.data_sets, "rollouts")
+    attempt, sampled_by = asked.text("attempt"), asked.text("by")
+    one = one_rollout(run, rollout_id, attempt or None, data=data, sampled_by=sampled_by)
+    known = [name for name in TINTS if one.tokens and name in one.tokens[0]]
+    tint = asked.one_of("tint", tuple(TINTS), known[0] if known else "advantage")
+    tokens, scale = tints_of(one.tokens, tint)
+    row = one.row
+    return {
+        "called": asked.path["run"],
+        "data": data,
+        "q": asked.text("q"),
+        "attempt": attempt,
+        "by": sampled_by,
+        "rollout_id": rollout_id,
+        "round": one.part.place.round,
+        "iteration": one.part.place.iteration,
+        "row": {name: value for name, value in row.items() if name not in ("messages",)},
+        "prompt": row["prompt"],
+        "response": row["response"],
+        "tint": tint,
+        "tints": known,
+        "scale": scale,
+        "tokens": tokens,
+        "numbers": one.names,
+        "chart": chart_of(one),
+        "components": components_of(run, row),
+        **of_the_prompt(run, one, data),
+        "origin": origin_of(run, one),
+    }
+
+
+def chart_of(one: OneRollout) -> dict[str, Any] | None:
+    """What the critic expected at each token, and what came."""
+    found: dict[str, list[float]] = {
+        name: [token[name] for token in one.tokens] for name in ("value", "return") if name in one.names
+    }
+    return lines("Value and return by token", "token of the response", found) if found else None
+
+
+def components_of(run: Run, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of the score with their weights, then the rewards that training never sees."""
+    rewards = run.config.rewards
+    inside = [
+        {"name": name, "value": row.get(f"score_{name}"), "weight": reward.weight, "is_held_out": False}
+        for name, reward in rewards.items()
+    ]
+    outside = [
+        {
+            "name": name,
+            "value": row.get(f"held_out_{name}", row.get(f"score_{name}")),
+            "weight": None,
+            "is_held_out": True,
+        }
+        for name in run.config.evaluation.held_out_rewards
+    ]
+    return [part for part in [*inside, *outside] if part["value"] is not None]
+
+
+def of_the_prompt(run: Run, one: OneRollout, data: str) -> dict[str, Any]:
+    """The other responses to the prompt: in the same place, and in all other places, the reference's first."""
+    own = Query(conditions=(Words(text=one.row["prompt_id"], column="prompt_id"),))
+    everywhere = select(run, data, rounds=span("all", option="round"), iterations=span("all", option="iteration"))
+    found = everywhere.data_set.matching(own)
+    start = max(0, found.found - MOST_ANSWERS)
+    names = ["rollout_id", "round", "iteration", "score", "length", "response", "sampled_by"]
+    # The first answers are the reference's, whatever else is cut off.
+    answers = found.window(0, 1).dicts(names) if start else []
+    answers += found.window(start, found.found).dicts(names)
+    for answer in answers:
+        first = (answer["round"], answer["iteration"]) == (1, 1)
+        answer["is_reference"] = answer.get("sampled_by") == "reference" or (first and data == "rollouts")
+    answers.sort(key=lambda answer: not answer["is_reference"])
+    place = (one.part.place.round, one.part.place.iteration)
+    siblings = [answer for answer in answers if (answer["round"], answer["iteration"]) == place]
+    scores = {answer["score"] for answer in siblings if answer.get("score") is not None}
+    return {
+        "answers": answers,
+        "answers_left_out": max(0, found.found - len(answers)),
+        "siblings": siblings,
+        "no_spread": len(siblings) > 1 and len(scores) == 1,
+    }
+
+
+def origin_of(run: Run, one: OneRollout) -> dict[str, Any]:
+    """Where the rollout came from, and the commands that show and replay it."""
+    manifest = Manifest.read(one.part.ref.directory)
+    place = one.part.place
+    at = f"--round {place.round}" + (f" --iteration {place.iteration}" if place.iteration else "")
+    commands = [f"rounds show {one.row['rollout_id']} --run {run.name}"]
+    if manifest.stage in STAGES.replayed:
+        commands.append(f"rounds replay {run.name} {at}")
+    return {
+        "stage": manifest.stage,
+        "fingerprint": manifest.fingerprint,
+        "policy_version": one.row.get("policy_version"),
+        "seed": manifest.recipe["seed"],
+        "commands": commands,
+    }

@@ -1,0 +1,227 @@
+"""Rollouts, and the rows of any other data set: searched, sorted, counted, fifty at a time."""
+
+import re
+from typing import Any
+
+from flows.addresses import page_path
+from flows.pages.site import Asked, Site
+from flows.query import (
+    Order,
+    Query,
+    Rows,
+    Selection,
+    distribution,
+    is_numeric,
+    parse,
+    quoted,
+    select,
+    span,
+    value_counts,
+    written_terms,
+)
+from flows.runs import Run
+from tasks.errors import ConfigError
+from tasks.stages import STAGES
+
+ROWS_OF_A_PAGE = 50
+MOST_COUNTED = 50_000
+"""Rows up to which the data's own columns, which are stored as JSON, are counted for facets."""
+TEXTS = ("prompt", "response", "responses")
+UNSHOWN = {
+    *TEXTS, "messages", "extra", "rollout_id", "prompt_id", "preference_id", "policy_version", "sample_index",
+    "run", "round", "iteration", "treated_score", "final_value",
+}  # fmt: skip
+"""Columns that stand in no cell of their own: texts, names of rows and of places, and what only the arithmetic needs."""
+
+
+def facts(site: Site, asked: Asked) -> dict[str, Any]:
+    """The rows that a search finds."""
+    run = site.run(asked.path["run"])
+    name = asked.one_of("data", STAGES.data_sets, "rollouts")
+    selection = select(
+        run,
+        name,
+        rounds=span(asked.text("round") or None, option="round"),
+        iterations=span(asked.text("iteration") or None, option="iteration"),
+        attempt=asked.text("attempt") or None,
+    )
+    search, mistake = asked.text("q"), ""
+    try:
+        query = parse(search)
+        found = selection.data_set.matching(query)
+        number = asked.number("page", 1, low=1, high=1 + max(0, found.found - 1) // ROWS_OF_A_PAGE)
+        rows = found.sorted_by(query.order, number * ROWS_OF_A_PAGE)
+    except ConfigError as error:
+        # All rows stay in view, so that a search can be mended while one looks at them.
+        query, mistake, number = Query(), str(error), 1
+        found = selection.data_set.matching(query)
+        rows = found.window(0, ROWS_OF_A_PAGE)
+    shown = rows.window((number - 1) * ROWS_OF_A_PAGE, number * ROWS_OF_A_PAGE)
+    columns = columns_of(selection, found, query, search)
+    return {
+        "called": asked.path["run"],
+        "data": name,
+        "data_sets": data_sets_of(run),
+        "q": search,
+        "mistake": mistake,
+        "is_current": selection.is_current,
+        "places": sorted({(part.place.round, part.place.iteration) for part in selection.parts}),
+        "round": asked.text("round"),
+        "iteration": asked.text("iteration"),
+        "attempt": asked.text("attempt"),
+        "opened": asked.text("open"),
+        "found": found.found,
+        "total": selection.data_set.num_rows,
+        "page_number": number,
+        "pages": 1 + max(0, found.found - 1) // ROWS_OF_A_PAGE,
+        "columns": columns,
+        "texts": [text for text in TEXTS if text in selection.data_set.columns or text in shown.lists],
+        "rows": rows_of(shown, [column["name"] for column in columns]),
+        "chips": [{"term": term, "without": without(search, term)} for term in written_terms(search)],
+        "facets": facets_of(found, search),
+        "neighbours": neighbours_of(run, name, selection),
+    }
+
+
+def data_sets_of(run: Run) -> list[str]:
+    """The data sets of which the run has any, but for the audit, whose columns stand beside those of the rollouts."""
+    return [name for name in STAGES.data_sets if name != "audit" and has_data_set(run, name)]
+
+
+def has_data_set(run: Run, name: str) -> bool:
+    stages = STAGES.with_data_set(name)
+    places = (place for stage in stages for place in run.root.glob(f"stages/round-001/**/{stage}"))
+    return any(next(place.glob(f"**/{name}"), None) is not None for place in places)
+
+
+def columns_of(selection: Selection, found: Rows, query: Query, search: str) -> list[dict[str, Any]]:
+    """The columns that stand in cells, the scores first, each with how its values lie and the address that sorts by it."""
+    data_set = selection.data_set
+    names = [name for name in data_set.columns if name not in UNSHOWN and not is_own(selection, name)]
+    names.sort(key=lambda name: (name != "score", not name.startswith("score_"), not name.startswith("held_out_")))
+    # The one component of a score is the score itself, up to its weight.
+    components = [name for name in names if name.startswith("score_")]
+    if len(components) == 1 and "score" in names:
+        names.remove(components[0])
+    columns = []
+    for name in names:
+        numeric = is_numeric(data_set, name)
+        lies = distribution(found, name) if numeric else None
+        order = next((own for own in query.order if own.column == name), None)
+        columns.append(
+            {
+                "name": name,
+                "label": label_of(name),
+                "is_numeric": numeric,
+                "sorted": None if order is None else ("down" if order.largest_first else "up"),
+                "sort": with_order(search, name, order),
+                "distribution": None
+                if lies is None
+                else {"low": lies.low, "high": lies.high, "all": lies.all, "found": lies.found},
+            }
+        )
+    return columns
+
+
+def is_own(selection: Selection, name: str) -> bool:
+    """Whether a column is one of the user's data, which is a facet and no cell."""
+    return not any(name in part.all_columns for part in selection.parts)
+
+
+def label_of(name: str) -> str:
+    words = {"kl_sum": "KL", "distinct_2": "distinct bigrams"}
+    return words.get(name, re.sub(r"^(score|held_out)_", "", name).replace("_", " "))
+
+
+def with_order(search: str, name: str, order: Order | None) -> str:
+    """The search sorted by a column: first the largest, then the smallest, then as the rows stand."""
+    kept = [term for term in written_terms(search) if not term.startswith("sort:")]
+    if order is None:
+        return " ".join([*kept, f"sort:-{name}"])
+    return " ".join([*kept, f"sort:{name}"] if order.largest_first else kept)
+
+
+def without(search: str, term: str) -> str:
+    """The search without one of its terms."""
+    terms = written_terms(search)
+    terms.remove(term)
+    return " ".join(terms)
+
+
+def facets_of(found: Rows, search: str) -> list[dict[str, Any]]:
+    """Columns of few values, each with the number of rows and the search that keeps those alone."""
+    data_set = found.data_set
+    names: list[str] = [
+        name for name in ("sampled_by", "round", "iteration", "finish_reason") if name in data_set.columns
+    ]
+    if data_set.num_rows <= MOST_COUNTED:
+        stored = {name for part in data_set.parts for name in part.all_columns}
+        names += [name for name in data_set.columns if name not in stored and name not in names and name != "run"]
+    facets = []
+    for name in names:
+        counts = value_counts(found, name)
+        if counts is None or len(counts) < 2:
+            continue
+        place = name in ("round", "iteration")
+        counts = sorted(counts, key=lambda item: int(item[0])) if place else counts
+        values = [
+            {"value": value, "count": count, "q": " ".join(filter(None, [search, term_of(name, value, place)]))}
+            for value, count in counts
+        ]
+        facets.append({"name": name, "values": values})
+    return facets
+
+
+def term_of(name: str, value: str, place: bool) -> str:
+    if place:
+        return f"{name}={value}"
+    return f"{name}:{value}" if re.fullmatch(r"[\w.-]+", value) else f"{name}:{quoted(value)}"
+
+
+def rows_of(shown: Rows, columns: list[str]) -> list[dict[str, Any]]:
+    """The rows of this page: their names, places, texts and cells."""
+    names = [
+        "rollout_id",
+        "preference_id",
+        "prompt_id",
+        "prompt",
+        "response",
+        "responses",
+        "ranks",
+        "round",
+        "iteration",
+    ]
+    rows = shown.dicts([*dict.fromkeys([*names, *columns])])
+    return [
+        {
+            "id": row.get("rollout_id") or row.get("preference_id") or row.get("prompt_id") or "",
+            "is_rollout": row.get("rollout_id") is not None,
+            "by": row.get("sampled_by"),
+            "round": row.get("round"),
+            "iteration": row.get("iteration"),
+            "prompt": row.get("prompt"),
+            "response": row.get("response"),
+            "responses": row.get("responses"),
+            "ranks": row.get("ranks"),
+            "cells": {name: row.get(name) for name in columns},
+        }
+        for row in rows
+    ]
+
+
+def neighbours_of(run: Run, name: str, selection: Selection) -> dict[str, str | None]:
+    """The addresses of the iterations before and after the one that is shown; none where several are."""
+    here = {(part.place.round, part.place.iteration) for part in selection.parts}
+    if len(here) != 1 or name != "rollouts":
+        return {"previous": None, "next": None}
+    ((round, iteration),) = here
+    config = run.config
+    places = [(r, i) for r in range(1, config.rounds + 1) for i in range(1, config.iterations + 1)]
+    at = places.index((round, iteration)) if (round, iteration) in places else 0
+
+    def address(position: int) -> str | None:
+        if not 0 <= position < len(places):
+            return None
+        return page_path("runs", run.name, "rollouts", round=places[position][0], iteration=places[position][1])
+
+    return {"previous": address(at - 1), "next": address(at + 1)}
