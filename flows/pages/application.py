@@ -75,7 +75,9 @@ def json_of(site: Site, page: Page) -> Endpoint:
 
 
 def asked_of(request: Request) -> Asked:
-    return Asked(path=dict(request.path_params), query=dict(request.query_params))
+    query = request.query_params
+    repeated = {name: tuple(query.getlist(name)) for name in query}
+    return Asked(path=dict(request.path_params), query=dict(query), repeated=repeated)
 
 
 def page_text(site: Site, page: Page, asked: Asked) -> str:

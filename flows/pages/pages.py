@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flows.pages.facts import rollout, rollouts, run, runs, schedules, stage
+from flows.pages.facts import compare, hacking, rollout, rollouts, run, runs, schedules, stage
 from flows.pages.site import Asked, Site
 
 
@@ -27,6 +27,8 @@ PAGES = (
     Page(name="run", path="/runs/{run}", facts=run.facts),
     Page(name="rollouts", path="/runs/{run}/rollouts", facts=rollouts.facts),
     Page(name="rollout", path="/runs/{run}/rollouts/{rollout_id}", facts=rollout.facts),
+    Page(name="hacking", path="/runs/{run}/hacking", facts=hacking.facts),
+    Page(name="compare", path="/compare", facts=compare.facts),
     Page(name="stage", path="/runs/{run}/stages/{fingerprint}", facts=stage.facts),
     Page(name="schedules", path="/schedules", facts=schedules.facts),
 )

@@ -52,6 +52,8 @@ class Asked:
 
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    repeated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """All values of what is said more than once; ``query`` has the last one."""
 
     def text(self, name: str, default: str = "") -> str:
         return self.query.get(name, default)

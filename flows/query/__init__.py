@@ -1,7 +1,7 @@
 """Rows of any data set that a stage wrote, over iterations and rounds, found by one search grammar."""
 
 from flows.query.data_set import DataSet, Part, Rows
-from flows.query.distribution import Distribution, distribution, is_numeric, value_counts
+from flows.query.distribution import Distribution, distribution, is_numeric, means_by, value_counts
 from flows.query.find import LATEST, Selection, Span, select, span
 from flows.query.grammar import Order, Query, Words, parse, quoted, written_terms
 from flows.query.one_rollout import OneRollout, one_rollout
@@ -20,6 +20,7 @@ __all__ = [
     "Words",
     "distribution",
     "is_numeric",
+    "means_by",
     "one_rollout",
     "parse",
     "quoted",

@@ -188,6 +188,17 @@ class Rows:
             order_of.append(mine)
         return Rows(data_set=self.data_set, chosen=tuple(kept), order=tuple(order_of), found=self.found)
 
+    def every(self, step: int) -> "Rows":
+        """Each ``step``-th of these rows, which stand one part after the other."""
+        assert self.order is None
+        kept, before = [], 0
+        for number, indices in self.chosen:
+            own = indices[-before % step :: step] if step > 1 else indices
+            before += len(indices)
+            if len(own):
+                kept.append((number, own))
+        return replace(self, chosen=tuple(kept))
+
     def window(self, start: int, stop: int) -> "Rows":
         """Some of these rows, by where they stand among all."""
         kept: list[tuple[int, Any]] = []
