@@ -31,6 +31,7 @@ from tasks.store import (
     Table,
     read_dataset,
     write_dataset,
+    write_json,
 )
 from tasks.text import (
     Encoder,
@@ -49,10 +50,17 @@ def prepare_data(
     """
     data = config.data
     findings = Findings()
-    texts = to_texts(read_all(data.texts, context), findings)
-    preferences, _ = to_preferences(read_all(data.preferences, context), findings)
-    prompts = to_prompts(read_all(data.prompts, context), findings)
-    held_out = to_prompts(read_all(data.held_out_prompts, context), findings)
+    rows_of: dict[str, list[int]] = {}
+
+    def read(kind: str) -> list[Row]:
+        by_source = read_all(getattr(data, kind), context)
+        rows_of[kind] = [len(rows) for rows in by_source]
+        return [row for rows in by_source for row in rows]
+
+    texts = to_texts(read("texts"), findings)
+    preferences, _ = to_preferences(read("preferences"), findings)
+    prompts = to_prompts(read("prompts"), findings)
+    held_out = to_prompts(read("held_out_prompts"), findings)
     kinds = ((data.texts, texts), (data.preferences, preferences), (data.prompts, prompts))
     if base is None or any(sources and not found for sources, found in kinds):
         # Else rows that are too long are told with the others.
@@ -91,6 +99,7 @@ def prepare_data(
         if table.num_rows == 0:
             raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
         write_dataset(context.output / name, table)
+    write_json(context.output / "findings.json", {**findings.as_dict(), "rows_of_sources": rows_of})
     counts = {f"data/{name}": float(table.num_rows) for name, table in written.items()}
     dropped = tell_of_dropped(context, findings)
     return StageOutput(
@@ -118,13 +127,14 @@ def require_usable(data: DataConfig, findings: Findings) -> None:
         findings.require_no_bad_rows()
 
 
-def read_all(sources: tuple[Source, ...], context: StageContext) -> list[Row]:
-    """The rows of all sources of one kind."""
-    rows: list[Row] = []
+def read_all(sources: tuple[Source, ...], context: StageContext) -> list[list[Row]]:
+    """The rows of each source of one kind."""
+    by_source = []
     for source in sources:
-        rows += read_rows(source, seed=context.run_seed)
-        context.progress(len(rows), len(rows), unit="rows")
-    return rows
+        by_source.append(read_rows(source, seed=context.run_seed))
+        done = sum(map(len, by_source))
+        context.progress(done, done, unit="rows")
+    return by_source
 
 
 def with_held_out(

@@ -107,7 +107,7 @@ STAGES = Stages(
     (
         Stage(
             name="prepare_data",
-            version="2",
+            version="3",
             config=PrepareDataConfig,
             belongs_to="round",
             inputs=("base", "previous"),
@@ -128,11 +128,12 @@ STAGES = Stages(
         ),
         Stage(
             name="train_reward_model",
-            version="5",
+            version="6",
             config=TrainRewardModelConfig,
             belongs_to="round",
             inputs=("base", "reference", "data"),
             models=("reward_model",),
+            data_sets=("held_out_pairs",),
             headlines=(("reward_model/accuracy", "accuracy", 3),),
         ),
         Stage(

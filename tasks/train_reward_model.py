@@ -1,6 +1,6 @@
 """Stage: a reward model from preferences, calibrated on the reference policy's responses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ppo_core import calibration_bins, expected_calibration_error, ranking_loss
+from ppo_core import ranking_loss
 from tasks.config import TrainRewardModelConfig
 from tasks.contract import Gates, StageContext, StageOutput
 from tasks.errors import DataError
 from tasks.models import POLICY, REWARD_MODEL, Models, ScalarModel, descend, part_directory, shuffled
 from tasks.sampling import CALIBRATION, calibration_rollouts
 from tasks.scoring import last_token_scores, model_scores
+from tasks.scoring.held_out_pairs import BY_LENGTH, held_out_pairs, pack_groups, pairs_table, quality_of
 from tasks.store import Ref, read_dataset, write_dataset, write_json
 from tasks.text import OPTIONS_FILE, copy_tokenizer, encode_dialogues, options_of
 
@@ -38,7 +39,8 @@ def train_reward_model(
     losses = fit(models, model, train, tokenizer, config)
     # Before the scores are rescaled: σ(s⁺ − s⁻) is a probability only on the scale of the training loss.
     scores_of = partial(last_token_scores, models, model)
-    quality = held_out_quality(held_out, tokenizer, context.execution.micro_batch_tokens, scores_of)
+    pairs = held_out_pairs(held_out, tokenizer, context.execution.micro_batch_tokens, scores_of)
+    quality = quality_of(pairs)
     gates = Gates(context)
     require_better_than_chance(quality, context.health.min_reward_model_accuracy, gates)
     mean, std = calibrate(models, model, source, config, reference=reference, data=data)
@@ -47,6 +49,7 @@ def train_reward_model(
     if options := options_of(tokenizer):
         # So that whoever scores with it renders a conversation as here.
         write_json(context.output / REWARD_MODEL / OPTIONS_FILE, dict(options))
+    write_dataset(context.output / "held_out_pairs", pairs_table(held_out, pairs))
     write_json(context.output / "calibration.json", {**quality, "score_mean": mean, "score_std": std})
     return StageOutput(
         rows=len(train),
@@ -157,79 +160,8 @@ def batches_of_pairs(order: Sequence[int], num_pairs: Sequence[int], batch_size:
     return batches
 
 
-def pack_groups(groups: Sequence[Sequence[Sequence[int]]], token_budget: int) -> list[list[int]]:
-    """Positions of groups of like width, as many together as stay within the budget when padded; none is ever cut."""
-    widths = [max(len(row) for row in group) for group in groups]
-    packed: list[list[int]] = []
-    num_rows = 0
-    for i in sorted(range(len(groups)), key=lambda i: widths[i]):
-        num_rows += len(groups[i])
-        # Widths rise, so the newest one is the width of all.
-        if packed and num_rows * widths[i] <= token_budget:
-            packed[-1].append(i)
-        else:
-            packed.append([i])
-            num_rows = len(groups[i])
-    return packed
-
-
 FEWEST_TO_STOP_BY = 25
 """Held-out preferences with which a standard error at chance is 0.1: fewer cannot tell a good model from a coin."""
-BY_LENGTH = ("accuracy_chosen_longer", "accuracy_chosen_shorter")
-
-
-@torch.no_grad()
-def held_out_quality(
-    rows: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    token_budget: int,
-    scores_of: Callable[[list[list[int]]], torch.Tensor],
-) -> dict[str, Any]:
-    """Accuracy, mean margin and reliability of ``σ(s⁺ − s⁻)`` over the strict pairs of preferences never trained on.
-
-    Accuracy also apart for pairs whose chosen response has more tokens than the other, and fewer; None where there is none.
-    """
-    groups = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
-    margins: list[float] = []
-    longer_by: list[int] = []
-    preference_of: list[int] = []
-    for part in pack_groups(groups, token_budget):
-        scores = iter(scores_of([ids for i in part for ids in groups[i]]).tolist())
-        for i in part:
-            own = [(next(scores), len(ids)) for ids in groups[i]]
-            for (rank_a, a), (rank_b, b) in combinations(zip(rows[i]["ranks"], own, strict=True), 2):
-                if rank_a != rank_b:
-                    chosen, rejected = (a, b) if rank_a < rank_b else (b, a)
-                    margins.append(chosen[0] - rejected[0])
-                    # The prompt is the same, so that this is the responses' difference.
-                    longer_by.append(chosen[1] - rejected[1])
-                    preference_of.append(i)
-    margin, difference = torch.tensor(margins), torch.tensor(longer_by)
-    is_right = margin > 0
-    probabilities = torch.sigmoid(margin)
-    by_length = dict(zip(BY_LENGTH, (difference > 0, difference < 0), strict=True))
-    return {
-        "preferences": len(set(preference_of)),
-        "pairs": len(margins),
-        "accuracy": float(is_right.float().mean()),
-        "accuracy_error": clustered_error(is_right.tolist(), preference_of),
-        **{name: float(is_right[own].float().mean()) if own.any() else None for name, own in by_length.items()},
-        "mean_margin": float(margin.mean()),
-        "calibration_error": float(expected_calibration_error(probabilities)),
-        "bins": [own._asdict() for own in calibration_bins(probabilities)],
-    }
-
-
-def clustered_error(is_right: Sequence[bool], preference_of: Sequence[int]) -> float:
-    """Standard error of the mean of ``is_right``, when the pairs of one preference may be right and wrong together.
-
-    ``√(Σ_g (Σ_{i in g} (x_i − mean))²) / n``; where each preference is one pair, ``√(p (1 − p) / n)``. Liang and Zeger 1986.
-    """
-    mean = sum(is_right) / len(is_right)
-    sums: dict[int, float] = {}
-    for right, preference in zip(is_right, preference_of, strict=True):
-        sums[preference] = sums.get(preference, 0.0) + right - mean
-    return float(sum(total**2 for total in sums.values()) ** 0.5 / len(is_right))
 
 
 def require_better_than_chance(quality: dict[str, Any], limit: float, gates: Gates) -> None:

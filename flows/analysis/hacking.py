@@ -61,14 +61,16 @@ def sampled(rows: Rows) -> Rows:
     return rows.every(-(-rows.found // MOST_ROWS))
 
 
-def most_suspicious(table: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def most_suspicious(
+    table: Sequence[Mapping[str, Any]], names: Sequence[str], *, most: int = MOST_SUSPICIOUS
+) -> list[dict[str, Any]]:
     """The rollouts whose score is highest above what their held-out rewards would have it."""
     known = [row for row in table if row["score"] is not None and any(row.get(name) is not None for name in names)]
     if not known or not names:
         return []
     doubt = standardized([row["score"] for row in known])
     doubt = doubt - np.mean([standardized([row.get(name) for row in known]) for name in names], axis=0)
-    worst = np.argsort(-doubt, kind="stable")[:MOST_SUSPICIOUS]
+    worst = np.argsort(-doubt, kind="stable")[:most]
     return [{**known[i], "doubt": float(doubt[i])} for i in worst if doubt[i] > 0]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.addresses import DEFAULT_PORT
+from flows.cli.options import RunName
 
 if TYPE_CHECKING:
     from flows.runs import Run
@@ -57,6 +58,25 @@ def ui(
     homes = [ctx.obj if found is None else found.home, *(also or [])]
     begin = "/" if found is None else f"/runs/{found.name}"
     serve(homes, host=host, port=port, is_read_only=read_only, begin=begin, ready=ready)
+
+
+@commands.command()
+def report(
+    ctx: typer.Context,
+    run: RunName = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Default: RUN-report.html here.")] = None,
+    rollouts: Annotated[
+        int, typer.Option(metavar="N", min=4, max=10_000, help="How many rollouts it has, a quarter of each kind.")
+    ] = 200,
+) -> None:
+    """Write one HTML file that tells all of a run and needs no network: results, charts, doubts, rollouts."""
+    from flows.pages.report import write_report
+    from flows.runs import find_run
+
+    found = find_run(ctx.obj, run)
+    file = Path(f"{found.name}-report.html") if to is None else to
+    write_report(found, file, rollouts=rollouts)
+    print(file)
 
 
 def write_pages(run: "Run", directory: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flows.pages.facts import compare, hacking, rollout, rollouts, run, runs, schedules, stage
+from flows.pages.facts import compare, data, hacking, reward_model, rollout, rollouts, run, runs, schedules, stage
 from flows.pages.site import Asked, Site
 
 
@@ -29,6 +29,8 @@ PAGES = (
     Page(name="rollout", path="/runs/{run}/rollouts/{rollout_id}", facts=rollout.facts),
     Page(name="hacking", path="/runs/{run}/hacking", facts=hacking.facts),
     Page(name="compare", path="/compare", facts=compare.facts),
+    Page(name="reward_model", path="/runs/{run}/reward-model", facts=reward_model.facts),
+    Page(name="data", path="/runs/{run}/data", facts=data.facts),
     Page(name="stage", path="/runs/{run}/stages/{fingerprint}", facts=stage.facts),
     Page(name="schedules", path="/schedules", facts=schedules.facts),
 )

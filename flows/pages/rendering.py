@@ -35,6 +35,7 @@ def environment() -> Environment:
         "clock": clock,
         "cut": cut,
         "duration": duration,
+        "is_special": is_special,
         "line": printable,
         "number": short_number,
         "signed": signed,
@@ -98,6 +99,11 @@ def cut(text: object, longest: int = LONGEST_TEXT) -> str:
 def token_text(token: str) -> str:
     """A token in the text that it is of: ends of lines are shown and kept."""
     return cut(token).replace("\n", "⏎\n")
+
+
+def is_special(token: str) -> bool:
+    """Whether a token looks like one that stands for no text: ``</s>``, ``<|user|>``, ``[INST]``."""
+    return len(token) > 2 and (token[0], token[-1]) in (("<", ">"), ("[", "]"))
 
 
 def clock(seconds: float | None) -> str:

@@ -199,6 +199,17 @@ class Rows:
                 kept.append((number, own))
         return replace(self, chosen=tuple(kept))
 
+    def having(self, column: str, values: Sequence[str]) -> "Rows":
+        """Those of these rows, which stand one part after the other, whose column has one of some values."""
+        assert self.order is None
+        wanted, kept = pa.array(values, pa.string()), []
+        for number, indices in self.chosen:
+            own = self.data_set.parts[number].column(column)
+            if own is not None:
+                found = indices.filter(pc.is_in(own.take(indices).combine_chunks(), value_set=wanted))
+                kept += [(number, found)] if len(found) else []
+        return replace(self, chosen=tuple(kept), found=sum(len(indices) for _, indices in kept))
+
     def window(self, start: int, stop: int) -> "Rows":
         """Some of these rows, by where they stand among all."""
         kept: list[tuple[int, Any]] = []

@@ -3,10 +3,11 @@
 import html
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.query.data_set import Part
+from flows.query.data_set import Part, Rows
 from flows.query.find import Span, select
 from flows.query.grammar import Query, Words
 from flows.query.tints import background, tints_of
@@ -82,10 +83,25 @@ def one_rollout(
             f"{rollout_id}: run {run.name} has no such rollout; "
             f"rounds rollouts {run.name} --round {round} --iteration {iteration} lists those of that iteration"
         )
-    row, *_ = rows.dicts()
-    (number, _), *_ = rows.chosen
-    part = selection.parts[number]
-    texts = token_texts(tokenizer_of(run, part.ref), row["response_token_ids"])
+    found, *_ = opened(run, rows)
+    return found
+
+
+def opened(run: Run, rows: Rows) -> list[OneRollout]:
+    """Each of some rows with its tokens, in their order."""
+    found: list[OneRollout | None] = [None] * len(rows)
+    before = 0
+    for i, (number, indices) in enumerate(rows.chosen):
+        part = rows.data_set.parts[number]
+        directory = tokenizer_of(run, part.ref)
+        standing = range(before, before + len(indices)) if rows.order is None else rows.order[i].tolist()
+        before += len(indices)
+        for position, row in zip(standing, part.rows(indices, None).to_pylist(), strict=True):
+            found[position] = _one(part, row, token_texts(directory, row["response_token_ids"]))
+    return [one for one in found if one is not None]
+
+
+def _one(part: Part, row: dict[str, Any], texts: list[str]) -> OneRollout:
     names = {name: label for name, label in TOKEN_COLUMNS.items() if row.get(name) is not None}
     tokens = [
         {"token": text, "token_id": token_id, **{label: row[name][t] for name, label in names.items()}}
@@ -113,11 +129,16 @@ def token_texts(directory: Path | None, token_ids: list[int]) -> list[str]:
         from tasks.text import load_tokenizer
 
         return [str(text) for text in load_tokenizer(str(directory)).convert_ids_to_tokens(token_ids)]
-    # Not through transformers, whose import takes longer than all the rest.
+    tokenizer = _tokenizer(directory / "tokenizer.json")
+    return [token_text(tokenizer, token_id) for token_id in token_ids]
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(file: Path) -> "Tokenizer":
+    """Not through transformers, whose import takes longer than all the rest. What is committed does not change."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    return [token_text(tokenizer, token_id) for token_id in token_ids]
+    return Tokenizer.from_file(str(file))
 
 
 def token_text(tokenizer: "Tokenizer", token_id: int) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 FULL_TINT = 2.5
-"""Standard deviations at which a colour is full, so that one token out of all proportion does not pale the others."""
+"""Standard deviations around zero, where no colour is, at which one is full: one token out of all proportion does not pale
+the others, and tokens that are all alike are no extremes."""
 # Okabe and Ito's blue and orange, distinct for colour-blind readers too.
 BLUE, ORANGE = "0, 114, 178", "230, 159, 0"
 TINTS: Mapping[str, bool] = {
@@ -29,7 +30,7 @@ def tints_of(tokens: Sequence[Mapping[str, Any]], name: str) -> tuple[list[dict[
     """
     values = [token.get(name) for token in tokens]
     known = [value for value in values if value is not None and math.isfinite(value)]
-    scale = FULL_TINT * (statistics.pstdev(known) if len(known) > 1 else 0.0) or 1.0
+    scale = FULL_TINT * math.sqrt(statistics.fmean(value**2 for value in known)) if any(known) else 1.0
     return [{**token, "tint": _tint(value, scale)} for token, value in zip(tokens, values, strict=True)], scale
 
 

@@ -62,6 +62,19 @@ class Findings:
         if len(self.bad) < MAX_TOLD:
             self.bad.append(bad)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For a file beside the data. A row is named by file and number: where the file lies changes nothing."""
+        first = [
+            {"row": re.split(r"[/\\\\]", str(bad).partition(": ")[0])[-1], "reason": bad.reason} for bad in self.bad
+        ]
+        return {
+            "rows": self.num_rows,
+            "bad": dict(sorted(self.reasons.items())),
+            "first_bad": first,
+            "left_out": dict(sorted(self.left_out.items())),
+            "split": dict(sorted(self.splits.items())),
+        }
+
     @property
     def num_bad(self) -> int:
         return self.reasons.total()

@@ -36,6 +36,20 @@ PREFERENCES = pa.schema(
         ("margin", pa.float32()),
     ]
 )
+# Scores are those of training, not yet of mean 0 and standard deviation 1; ``margin`` is what people said, where they did.
+HELD_OUT_PAIRS = pa.schema(
+    [
+        ("preference_id", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_score", pa.float32()),
+        ("rejected_score", pa.float32()),
+        ("score_margin", pa.float32()),
+        ("longer_by", pa.int32()),
+        ("margin", pa.float32()),
+    ]
+)
 PROMPTS = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -42,9 +42,7 @@ def test_places_are_read(side):
     assert side("1.2").place == "one:1.2"
     assert side("two:1.1").name == "two, round 1, iteration 1"
     for text in ("one:x", "one:1.2.3", ":1.1", "one:1.", "one:-1"):
-        with pytest.raises(
-            ConfigError, match="not a place; write RUN, RUN:ROUND, "
-        ):
+        with pytest.raises(ConfigError, match="not a place; write RUN, RUN:ROUND, "):
             side(text)
     with pytest.raises(RunError, match="gone: no run of that name"):
         side("gone:1.1")

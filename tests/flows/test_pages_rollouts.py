@@ -149,8 +149,8 @@ def test_a_rollout_has_its_tokens_with_numbers_and_a_tint(one):
     found = one()
     assert [token["token"] for token in found["tokens"]] == ["good", " dog", "</s>"]
     assert found["tints"] == ["advantage", "kl", "reward", "value", "return", "logprob", "ref_logprob"]
-    assert (found["tint"], found["tokens"][0]["advantage"], found["tokens"][0]["tint"]) == ("advantage", 2.0, 1.0)
-    assert one(tint="logprob")["tokens"][0]["tint"] == -1.0
+    assert (found["tint"], found["tokens"][0]["advantage"], found["tokens"][0]["tint"]) == ("advantage", 2.0, 0.4)
+    assert one(tint="logprob")["tokens"][0]["tint"] == -0.4
     assert "tint=love: not one of advantage" in one(tint="love")["error"]
 
 
@@ -281,7 +281,7 @@ def test_counts_are_those_of_the_rows_found(home):
 def test_a_tint_is_full_at_two_and_a_half_deviations():
     tokens = [{"kl": value} for value in (-1.0, 1.0, 0.0, None, 100.0)]
     found, scale = tints_of(tokens[:4], "kl")
-    # The standard deviation of -1, 1, 0 is √(2/3).
+    # The standard deviation of -1, 1, 0 around zero is √(2/3).
     assert scale == pytest.approx(2.5 * (2 / 3) ** 0.5)
     assert [token["tint"] for token in found] == [
         pytest.approx(-0.49, abs=0.001),
@@ -290,7 +290,7 @@ def test_a_tint_is_full_at_two_and_a_half_deviations():
         None,
     ]
     assert tints_of([{"kl": 0.0}] * 9 + [{"kl": 100.0}], "kl")[0][9]["tint"] == 1.0
-    assert tints_of([{"kl": 3.0}], "kl") == ([{"kl": 3.0, "tint": 1.0}], 1.0)
+    assert tints_of([{"kl": 3.0}], "kl") == ([{"kl": 3.0, "tint": 0.4}], 7.5)
     assert tints_of([], "kl") == ([], 1.0)
     assert background(None).startswith("rgba(128")
     assert background(0.5) == "rgba(0, 114, 178, 0.30)"

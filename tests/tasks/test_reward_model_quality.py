@@ -13,9 +13,10 @@ from tasks.config.data import Source
 from tasks.config.execution import HealthConfig
 from tasks.contract.gates import Gates
 from tasks.errors import UnhealthyError
+from tasks.scoring.held_out_pairs import clustered_error, held_out_pairs, pairs_table, quality_of
 from tasks.store.manifest import Place
 from tasks.text.tokens import load_tokenizer
-from tasks.train_reward_model import clustered_error, held_out_quality, require_better_than_chance
+from tasks.train_reward_model import require_better_than_chance
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,21 @@ def quality(tokenizer, rows, score):
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in token_ids]
         return torch.tensor([score(text.partition(":")[2].strip()) for text in texts])
 
-    return held_out_quality(rows, tokenizer, 4096, scores_of)
+    return quality_of(held_out_pairs(rows, tokenizer, 4096, scores_of))
+
+
+def test_pairs_keep_their_texts_scores_and_lengths_in_the_order_of_the_preferences(tokenizer):
+    rows = [
+        preference([" go", " the red lamp", " the"], [2, 1, 1], 0),
+        preference([" thank you now", " go"], [1, 2], 1),
+    ]
+    rows = [{**row, "preference_id": f"p{i}", "margin": None} for i, row in enumerate(rows)]
+    pairs = held_out_pairs(rows, tokenizer, 8, lambda token_ids: torch.tensor([float(len(ids)) for ids in token_ids]))
+    table = pairs_table(rows, pairs).to_pylist()
+    assert [(row["preference_id"], row["chosen"], row["rejected"]) for row in table] == [
+        ("p0", " the red lamp", " go"), ("p0", " the", " go"), ("p1", " thank you now", " go"),
+    ]  # fmt: skip
+    assert all(row["score_margin"] == row["chosen_score"] - row["rejected_score"] == row["longer_by"] for row in table)
 
 
 # What is measured

@@ -44,8 +44,8 @@ from tasks.config.training import WarmUpStageConfig
 from tasks.config.update import OptimizersConfig
 from tasks.errors import DataError, ModelError, RewardError
 from tasks.models.scalar import load_scalar_model
+from tasks.scoring.held_out_pairs import pack_groups
 from tasks.store.manifest import Place
-from tasks.train_reward_model import pack_groups
 
 
 @pytest.fixture(scope="module")
