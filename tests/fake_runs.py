@@ -13,7 +13,15 @@ from flows.runs.workspace import create_or_open
 from tasks.store.data_sets import write_dataset
 from tasks.store.digests import digest_files
 from tasks.store.manifest import Manifest, Place, Ref, digests_below
-from tasks.store.schemas import ROLLOUTS, advantages_schema, audit_schema, scored_schema, table_of
+from tasks.store.schemas import (
+    HELD_OUT_PAIRS,
+    PROMPTS,
+    ROLLOUTS,
+    advantages_schema,
+    audit_schema,
+    scored_schema,
+    table_of,
+)
 
 VOCABULARY = {"<s>": 0, "</s>": 1, "good": 2, "Ġdog": 3, "bad": 4}
 # What a model may write: markup of the tables' library, and the sequence that clears a terminal.
@@ -145,12 +153,34 @@ def write_model(directory, **settings):
 
 
 def write_data(directory, _):
+    """Two prompts, one of which was hostile, and a row that was left out."""
     write_model(directory / "policy")
-    return {"data/prompts": 2.0}
+    rows = [("aa", "say", "", [0, 2], "{}"), ("bb", HOSTILE, "", [0, 2, 3, 1], "{}")]
+    write_dataset(directory / "prompts", table_of(rows, PROMPTS))
+    findings = {
+        "rows": 4,
+        "bad": {HOSTILE: 1},
+        "first_bad": [{"row": "prompts.jsonl, row 3", "reason": HOSTILE}],
+        "left_out": {"equal responses": 1},
+        "split": {},
+        "rows_of_sources": {"prompts": [3], "preferences": [1], "texts": [1], "held_out_prompts": []},
+    }
+    (directory / "findings.json").write_text(json.dumps(findings))
+    return {"data/prompts": 2.0, "data/dropped": 2.0}
 
 
 def write_reward_model(directory, _):
+    """Three held-out pairs: right, wrong by little, wrong by much."""
     write_model(directory / "reward_model", score_mean=0.5, score_std=2.0)
+    pairs = [
+        ("p1", "say", "good dog", "bad", 2.0, 0.5, 1.5, 4, 1.0),
+        ("p2", "say", "good", HOSTILE, 0.5, 1.0, -0.5, -1, 2.0),
+        ("p3", "say [bold]it", "good", "bad", -1.0, 2.0, -3.0, 0, 3.0),
+    ]
+    write_dataset(directory / "held_out_pairs", table_of(pairs, HELD_OUT_PAIRS))
+    bins = [{"lower": 0.5, "pairs": 3, "mean_confidence": 0.52, "accuracy": 1 / 3}]
+    quality = {"pairs": 3, "accuracy": 1 / 3, "calibration_error": 0.1, "bins": bins}
+    (directory / "calibration.json").write_text(json.dumps(quality))
     return {"reward_model/accuracy": 0.8}
 
 

@@ -1,12 +1,13 @@
 """Committed outputs of a run, found in the store."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.plan import plan_of
 from flows.runs import Run
 from tasks.errors import UserError
-from tasks.store import Manifest, Place, Ref
+from tasks.store import Manifest, Place, Ref, place_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,13 @@ def find_outputs(run: Run) -> list[Found]:
     return list(found.values())
 
 
-def latest_variants(run: Run, stage: str | None = None) -> list[Found]:
-    """The output that was committed last at each place, of all stages or of one."""
+def latest_variants(
+    run: Run, stage: str | None = None, *, where: Callable[[Place], bool] = lambda _: True
+) -> list[Found]:
+    """The output that was committed last at each place, of all stages or of one; only manifests of these places are read."""
     latest: dict[tuple[str, Place], tuple[Path, Manifest]] = {}
     for path in run.store.outputs(stage):
-        manifest = Manifest.read_if_sound(path)
+        manifest = Manifest.read_if_sound(path) if where(place_of(path)) else None
         if manifest is None:
             continue
         before = latest.get((manifest.stage, manifest.place))

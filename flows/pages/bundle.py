@@ -15,12 +15,12 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.routing import compile_path
 
-from flows.pages.application import HERE, page_text, plotly_script
+from flows.pages.application import HERE, error_text, page_text, plotly_script
 from flows.pages.pages import PAGES, Page
 from flows.pages.site import Asked, Site
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, RunError
 
-KEPT_QUERY = ("round", "iteration", "data", "page")
+KEPT_QUERY = ("round", "iteration", "data")
 """What of an address leads to another page of a bundle; with anything else, such as a search, it is left out."""
 # All attributes are ours: whatever a model wrote has its quotation marks escaped, and cannot look like one.
 LINK = re.compile(r'(?P<name>\s(?:href|src|data-points))="(?P<address>/[^"]*)"')
@@ -65,7 +65,11 @@ def write_bundle(site: Site, called: str, directory: Path, *, rollouts: int, tol
         found = found_page(address, called)
         assert found is not None
         page, asked, _ = found
-        text = page_text(site, page, asked)
+        try:
+            text = page_text(site, page, asked)
+        except RunError as error:
+            # The run has nothing of the kind, or not yet.
+            text, _ = error_text(site, str(error), 404)
         (directory / names[address]).write_text(as_file(text, called, name_of))
         written += 1
         told(names[address])

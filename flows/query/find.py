@@ -10,7 +10,7 @@ from flows.query.data_set import DataSet, Part
 from flows.runs import Run
 from tasks.errors import ConfigError, RunError, UserError
 from tasks.stages import STAGES
-from tasks.store import Ref
+from tasks.store import Place, Ref, place_of
 
 ROLLOUTS, ALL = "rollouts", "all"
 
@@ -70,15 +70,29 @@ def select(
         raise ConfigError(f"--data {name}: no such data set; stages write {', '.join(STAGES.data_sets)}")
     if attempt is not None:
         return _of_attempt(run, attempt, name, stages, rounds, iterations)
-    for is_current, outputs in ((True, _current(run)), (False, latest_variants(run))):
-        everything = [found for found in outputs if found.stage in stages and (found.ref.directory / name).is_dir()]
-        wanted = _latest(
-            [f for f in everything if f.place.round in rounds and f.place.iteration in iterations], rounds, iterations
-        )
-        if wanted:
-            parts = _parts(run, name, stages, wanted, [f for f in outputs if f.stage == "audit_rollouts"])
-            return Selection(data_set=DataSet(parts=parts), is_current=is_current)
-    raise RunError(_nothing_there(run, name, everything, rounds, iterations))
+    outputs = _current(run)
+    everything = [found for found in outputs if found.stage in stages and (found.ref.directory / name).is_dir()]
+    wanted = _latest([found for found in everything if _is_in(found.place, rounds, iterations)], rounds, iterations)
+    is_current = bool(wanted)
+    if not wanted:
+        # Where nothing is current, as after a release that changed a stage, manifests of the wanted places alone are read.
+        places = {
+            stage: [place_of(path) for path in run.store.outputs(stage) if (path / name).is_dir()] for stage in stages
+        }
+        all_places = [place for own in places.values() for place in own]
+        latest = set(_latest_places([p for p in all_places if _is_in(p, rounds, iterations)], rounds, iterations))
+        wanted = [found for stage in stages for found in latest_variants(run, stage, where=latest.__contains__)]
+        if not wanted:
+            raise RunError(_nothing_there(run, name, all_places, rounds, iterations))
+        at = {(place.round, place.iteration) for place in latest}
+        audited = latest_variants(run, "audit_rollouts", where=lambda place: (place.round, place.iteration) in at)
+        outputs = audited if name == ROLLOUTS else []
+    parts = _parts(run, name, stages, wanted, [found for found in outputs if found.stage == "audit_rollouts"])
+    return Selection(data_set=DataSet(parts=parts), is_current=is_current)
+
+
+def _is_in(place: Place, rounds: Span, iterations: Span) -> bool:
+    return place.round in rounds and place.iteration in iterations
 
 
 def _current(run: Run) -> list[Found]:
@@ -92,15 +106,20 @@ def _current(run: Run) -> list[Found]:
 
 def _latest(found: list[Found], rounds: Span, iterations: Span) -> list[Found]:
     """Of the outputs in both spans, those of the latest round, and in it of the latest iteration, where none was named."""
-    if rounds.is_latest and found:
-        last = max(output.place.round for output in found)
-        found = [output for output in found if output.place.round == last]
-    if iterations.is_latest and found:
+    kept = set(_latest_places([output.place for output in found], rounds, iterations))
+    return [output for output in found if output.place in kept]
+
+
+def _latest_places(places: list[Place], rounds: Span, iterations: Span) -> list[Place]:
+    if rounds.is_latest and places:
+        last = max(place.round for place in places)
+        places = [place for place in places if place.round == last]
+    if iterations.is_latest and places:
         last_of: dict[int, int] = {}
-        for output in found:
-            last_of[output.place.round] = max(output.place.iteration, last_of.get(output.place.round, 0))
-        found = [output for output in found if output.place.iteration == last_of[output.place.round]]
-    return found
+        for place in places:
+            last_of[place.round] = max(place.iteration, last_of.get(place.round, 0))
+        places = [place for place in places if place.iteration == last_of[place.round]]
+    return places
 
 
 def _parts(
@@ -147,12 +166,12 @@ def _of_attempt(
     return Selection(data_set=DataSet(parts=(part,)), is_current=True)
 
 
-def _nothing_there(run: Run, name: str, everything: list[Found], rounds: Span, iterations: Span) -> str:
-    if not everything:
+def _nothing_there(run: Run, name: str, places: list[Place], rounds: Span, iterations: Span) -> str:
+    if not places:
         return f"run {run.name} has no {name} yet; rounds status {run.name} shows how far it is"
     asked = [f"round {rounds}"] if not rounds.is_latest else []
     asked += [f"iteration {iterations}"] if not iterations.is_latest else []
-    has = sorted({(found.place.round, found.place.iteration) for found in everything})
+    has = sorted({(place.round, place.iteration) for place in places})
     (first_round, first), (last_round, last) = has[0], has[-1]
     return (
         f"run {run.name} has no {name} of {', '.join(asked)}; it has those from round {first_round}, iteration {first} "

@@ -78,6 +78,8 @@ def one_rollout(
     conditions = [Words(text=rollout_id, column="rollout_id")]
     conditions += [Words(text=sampled_by, column="sampled_by")] if sampled_by else []
     rows = selection.data_set.search(Query(conditions=tuple(conditions)))
+    if "response_token_ids" not in rows.columns:
+        raise RunError(f"{data}: has no tokens of responses; leave data={data} out")
     if not len(rows):
         raise RunError(
             f"{rollout_id}: run {run.name} has no such rollout; "
@@ -114,8 +116,9 @@ def _one(part: Part, row: dict[str, Any], texts: list[str]) -> OneRollout:
 def tokenizer_of(run: Run, ref: Ref) -> Path | None:
     """Where the tokenizer of the policy lies that a data set of rollouts was made with; None if it is gone."""
     made_from = Manifest.read(ref.directory).input_paths
-    policy = run.root / (made_from["checkpoint"] if "checkpoint" in made_from else made_from["policy"])
-    for directory in (policy / "policy", policy):
+    # Data was tokenised for a base, or for a model that was made with it.
+    inputs = [run.root / made_from[name] for name in ("checkpoint", "policy", "base") if made_from.get(name)]
+    for directory in (place for policy in [*inputs[:1], ref.directory] for place in (policy / "policy", policy)):
         if (directory / "tokenizer_config.json").exists() or (directory / "tokenizer.json").exists():
             return directory
     return None

@@ -10,12 +10,16 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 LIBRARIES = ("site-packages", "dist-packages")
 IMPORTERS = ("import_module", "__import__")
 PARSE_TRIES = 20
+MODULES_KEPT = 512
+"""Modules of which is remembered what was read in them: pages and plans ask again and again. They are known by their
+content, so that an edit is always seen."""
 OURS = Path(__file__).resolve().parents[2]
 OUR_PACKAGES = ("ppo_core", "tasks", "flows")
 
@@ -54,14 +58,17 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _imports(path: Path, name: str, *, is_package: bool) -> Iterator[str]:
+def _imports(path: Path, name: str, *, is_package: bool) -> tuple[str, ...]:
     """The names of all modules that a file may import, and of the packages that they are in."""
     if path.suffix != ".py":
-        return
-    package = name if is_package else name.rpartition(".")[0]
-    for node in ast.walk(syntax_tree(path.read_bytes())):
-        for module in _imported(node, package):
-            yield from (*_parents(module), module)
+        return ()
+    return _imports_in(path.read_bytes(), name if is_package else name.rpartition(".")[0])
+
+
+@lru_cache(maxsize=MODULES_KEPT)
+def _imports_in(source: bytes, package: str) -> tuple[str, ...]:
+    modules = [module for node in ast.walk(syntax_tree(source)) for module in _imported(node, package)]
+    return tuple(dict.fromkeys(name for module in modules for name in (*_parents(module), module)))
 
 
 def _imported(node: ast.AST, package: str) -> Iterator[str]:

@@ -9,11 +9,12 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tasks.config import parse_import_path
-from tasks.data.code_files import files_of, syntax_tree
+from tasks.data.code_files import MODULES_KEPT, files_of, syntax_tree
 from tasks.errors import ConfigError, shorten
 from tasks.store import found_or_known
 
@@ -109,8 +110,11 @@ def _code_digest(import_path: str) -> str:
 def _file_digest(path: Path) -> str:
     """Of a module's meaning, where it is Python; else of its bytes."""
     content = path.read_bytes()
-    if path.suffix != ".py":
-        return hashlib.sha256(content).hexdigest()
+    return _digest_of_meaning(content) if path.suffix == ".py" else hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=MODULES_KEPT)
+def _digest_of_meaning(content: bytes) -> str:
     tree = syntax_tree(content)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_docstring(

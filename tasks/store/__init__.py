@@ -23,6 +23,7 @@ from tasks.store.manifest import (
     flat,
     input_digests,
     is_committed,
+    place_of,
     require_undamaged,
     rerun_command,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "make_empty",
     "model_ref",
     "noting",
+    "place_of",
     "ragged_column",
     "read_dataset",
     "read_json",

@@ -121,6 +121,19 @@ def directory_of(stage: str, place: Place) -> str:
     return "/".join(part for part in (str(place), stage, shard) if part)
 
 
+def place_of(directory: Path) -> Place:
+    """The place of an output, by where it lies."""
+    numbers = {"round": 0, "iteration": 0}
+    shard = None
+    for part in directory.parts[-5:-1]:
+        kind, _, number = part.rpartition("-")
+        if kind == "shard":
+            shard = int(number)
+        elif kind in numbers:
+            numbers[kind] = int(number)
+    return Place(numbers["round"], numbers["iteration"], shard)
+
+
 def input_digests(inputs: Inputs) -> dict[str, Any]:
     """What a recipe says of its inputs: digests, never places."""
     return dict(each(lambda ref: ref.digest, inputs))

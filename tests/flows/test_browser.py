@@ -1,19 +1,27 @@
 """The pages over a real run, in a real browser, as people use them: by keyboard, in light and dark, on a small screen."""
 
+import functools
+import re
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvicorn
 from playwright.sync_api import sync_playwright
 
 from flows.pages.application import application
+from flows.pages.bundle import write_bundle
+from flows.pages.report import write_report
 from flows.pages.serve import listening
 from flows.pages.site import Site
+from flows.runs import find_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOKEN = "token-of-the-test"
+PAGES_OF_A_RUN = ("", "/rollouts", "/rollouts?data=evaluation", "/hacking", "/reward-model", "/data")
+ALL_DRAWN = "document.querySelectorAll('.chart').length === document.querySelectorAll('[data-drawn]').length"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt-get install chromium")
 
 
@@ -34,27 +42,53 @@ def address(looked_at):
     listener.close()
 
 
+# Playwright keeps an event loop running in its thread, in which no other test of this process could start one.
+THREAD = ThreadPoolExecutor(1)
+
+
+def there(function, *args, **kwargs):
+    """Call a function in the thread of the browser."""
+    return THREAD.submit(function, *args, **kwargs).result()
+
+
+def in_browser(test):
+    """A test whose body runs in the thread of the browser."""
+
+    @functools.wraps(test)
+    def run(**fixtures):
+        there(test, **fixtures)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def browser():
-    with sync_playwright() as playwright:
-        # The sandbox of Chromium refuses root, as whom containers run.
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    playwright = there(sync_playwright().start)
+    # The sandbox of Chromium refuses root, as whom containers run.
+    yield there(playwright.chromium.launch, executable_path=CHROMIUM, args=["--no-sandbox"])
+    there(playwright.stop)
 
 
 @pytest.fixture(params=["light", "dark"])
 def page(request, address, browser):
     """A window of 1280 × 720 at the list of runs, which must come without an error of any script."""
-    window = browser.new_context(viewport={"width": 1280, "height": 720}, color_scheme=request.param)
-    page = window.new_page()
     mistakes = []
-    page.on("console", lambda message: mistakes.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: mistakes.append(str(error)))
-    page.goto(f"{address}/?token={TOKEN}")
+
+    def opened():
+        window = browser.new_context(viewport={"width": 1280, "height": 720}, color_scheme=request.param)
+        page = window.new_page()
+        page.on("console", lambda said: mistakes.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: mistakes.append(str(error)))
+        page.goto(f"{address}/?token={TOKEN}")
+        return page
+
+    page = there(opened)
     yield page
-    window.close()
+    there(page.context.close)
     assert mistakes == []
 
 
+@in_browser
 def test_from_the_list_to_a_stage_by_keyboard_alone(page):
     page.keyboard.press("j")
     page.keyboard.press("Enter")
@@ -66,6 +100,7 @@ def test_from_the_list_to_a_stage_by_keyboard_alone(page):
     assert page.locator("h1").inner_text() == "prepare data"
 
 
+@in_browser
 def test_keys_are_told_by_a_key(page):
     page.keyboard.press("?")
     told = page.locator("dialog[open]").inner_text()
@@ -75,12 +110,108 @@ def test_keys_are_told_by_a_key(page):
     assert page.locator("dialog[open]").count() == 0
 
 
-def test_nothing_is_wider_than_the_window(page):
-    for path in ("/", "/runs/tiny"):
-        page.goto(page.url.split("/runs")[0].rstrip("/") + path)
+@in_browser
+def test_nothing_is_wider_than_the_window_and_every_chart_is_drawn(page, address):
+    places = ["/", "/schedules", "/compare?a=tiny:1&b=tiny:2", *(f"/runs/tiny{rest}" for rest in PAGES_OF_A_RUN)]
+    for path in places:
+        page.goto(address + path)
+        assert page.locator("h1, table.rollouts").count() > 0, path
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        page.wait_for_function(ALL_DRAWN)
 
 
+@in_browser
+def test_a_point_of_a_chart_leads_to_the_rollouts_of_its_iteration(page, address):
+    page.goto(f"{address}/runs/tiny")
+    page.locator("#chart-reward [data-drawn]").wait_for()
+    # The first point of the last line.
+    page.locator("#chart-reward .scatterlayer .trace").last.locator(".points path").first.click(force=True)
+    page.wait_for_url("**/runs/tiny/rollouts?round=1&iteration=1")
+
+
+@in_browser
+def test_rollouts_are_read_by_keyboard_alone(page, address):
+    page.goto(f"{address}/runs/tiny/rollouts?round=1&iteration=1")
+    page.keyboard.press("/")
+    page.keyboard.type("sort:-score")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=sort%3A-score**")
+    page.keyboard.press("j")
+    page.locator(".pane .tokens").wait_for()
+    first = page.locator("tr.chosen").get_attribute("data-id")
+    assert f"open={first}" in page.url
+    page.keyboard.press("j")
+    page.wait_for_function("id => document.querySelector('.pane article').dataset.rollout !== id", arg=first)
+    page.keyboard.press("6")
+    page.locator(".pane .tints [aria-current]", has_text="logprob").wait_for()
+    # What is seen is in the address: a colleague who opens it sees the same.
+    second = page.locator("tr.chosen").get_attribute("data-id")
+    page.reload()
+    page.locator(f".pane article[data-rollout='{second}']").wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/rollouts/{second}**")
+    page.keyboard.press("3")
+    page.wait_for_url("**tint=reward**")
+    page.keyboard.press("t")
+    page.wait_for_url("**tint=value**")
+
+
+@in_browser
+def test_dragging_over_a_histogram_filters(page, address):
+    page.goto(f"{address}/runs/tiny/rollouts?round=all&iteration=all")
+    box = page.locator(".lies[data-column=score]").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 5)
+    page.mouse.up()
+    page.wait_for_url("**score%3E%3D**")
+    assert page.locator(".chip").count() == 2
+    found, total = (int(text) for text in re.findall(r"\d+", page.locator(".count").inner_text())[:2])
+    assert 0 < found < total
+    page.locator(".chip").first.click()
+    page.wait_for_function("document.querySelectorAll('.chip').length === 1")
+
+
+@in_browser
+def test_a_mistaken_search_is_told_on_the_page(page, address):
+    page.goto(f"{address}/runs/tiny/rollouts")
+    page.locator("[data-search]").fill("nope<3")
+    page.keyboard.press("Enter")
+    page.locator("[role=alert]").wait_for()
+    assert "no such column" in page.locator("[role=alert]").inner_text()
+    assert page.locator("[data-search]").input_value() == "nope<3"
+
+
+@in_browser
+def test_two_runs_are_ticked_and_places_compared_by_keyboard(page, address):
+    page.goto(f"{address}/compare?a=tiny:1&b=tiny:2")
+    page.keyboard.press("w")
+    assert page.locator(".words").first.is_visible()
+    page.keyboard.press("s")
+    page.wait_for_url("**a=tiny%3A2&b=tiny%3A1")
+
+
+@in_browser
+def test_a_report_and_a_bundle_are_read_without_a_server(page, looked_at, tmp_path):
+    run = find_run(looked_at, "tiny")
+    write_report(run, tmp_path / "report.html", rollouts=8)
+    write_bundle(Site(homes=(looked_at,)), "tiny", tmp_path / "bundle", rollouts=2)
+    page.context.set_offline(True)
+    page.goto(f"file://{tmp_path}/report.html")
+    page.wait_for_function(ALL_DRAWN)
+    rows = page.locator("[data-rollouts] tbody tr")
+    scores = rows.evaluate_all("rows => rows.map((row) => Number(row.dataset.score))")
+    page.locator("[data-sort]").select_option("score")
+    assert rows.evaluate_all("rows => rows.map((row) => Number(row.dataset.score))") == sorted(scores, reverse=True)
+    page.locator("[data-find]").fill("no such word at all")
+    assert page.locator("[data-found]").inner_text() == f"0 of {len(scores)}"
+    page.goto(f"file://{tmp_path}/bundle/index.html")
+    page.locator(".views a", has_text="rollouts").click()
+    page.locator("[data-row] [data-open]").first.click()
+    page.locator(".tokens span").first.wait_for()
+
+
+@in_browser
 def test_the_page_of_another_origin_reads_nothing(page, address):
     """A page of another origin asks for a run's facts, with the browser's cookie as that would send it."""
     other = page.context.new_page()

@@ -89,9 +89,14 @@ def data_sets_of(run: Run) -> list[str]:
 
 
 def has_data_set(run: Run, name: str) -> bool:
-    stages = STAGES.with_data_set(name)
-    places = (place for stage in stages for place in run.root.glob(f"stages/round-001/**/{stage}"))
-    return any(next(place.glob(f"**/{name}"), None) is not None for place in places)
+    """Whether the first round has it: later ones have what the first has."""
+    places = [
+        f"stages/round-001/{iteration}{stage}/{shard}*/{name}"
+        for stage in STAGES.with_data_set(name)
+        for iteration in ("", "iteration-001/")
+        for shard in ("", "shard-000/")
+    ]
+    return any(next(run.root.glob(place), None) is not None for place in places)
 
 
 def columns_of(selection: Selection, found: Rows, query: Query, search: str) -> list[dict[str, Any]]:
