@@ -1,12 +1,14 @@
 """From a run's configuration to the calls of its stages, and to the models that it names."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig, dump
 from flows.runs import Run
 from flows.state import Externals
-from tasks.config import ModelChecks, RewardConfig, StageConfig
+from tasks.config import ExecutionConfig, HealthConfig, ModelChecks, RewardConfig, StageConfig
 from tasks.contract import StageCall
 from tasks.data import code_digest
 from tasks.store import Place, Ref, directory_of, model_ref
@@ -22,11 +24,17 @@ def stage_call(
         settings=dump(settings),
         seed=config.seed,
         run_root=str(run.root),
-        execution=dump(config.execution),
-        health=dump(config.health),
+        execution=_dumped(config.execution),
+        health=_dumped(config.health),
         keeps_recoverable=keeps_checkpoint(config, place),
         generation=generations.get(directory_of(stage, place), 0),
     )
+
+
+@lru_cache(maxsize=8)
+def _dumped(settings: ExecutionConfig | HealthConfig) -> dict[str, Any]:
+    """What is the same for all stages of a run, of which there may be thousands. Nobody changes it."""
+    return dump(settings)
 
 
 def keeps_checkpoint(config: RunConfig, place: Place) -> bool:

@@ -52,7 +52,8 @@ def completed(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
 
 def decided_precision(execution: Mapping[str, Any]) -> dict[str, Any]:
     """What of the precision of forward passes differs from the default."""
-    return decided({name: execution[name] for name in PRECISION}, ExecutionConfig)
+    defaults = _fields(ExecutionConfig)
+    return {name: execution[name] for name in PRECISION if execution[name] != defaults[name].default}
 
 
 def _changed(value: Any, hint: Any, change: Change) -> Any:

@@ -1,7 +1,9 @@
 """One stage at one place of one run: all that a process needs to execute it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from tasks.config import decided, decided_precision
@@ -9,6 +11,11 @@ from tasks.stages import STAGES
 from tasks.store import Inputs, Place, Recipe, input_digests
 
 MICRO_BATCH = "micro_batch_tokens"
+
+
+@lru_cache(maxsize=256)
+def _decided(settings: str, config: type) -> dict[str, Any]:
+    return decided(json.loads(settings), config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +40,8 @@ class StageCall:
 
     def recipe(self) -> Recipe:
         stage = STAGES[self.stage]
-        settings = decided(self.settings, stage.config)
+        # As text, because stages of all iterations have the same settings, and there may be thousands.
+        settings = dict(_decided(json.dumps(self.settings, sort_keys=True), stage.config))
         if stage.uses_models:
             settings |= decided_precision(self.execution)
         return Recipe(
