@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.outcomes import run_state
+from flows.outcomes import run_state, stage_statuses
 from flows.outcomes.export import export_model, model_output
+from flows.outcomes.status import metrics_history
 from flows.pages.pictures import sparkline
 from flows.plan import Plan, plan_of
 from flows.query import OneRollout, Rows, one_rollout, select, span
 from flows.runs import Run, find_run
 from tasks import environment
 from tasks.errors import RunError
-from tasks.metrics import rows_of
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, require_undamaged
 
@@ -76,17 +76,7 @@ class OpenedRun:
         in the row of its last iteration."""
         import pandas as pd
 
-        parts: dict[tuple[int, int], list[tuple[int, Any]]] = {}
-        for planned in self._plan().stages:
-            if (manifest := planned.manifest()) is not None:
-                place = (planned.place.round, planned.place.iteration)
-                parts.setdefault(place, []).append((manifest.rows, manifest.metrics))
-        rows, of_rounds = rows_of(parts)
-        last = {row["round"]: row for row in rows}
-        for round, own in of_rounds.items():
-            if round in last:
-                last[round] |= {name: value for name, value in own.items() if name != "health/warnings"}
-        return pd.DataFrame(rows)
+        return pd.DataFrame(metrics_history(stage_statuses(self._plan())))
 
     def rollouts(
         self,

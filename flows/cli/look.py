@@ -1,25 +1,20 @@
-"""Commands that look: list, status, rollouts, show, replay."""
+"""Commands that look at runs: list, status, show, replay."""
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import say
 from flows.cli.options import FAILED, AttemptId, Json, RunName, print_json, show, show_lines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flows.plan import Plan
-    from flows.query import DataSet, Rows
     from flows.runs import Run
 
 commands = typer.Typer()
-
-
-class Format(StrEnum):
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
+WATCH_S = 2.0
+"""Between two looks at a run that goes on."""
 
 
 @commands.command("list")
@@ -48,9 +43,16 @@ def status(
     attempts: Annotated[
         bool, typer.Option("--attempts", help="List what earlier configurations made in the same places.")
     ] = False,
+    iterations: Annotated[
+        bool, typer.Option("--iterations", help="All iterations of long rounds; else the first and the last.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until the run ends or Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
     """A run's rounds and stages: state, rows, time and headline metrics."""
+    if watch and not as_json:
+        watch_status(ctx.obj, run, whole=iterations)
+        return
     from flows.outcomes import reports_of, result_columns, run_state, run_warnings, stage_statuses, summary_of
     from flows.plan import plan_of
     from flows.runs import find_run
@@ -79,11 +81,41 @@ def status(
     from flows.terminal.views import results_table, status_view, warning_lines
 
     print(f"{found.name}: {state} ({found.root})\n")
-    show(status_view(statuses))
+    show(status_view(statuses, whole=iterations))
     if results:
         print()
         show(results_table(result_columns(config), results))
     show_lines(warning_lines([warning.sentence for warning in warnings]))
+
+
+def watch_status(home: "Path", name: str | None, *, whole: bool) -> None:
+    """The state of a run, shown anew until nobody works on it."""
+    import time
+
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from flows.outcomes import run_state, stage_statuses
+    from flows.plan import plan_of
+    from flows.runs import find_run
+    from flows.terminal.tables import fit
+    from flows.terminal.views import status_view
+
+    found, console = find_run(home, name), Console()
+
+    def view() -> Group:
+        plan = plan_of(found)
+        tables = status_view(stage_statuses(plan), whole=whole)
+        for part in tables.renderables:
+            if hasattr(part, "drops"):
+                fit(part, console)  # type: ignore[arg-type]
+        return Group(Text(f"{found.name}: {run_state(found, plan)} ({time.strftime('%H:%M:%S')})\n"), tables)
+
+    with Live(view(), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while found.is_in_progress():
+            time.sleep(WATCH_S)
+            live.update(view(), refresh=True)
 
 
 def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
@@ -104,98 +136,6 @@ def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
         )
     else:
         print(f"{run.name}: every place has one attempt")
-
-
-@commands.command()
-def rollouts(
-    ctx: typer.Context,
-    run: RunName = None,
-    round: Annotated[str | None, typer.Option(metavar="R", help="A round, 2-4, or all; default: the latest.")] = None,
-    iteration: Annotated[
-        str | None, typer.Option(metavar="I", help="An iteration, 2-4, or all; default: the latest.")
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(metavar="SEARCH", help='Such as: lamp -"red lamp" score<0 finish_reason:stop sort:-length'),
-    ] = None,
-    sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Smallest first; -COLUMN puts the largest first.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: 10 in a table, else all.")] = None,
-    data: Annotated[
-        str, typer.Option(metavar="NAME", help="Another data set: evaluation, preferences, prompts, audit, ...")
-    ] = "rollouts",
-    format_: Annotated[
-        Format, typer.Option("--format", help="jsonl has every column, csv those that are no lists.")
-    ] = (Format.table),
-    attempt: AttemptId = None,
-    as_json: Json = False,
-) -> None:
-    """Look at rollouts and their rewards: of one iteration, or of many."""
-    from flows.query import select, span
-    from flows.runs import find_run
-    from flows.text import json_text
-
-    found = select(
-        find_run(ctx.obj, run),
-        data,
-        rounds=span(round, option="--round"),
-        iterations=span(iteration, option="--iteration"),
-        attempt=attempt,
-    )
-    is_table = format_ is Format.table and not as_json
-    rows = searched(found.data_set, where, sort, top or (10 if is_table else None))
-    if not found.is_current:
-        say("note: the run's configuration or code changed since; these rollouts were made before that")
-    if as_json:
-        last = found.parts[-1]
-        place = {"round": last.place.round, "iteration": last.place.iteration, "stage": last.stage}
-        print_json({**place, "found": rows.found, data: rows.dicts()})
-    elif format_ is Format.jsonl:
-        for row in rows:
-            print(json_text(row))
-    elif format_ is Format.csv:
-        print(as_csv(rows), end="")
-    else:
-        from flows.terminal.rollout_views import rows_table, where_from
-
-        show(rows_table(rows))
-        print(f"{where_from(found)}: {len(rows)} of {rows.found:,} {data}")
-
-
-def searched(data_set: "DataSet", where: str | None, sort: str | None, top: int | None) -> "Rows":
-    """What is searched for, by options that a mistake is told with."""
-    from flows.query import Order, Query, parse
-    from tasks.errors import ConfigError
-
-    order = [] if sort is None else [Order(column=sort.removeprefix("-"), largest_first=sort.startswith("-"))]
-    try:
-        for own in order:
-            data_set.require_column(own.column)
-    except ConfigError as error:
-        raise ConfigError(f"--sort {error}") from error
-    try:
-        query = parse(where or "")
-        return data_set.search(Query(conditions=query.conditions, order=(*order, *query.order)), top=top)
-    except ConfigError as error:
-        raise ConfigError(f"--where {where}: {error}") from error
-
-
-def as_csv(rows: "Rows") -> str:
-    """The columns that are no lists."""
-    import csv
-    import io
-
-    from flows.text import printable_lines
-
-    names = [name for name in rows.columns if name not in rows.lists]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows.dicts(names):
-        cells = [row.get(name) for name in names]
-        writer.writerow([printable_lines(cell) if isinstance(cell, str) else cell for cell in cells])
-    return stream.getvalue()
 
 
 @commands.command("show")

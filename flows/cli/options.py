@@ -21,12 +21,20 @@ RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's name
 
 def show(renderable: "RenderableType") -> None:
     """Print a table on standard output; into a pipe as wide as it needs to be."""
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.table import Table
+
+    from flows.terminal.tables import fit
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)
+    parts = renderable.renderables if isinstance(renderable, Group) else [renderable]
+    dropped = [name for part in parts if isinstance(part, Table) for name in fit(part, console)]
     console.print(renderable)
+    if dropped:
+        left_out = ", ".join(dict.fromkeys(dropped))
+        console.print(f"left out at this width: {left_out}", style="dim", markup=False, highlight=False)
 
 
 def show_lines(lines: Sequence[str]) -> None:

@@ -100,7 +100,7 @@ def show_schedules(home: Path, as_json: bool) -> None:
 
     from flows.schedules.schedules import is_served
     from flows.schedules.standing import standings
-    from flows.terminal.views import plain_table
+    from flows.terminal.tables import plain_table
     from flows.text import printable
 
     found = standings(home)

@@ -79,6 +79,19 @@ def run_warnings(statuses: Sequence[StageStatus]) -> list[RunWarning]:
     return diagnose(*rows_of(parts))
 
 
+def metrics_history(statuses: Sequence[StageStatus]) -> list[dict[str, Any]]:
+    """The metrics of each iteration, and in that of a round's last one what was measured once in the round."""
+    parts: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}
+    for status in statuses:
+        parts.setdefault((status.round, status.iteration), []).extend(status.parts)
+    rows, of_rounds = rows_of(parts)
+    last = {row["round"]: row for row in rows}
+    for round, own in of_rounds.items():
+        if round in last:
+            last[round] |= {name: value for name, value in own.items() if name != "health/warnings"}
+    return rows
+
+
 def run_state(run: Run, plan: Plan) -> str:
     """running, finished, or how far it is."""
     if run.is_in_progress():

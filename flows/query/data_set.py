@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from flows.query.columns import Column, column_names, column_of, is_listed, own_names
 from flows.query.conditions import mask_of
@@ -239,6 +241,31 @@ class Rows:
         """The rows as plain values."""
         rows: list[dict[str, Any]] = self.table(columns).to_pylist()
         return rows
+
+    def drawn(self, number: int, seed: int) -> "Rows":
+        """So many of these rows, which stand one part after the other, in their order: the same for the same seed."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(self.found)[:number])
+        kept, before = [], 0
+        for part, indices in self.chosen:
+            own = chosen[(chosen >= before) & (chosen < before + len(indices))] - before
+            before += len(indices)
+            kept += [(part, indices.take(pa.array(own)))] if len(own) else []
+        return replace(self, chosen=tuple(kept))
+
+    def to_parquet(self, file: Path) -> None:
+        """Write the rows with all their columns, whole or not at all.
+
+        Raises:
+            ConfigError: the file is there already, or cannot be written.
+        """
+        if file.exists():
+            raise ConfigError(f"{file}: is there already; name another file, or remove it")
+        temporary = file.with_name(f".{file.name}.partly")
+        try:
+            pq.write_table(self.table(), temporary)
+            temporary.rename(file)
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be written ({error}); name another file") from error
 
     def to_arrow(self) -> Table:
         """As ``table()`` gives it, which ``polars.from_arrow`` takes too."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.query import OneRollout, Rows, Selection
-from flows.terminal.views import add_row, plain_table
-from flows.text import number, printable
+from flows.terminal.tables import add_row, plain_table
+from flows.text import number, printable, printable_lines
 from tasks.store import HELD_OUT
 
 if TYPE_CHECKING:
@@ -63,12 +63,35 @@ def rows_table(rows: Rows) -> "Table":
         n for n in ("score", *components, *held_out, "margin", "kl_sum", "length", "prompt_length") if n in columns
     ]
     heads = [titles.get(n, n.removeprefix("score_").removeprefix(HELD_OUT)) for n in numbers]
-    table = plain_table(*(titles.get(n, n) for n in texts), *heads, right=heads)
+    drops = ("distinct_2", "finish", "length", "KL", *reversed(heads[1:]), "prompt")
+    table = plain_table(*(titles.get(n, n) for n in texts), *heads, right=heads, unfolded=("rollout",), drops=drops)
     widths = {"prompt": PROMPT_WIDTH, "response": RESPONSE_WIDTH, "responses": RESPONSE_WIDTH}
     for row in rows:
         cells = [printable(row.get(n) if row.get(n) is not None else "", widths.get(n)) for n in texts]
         add_row(table, *cells, *(_number(row.get(n)) for n in numbers))
     return table
+
+
+def wide_view(rows: Rows) -> "Group":
+    """Each row with its texts whole, the prompt dim, and its numbers on a line above them."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for row in rows:
+        names = [
+            n for n in row if n == "score" or n.startswith(("score_", HELD_OUT)) or n in ("kl_sum", "length", "margin")
+        ]
+        numbers = "  ".join(
+            f"{n.removeprefix('score_').removeprefix(HELD_OUT)} {_number(row[n])}" for n in names if row[n] is not None
+        )
+        name = next((row[n] for n in ("rollout_id", "preference_id", "prompt_id") if row.get(n)), "")
+        parts.append(Text(f"{printable(name)}  {numbers}", style="bold"))
+        parts.append(Text(printable_lines(row.get("prompt") or ""), style="dim"))
+        texts = [row["response"]] if row.get("response") is not None else row.get("responses") or []
+        parts += [Text(printable_lines(text)) for text in texts]
+        parts.append(Text(""))
+    return Group(*parts)
 
 
 def _number(value: Any) -> str:

@@ -9,6 +9,7 @@ from flows.outcomes import Column, Overview, StageStatus, Step, result_rows
 from flows.plan import Attempt
 from flows.runs import Run
 from flows.terminal.display import ITERATION_LINE, headline
+from flows.terminal.tables import add_row, folded, plain_table
 from flows.text import duration, number, printable
 from tasks import environment
 from tasks.metrics import combine
@@ -21,33 +22,12 @@ if TYPE_CHECKING:
 REASONS_SHOWN = 5
 
 
-def plain_table(*titles: str, right: Sequence[str] = ()) -> "Table":
-    """A table without a frame; the columns named in ``right`` are numbers."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for title in titles:
-        table.add_column(
-            Text("\n".join(map(printable, title.splitlines()))),
-            justify="right" if title in right else "left",
-            overflow="fold",
-        )
-    return table
-
-
-def add_row(table: "Table", *cells: object, style: str = "") -> None:
-    """A row of plain text: what looks like markup in it is not taken for markup."""
-    from rich.text import Text
-
-    table.add_row(*(Text(str(cell)) for cell in cells), style=style)
-
-
 def results_table(columns: Sequence[Column], results: Sequence[Mapping[str, Any]]) -> "Table":
     """One line per round below the reference's. Titles are stacked, for a terminal of 80 columns."""
     titles = [column.title.replace("_", " ").replace(" ", "\n") for column in columns]
-    table = plain_table("", *titles, right=titles)
+    # What is least asked for goes first where the terminal is narrow.
+    drops = [title for title in ("length", "entropy", "ref.\nscore", "RM\nacc.") if title in titles]
+    table = plain_table("", *titles, right=titles, drops=drops)
     table.padding = (0, 0, 0, 0) if len(columns) > 8 else (0, 1, 0, 0)
     for column in table.columns:
         column.no_wrap, column.vertical = True, "bottom"
@@ -97,6 +77,7 @@ def runs_table(overviews: Sequence[Overview]) -> "Table":
         "gain (sd)",
         "warnings",
         right=("rounds", "score", "gain (sd)", "warnings"),
+        drops=("created", "rounds"),
     )
     for item in overviews:
         add_row(
@@ -112,8 +93,9 @@ def runs_table(overviews: Sequence[Overview]) -> "Table":
     return table
 
 
-def status_view(statuses: Sequence[StageStatus]) -> "Group":
-    """Round by round: its own stages as lines, its iterations as lines with the stages as columns."""
+def status_view(statuses: Sequence[StageStatus], *, whole: bool = False) -> "Group":
+    """Round by round: its own stages as lines, its iterations as lines with the stages as columns; of many iterations the
+    first and the last, unless the ``whole`` is asked for."""
     from rich.console import Group
     from rich.text import Text
 
@@ -123,14 +105,20 @@ def status_view(statuses: Sequence[StageStatus]) -> "Group":
         parts.append(Text(f"round {round}", style="bold"))
         parts.append(round_table([s for s in of_round if not s.iteration]))
         parts.append(Text(""))
-        parts.append(iterations_table([s for s in of_round if s.iteration]))
+        iterations = [s for s in of_round if s.iteration]
+        parts.append(iterations_table(iterations, whole=whole))
+        left_out = [] if whole else folded(sorted({s.iteration for s in iterations}))[1]
+        if left_out:
+            parts.append(
+                Text(f"iterations {left_out[0]} to {left_out[-1]} are left out; --iterations shows all", "dim")
+            )
         parts.append(Text(""))
     parts += [Text(line) for line in reasons(statuses)]
     return Group(*parts)
 
 
 def round_table(statuses: Sequence[StageStatus]) -> "Table":
-    table = plain_table("stage", "state", "rows", "time", "came to", right=("rows", "time"))
+    table = plain_table("stage", "state", "rows", "time", "came to", right=("rows", "time"), drops=("rows",))
     for status in statuses:
         done = status.committed > 0
         add_row(
@@ -145,12 +133,17 @@ def round_table(statuses: Sequence[StageStatus]) -> "Table":
     return table
 
 
-def iterations_table(statuses: Sequence[StageStatus]) -> "Table":
-    """Iterations as lines, the time of each stage, and the numbers of the iteration."""
+def iterations_table(statuses: Sequence[StageStatus], *, whole: bool = False) -> "Table":
+    """Iterations as lines, the time of each stage, and the numbers of the iteration; of many, the first and the last."""
     titles = [stage.split("_", 1)[0] for stage in STAGES.of_an_iteration]
     numbers = [name for _, name, _ in ITERATION_LINE]
-    table = plain_table("iteration", "rows", *titles, *numbers, right=("iteration", "rows", *titles, *numbers))
-    for iteration in sorted({status.iteration for status in statuses}):
+    right = ("iteration", "rows", *titles, *numbers)
+    table = plain_table("iteration", "rows", *titles, *numbers, right=right, drops=("rows", "audit", "compute", "score", "generate", "update"))
+    by_iteration = sorted({status.iteration for status in statuses})
+    shown, left_out = (by_iteration, []) if whole else folded(by_iteration)
+    for iteration in shown:
+        if left_out and iteration == left_out[-1] + 1:
+            add_row(table, "⋮", *[""] * (len(right) - 1), style="dim")
         here = {status.stage: status for status in statuses if status.iteration == iteration}
         metrics = combine(part for status in here.values() for part in status.parts)
         rows = max((status.rows for status in here.values()), default=0)
@@ -189,7 +182,17 @@ def stage_place(status: StageStatus) -> str:
 
 def attempts_table(attempts: Sequence[Attempt]) -> "Table":
     """Place by place, the oldest first; the current one is marked."""
-    table = plain_table("stage", "place", "attempt", "committed", "rows", "time", "differs", right=("rows", "time"))
+    table = plain_table(
+        "stage",
+        "place",
+        "attempt",
+        "committed",
+        "rows",
+        "time",
+        "differs",
+        right=("rows", "time"),
+        drops=("rows", "time"),
+    )
     for attempt in attempts:
         add_row(
             table,

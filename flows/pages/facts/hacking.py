@@ -4,7 +4,7 @@ from typing import Any
 
 from flows.analysis.hacking import HELD_OUT, suspicion_of
 from flows.outcomes import run_warnings, stage_statuses
-from flows.pages.facts.run import history_of
+from flows.outcomes.status import metrics_history
 from flows.pages.site import Asked, Site
 from flows.plan import plan_of
 from flows.query import Span, quoted, select, span
@@ -26,7 +26,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     first = select(run, rounds=Span(1, 1), iterations=Span(1, 1))
     found = suspicion_of(now.data_set, first.data_set)
     statuses = stage_statuses(plan_of(run))
-    history = history_of(statuses)
+    history = metrics_history(statuses)
     places = sorted({(part.place.round, part.place.iteration) for part in now.parts})
     latest: dict[str, Any] = next((row for row in reversed(history) if (row["round"], row["iteration"]) in places), {})
     ids = [row["rollout_id"] for row in found.rows]

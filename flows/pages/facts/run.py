@@ -4,11 +4,10 @@ from typing import Any
 
 from flows.outcomes import reports_of, result_columns, result_rows, run_state, run_warnings, stage_statuses, summary_of
 from flows.outcomes.results import sentence_of
-from flows.outcomes.status import StageStatus
+from flows.outcomes.status import StageStatus, metrics_history
 from flows.pages.site import Asked, Site
 from flows.plan import Plan, plan_of
 from tasks.charts import charts_of
-from tasks.metrics import rows_of
 from tasks.store import read_json, require_undamaged
 
 MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 50, 3, 20
@@ -21,7 +20,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     plan = plan_of(run)
     statuses = stage_statuses(plan)
     summaries = [summary_of(report) for report in reports_of(plan)]
-    history = history_of(statuses)
+    history = metrics_history(statuses)
     columns = result_columns(run.config)
     state, warnings = run_state(run, plan), run_warnings(statuses)
     return {
@@ -48,19 +47,6 @@ def calibration_of(plan: Plan) -> dict[str, Any] | None:
     require_undamaged(trained[-1], "calibration.json")
     found: dict[str, Any] | None = read_json(trained[-1].directory / "calibration.json")
     return found
-
-
-def history_of(statuses: list[StageStatus]) -> list[dict[str, Any]]:
-    """The metrics of each iteration, and in that of a round's last one what was measured once in the round."""
-    parts: dict[tuple[int, int], list[Any]] = {}
-    for status in statuses:
-        parts.setdefault((status.round, status.iteration), []).extend(status.parts)
-    rows, of_rounds = rows_of(parts)
-    last = {row["round"]: row for row in rows}
-    for round, own in of_rounds.items():
-        if round in last:
-            last[round] |= {name: value for name, value in own.items() if name != "health/warnings"}
-    return rows
 
 
 def grid_of(plan: Plan, statuses: list[StageStatus], *, whole: bool) -> list[dict[str, Any]]:
