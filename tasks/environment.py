@@ -92,6 +92,16 @@ def keep_loopback_direct() -> None:
             os.environ[HIDDEN_PROXIES] = json.dumps({**hidden_proxies(), **hidden})
 
 
+def proxies() -> dict[str, str]:
+    """The proxies that the environment names, for HTTP and the like."""
+    return {name: value for name, value in os.environ.items() if name.lower() in PROXIES and value}
+
+
+def mlflow_server_environment() -> dict[str, str]:
+    """For MLflow's own server: without the processes that execute jobs, of which it has eight and we none."""
+    return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
 def hidden_proxies() -> dict[str, str]:
     """Proxies of the user that only the worker, which needs no server of ours, is told of."""
     return dict(json.loads(os.environ.get(HIDDEN_PROXIES, "{}")))

@@ -95,7 +95,6 @@ app = typer.Typer(
     name="rounds",
     help="PPO-RLHF in rounds: run them, look at rollouts, rerun any stage.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

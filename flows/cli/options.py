@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli import completion
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -14,9 +16,17 @@ AttemptId = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="A.B=VALUE", help="Override a field; repeatable.", autocompletion=completion.settings
+    ),
 ]
-RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's name or directory; default: the latest.")]
+RunName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN", help="A run's name or directory; default: the latest.", autocompletion=completion.runs
+    ),
+]
 
 
 def show(renderable: "RenderableType") -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.app import say
+from flows.cli.completion import data_sets
 from flows.cli.options import AttemptId, Json, RunName, print_json, show
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ def rollouts(
         int | None, typer.Option(metavar="N", min=1, help="So many rows, drawn by a seed: the same each time.")
     ] = None,
     data: Annotated[
-        str, typer.Option(metavar="NAME", help="Another data set: evaluation, preferences, prompts, audit, ...")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Another data set: evaluation, preferences, prompts, audit, ...",
+            autocompletion=data_sets,
+        ),
     ] = "rollouts",
     wide: Annotated[bool, typer.Option("--wide", help="Whole texts, one row below the other.")] = False,
     format_: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.app import say
+from flows.cli.completion import configurations, stages
 from flows.cli.options import UNREPORTED, Json, Overrides, RunName, print_json, show, show_lines
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def init(
 @commands.command()
 def run(
     ctx: typer.Context,
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file.", autocompletion=configurations)
+    ],
     name: Annotated[str | None, typer.Option(metavar="N", help="The run's name; default: the configuration's.")] = None,
     set_: Overrides = None,
     as_json: Json = False,
@@ -105,7 +108,12 @@ def rerun(
     run: RunName = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="STAGE", help="Recompute from this stage on, though it is committed."),
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="Recompute from this stage on, though it is committed.",
+            autocompletion=stages,
+        ),
     ] = None,
     round: Annotated[int | None, typer.Option(metavar="R", help="Of this round; default: the last.")] = None,
     iteration: Annotated[int | None, typer.Option(metavar="I", help="Of this iteration; default: the first.")] = None,

@@ -1,4 +1,4 @@
-"""Commands of the servers: up, down, schedule, serve."""
+"""Commands of servers and of the machine: up, down, schedule, serve, mlflow, doctor."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import say
-from flows.cli.options import Json, Overrides, print_json, show
+from flows.cli.completion import configurations
+from flows.cli.options import FAILED, Json, Overrides, print_json, show
 
 commands = typer.Typer()
 
@@ -46,7 +47,11 @@ def schedule(
     ctx: typer.Context,
     config: Annotated[
         str | None,
-        typer.Argument(metavar="CONFIG", help="A preset's name or a YAML file; without one, list schedules."),
+        typer.Argument(
+            metavar="CONFIG",
+            help="A preset's name or a YAML file; without one, list schedules.",
+            autocompletion=configurations,
+        ),
     ] = None,
     cron: Annotated[
         str | None, typer.Option(metavar="EXPR", help="When, as cron takes it: '0 2 * * *' is two at night.")
@@ -144,3 +149,48 @@ def serve(ctx: typer.Context) -> None:
         with servers.kept_alive(ctx.obj, url):
             print(f"Prefect: {url.removesuffix('/api')}/deployments", flush=True)
             serve_schedules(ctx.obj, lambda line: print(line, flush=True))
+
+
+@commands.command()
+def mlflow(
+    ctx: typer.Context,
+    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="0 takes a free one.")] = 5000,
+) -> None:
+    """Serve MLflow's pages of this home until Ctrl-C: on this machine alone, with one worker and without its job runner."""
+    from flows.pages.serve import listening
+    from tasks import environment
+    from tasks.errors import ConfigError
+
+    environment.quieten(hub=False)
+    if (named := environment.mlflow_tracking_uri()) is not None:
+        raise ConfigError(f"MLFLOW_TRACKING_URI={named}: runs are logged there; open its pages, or unset it")
+    # Taken and let go of again, so that a port in use is one sentence and not the server's traceback.
+    with listening("127.0.0.1", port) as free:
+        port = free.getsockname()[1]
+    from tasks.tracking.server import serve_mlflow
+
+    print(f"http://127.0.0.1:{port}", flush=True)
+    if code := serve_mlflow(ctx.obj, port):
+        raise typer.Exit(FAILED if code > 0 else code)
+
+
+@commands.command()
+def doctor(ctx: typer.Context, as_json: Json = False) -> None:
+    """What is installed, reachable and mismatched on this machine, with the next move; ends with 1 at a problem."""
+    from dataclasses import asdict
+
+    from flows.doctor import examine
+    from flows.terminal.tables import add_row, plain_table
+    from flows.text import printable
+
+    found = examine(ctx.obj)
+    if as_json:
+        print_json([asdict(check) for check in found])
+    else:
+        colors = {"ok": "", "warning": "yellow", "problem": "bold red"}
+        table = plain_table("", "check", "found", "next move", unfolded=("",))
+        for check in found:
+            add_row(table, check.state, check.name, printable(check.found), check.move, style=colors[check.state])
+        show(table)
+    if any(check.state == "problem" for check in found):
+        raise typer.Exit(FAILED)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli.completion import metrics
 from flows.cli.options import Json, RunName, print_json, show, show_lines
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def diff(
 @commands.command()
 def explain(
     ctx: typer.Context,
-    metric: Annotated[str, typer.Argument(metavar="METRIC", help="Such as score/mean, as status and MLflow name it.")],
+    metric: Annotated[
+        str,
+        typer.Argument(
+            metavar="METRIC", help="Such as score/mean, as status and MLflow name it.", autocompletion=metrics
+        ),
+    ],
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Show its values in this run too.")] = None,
     as_json: Json = False,
 ) -> None:

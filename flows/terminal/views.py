@@ -61,7 +61,7 @@ def next_steps(run: Run) -> list[str]:
         ("rollouts", f"{rounds} rollouts {run.name} --sort -score"),
         ("the policy", f"{rounds} export {run.name} --to {run.name}-policy"),
         ("Prefect", prefect.removesuffix("/api") if prefect else f"{rounds} up"),
-        ("MLflow", where_to_look(run.home)),
+        ("MLflow", where_to_look(run.home) or f"{rounds} mlflow"),
     ]
     return ["", *(f"{name:<12}{text}" for name, text in rows)]
 
@@ -138,7 +138,14 @@ def iterations_table(statuses: Sequence[StageStatus], *, whole: bool = False) ->
     titles = [stage.split("_", 1)[0] for stage in STAGES.of_an_iteration]
     numbers = [name for _, name, _ in ITERATION_LINE]
     right = ("iteration", "rows", *titles, *numbers)
-    table = plain_table("iteration", "rows", *titles, *numbers, right=right, drops=("rows", "audit", "compute", "score", "generate", "update"))
+    table = plain_table(
+        "iteration",
+        "rows",
+        *titles,
+        *numbers,
+        right=right,
+        drops=("rows", "audit", "compute", "score", "generate", "update"),
+    )
     by_iteration = sorted({status.iteration for status in statuses})
     shown, left_out = (by_iteration, []) if whole else folded(by_iteration)
     for iteration in shown:

@@ -1,6 +1,5 @@
 """Where MLflow is, and the pages that a run has there."""
 
-import shlex
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,9 +28,9 @@ def server_page(home: Path) -> str | None:
     return urlunsplit((uri.scheme, uri.netloc.rpartition("@")[2], uri.path.rstrip("/"), "", ""))
 
 
-def where_to_look(home: Path) -> str:
-    """How a person gets to the runs in MLflow."""
+def where_to_look(home: Path) -> str | None:
+    """How a person gets to the runs in a tracking store of the user's own; None where it is the home's."""
     if environment.mlflow_tracking_uri() is None:
-        return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri(home))}"
+        return None
     # The address of a database holds its password.
     return server_page(home) or "the database of MLFLOW_TRACKING_URI"
