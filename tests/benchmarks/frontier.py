@@ -21,7 +21,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "ppo_core"))
 
 from enumerable import RECIPES, Problem, random_problem, train
-
 from tasks.tracking.charts import save
 from tasks.tracking.plotting import COLORS, MUTED, STYLE
 
