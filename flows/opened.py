@@ -24,7 +24,7 @@ from flows.query import OneRollout, Rows, one_rollout, select, span
 from flows.runs import Run, find_run
 from tasks import environment
 from tasks.errors import RunError
-from tasks.metrics import rows_of
+from tasks.metrics import rows_of, through_rounds
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, require_undamaged
 
@@ -81,12 +81,7 @@ class OpenedRun:
             if (manifest := planned.manifest()) is not None:
                 place = (planned.place.round, planned.place.iteration)
                 parts.setdefault(place, []).append((manifest.rows, manifest.metrics))
-        rows, of_rounds = rows_of(parts)
-        last = {row["round"]: row for row in rows}
-        for round, own in of_rounds.items():
-            if round in last:
-                last[round] |= {name: value for name, value in own.items() if name != "health/warnings"}
-        return pd.DataFrame(rows)
+        return pd.DataFrame(through_rounds(*rows_of(parts)))
 
     def rollouts(
         self,

@@ -15,14 +15,12 @@ from flows.orchestration.round_page import show_round
 from flows.plan import with_code_digests
 from flows.runs import CommittedRound, Run, committed_round, committed_rounds, history_of
 from tasks.charts import charts_of
-from tasks.metrics import combine
+from tasks.metrics import COUNTED, combine, through_rounds
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
 from tasks.tracking import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking
 
 EVALUATION = "evaluation.json"
-COUNTED = "health/warnings"
-"""Counted anew for each iteration: what a stage warned of would be a second value at the same step."""
 # Two publishers in one process would each make the runs that the other one is about to make.
 _one_at_a_time = threading.Lock()
 
@@ -112,14 +110,12 @@ def tracked_round(run: Run, committed: CommittedRound) -> TrackedRound:
 
 def history_through(rounds: Sequence[CommittedRound]) -> list[dict[str, Any]]:
     """The metrics of each iteration, and in that of a round's last one what was measured once in the round."""
-    rows: list[dict[str, Any]] = []
-    for committed in rounds:
-        own = history_of(committed)
-        once = [m for m in (*committed.before, committed.evaluation) if m.place.round == committed.number]
-        for manifest in once:
-            own[-1] |= {name: value for name, value in manifest.metrics.items() if name != COUNTED}
-        rows += own
-    return rows
+    rows = [row for committed in rounds for row in history_of(committed)]
+    once = {
+        committed.number: [m for m in (*committed.before, committed.evaluation) if m.place.round == committed.number]
+        for committed in rounds
+    }
+    return through_rounds(rows, {number: combine((m.rows, m.metrics) for m in own) for number, own in once.items()})
 
 
 def points_of(committed: CommittedRound) -> list[Point]:

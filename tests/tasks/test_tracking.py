@@ -493,6 +493,17 @@ def test_a_home_that_is_moved_or_copied_logs_beside_its_own_database(home, run, 
         assert located(home) == {(home / "mlflow" / "artifacts").as_uri()}
 
 
+def test_a_copied_home_reads_its_own_files_without_those_of_the_first(home, run, tmp_path):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    there = tmp_path / "copy"
+    shutil.copytree(home, there)
+    Tracking(there, EXPERIMENT)
+    shutil.rmtree(home)
+    assert text_of(there, published.run_id, "charts.html").startswith("<!doctype html>")
+    assert text_of_policy(there, "config.json") == '{"model": 1}'
+    assert Tracking(there, EXPERIMENT).publish(run) == published
+
+
 def test_settings_of_another_mlflow_are_not_for_the_homes_database(home, run, monkeypatch):
     others = {
         "MLFLOW_ENABLE_ASYNC_LOGGING": "true",

@@ -8,7 +8,7 @@ from flows.outcomes.status import StageStatus
 from flows.pages.site import Asked, Site
 from flows.plan import Plan, plan_of
 from tasks.charts import charts_of
-from tasks.metrics import rows_of
+from tasks.metrics import rows_of, through_rounds
 from tasks.store import read_json, require_undamaged
 
 MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 50, 3, 20
@@ -55,12 +55,7 @@ def history_of(statuses: list[StageStatus]) -> list[dict[str, Any]]:
     parts: dict[tuple[int, int], list[Any]] = {}
     for status in statuses:
         parts.setdefault((status.round, status.iteration), []).extend(status.parts)
-    rows, of_rounds = rows_of(parts)
-    last = {row["round"]: row for row in rows}
-    for round, own in of_rounds.items():
-        if round in last:
-            last[round] |= {name: value for name, value in own.items() if name != "health/warnings"}
-    return rows
+    return through_rounds(*rows_of(parts))
 
 
 def grid_of(plan: Plan, statuses: list[StageStatus], *, whole: bool) -> list[dict[str, Any]]:
