@@ -91,7 +91,7 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
         if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
         display.note(f"pages: {pages_of_run(run.home, run.name)}")
-        unreported = run_rounds(run, config, display, awaits_server=url is None)
+        unreported = run_rounds(run, config, display, plan=plan, awaits_server=url is None)
     reports = [display.reports[number] for number in sorted(display.reports)]
     return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
 

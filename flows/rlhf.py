@@ -8,8 +8,9 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from flows.config import RunConfig
 from flows.orchestration import interrupts_cancel
 from flows.orchestration.absent_server import once_it_answers, with_a_server
+from flows.orchestration.flow_run_log import FlowRunLog, LogDisplay, ToldToo
 from flows.orchestration.session import Session
-from flows.plan import external_models, what_is_seen, with_code_digests
+from flows.plan import Plan, external_models, what_is_seen, with_code_digests
 from flows.round import rlhf_round
 from flows.runs import Run
 from flows.state import Output, RoundState, TrainState
@@ -17,9 +18,14 @@ from flows.terminal import Observer
 from tasks.contract import StageError
 
 
-def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server: bool = False) -> list[str]:
+def run_rounds(
+    run: Run, config: RunConfig, observer: Observer, *, plan: Plan | None = None, awaits_server: bool = False
+) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
-    server is awaited. Returns what could not be reported; raises ``StageError``."""
+    server is awaited. Returns what could not be reported; raises ``StageError``.
+
+    Where a ``plan`` is given, its execution is also told to the log of the flow run.
+    """
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
@@ -34,13 +40,22 @@ def run_rounds(run: Run, config: RunConfig, observer: Observer, *, awaits_server
     def rlhf() -> None:
         context = FlowRunContext.get()
         session.belongs_to(context.flow_run.id if context and context.flow_run else None)
+        if plan is None:
+            all_rounds()
+            return
+        with LogDisplay(plan, FlowRunLog(run.name, echo=False)) as log:
+            session.observer = ToldToo(observer, log)
+            all_rounds()
+            log.show_results(config)
+
+    def all_rounds() -> None:
         state: RoundState | None = None
         for number in range(1, config.rounds + 1):
             in_round = flow(name="round", flow_run_name=f"{run.name}-round-{number}")(
                 lambda n=number, s=state: one_round(n, s)
             )
             state = in_round()
-            published = session.publish(number, state.report)
+            published = session.publish(number, state)
         # The last one has caught up on what earlier ones could not say.
         session.unreported = published.result()
 

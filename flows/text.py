@@ -92,10 +92,15 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return "".join(c if c == "\n" or unicodedata.category(c) not in UNPRINTABLE else json.dumps(c)[1:-1] for c in text)
 
 
-def escaped_character(char: str) -> str:
+def escaped_character(char: str, markup: str = string.punctuation) -> str:
     if char == "\n":
         return " ↵ "
     # Control and format characters could hide text or turn its direction.
     if char != "\t" and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return "�"
-    return f"\\{char}" if char in string.punctuation else char
+    return f"\\{char}" if char in markup else char
+
+
+def marked_literal(text: str, markup: str) -> str:
+    """Text on one line of Markdown, with a backslash before what would be markup there."""
+    return "".join(escaped_character(char, markup) for char in text)

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import RunConfig, dump
+from flows.orchestration.in_mlflow import evaluation_rows, headline, round_note, run_note, sample_rows
 from flows.orchestration.round_page import show_round
-from flows.outcomes import warning_markdown, warnings_of
 from flows.plan import with_code_digests
 from flows.runs import CommittedRound, Run, committed_round, committed_rounds, history_of
-from tasks.metrics import combine
+from tasks.charts import charts_of
+from tasks.metrics import COUNTED, combine, through_rounds
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
 from tasks.tracking import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking
 
+EVALUATION = "evaluation.json"
 # Two publishers in one process would each make the runs that the other one is about to make.
 _one_at_a_time = threading.Lock()
 
@@ -50,9 +52,11 @@ def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> Pu
     """Log rounds to MLflow. Raises what MLflow raises."""
     last = rounds[-1]
     is_finished = last.number >= config.rounds
-    tags = {"rounds.directory": str(run.root)}
-    if url := flow_run_page():
-        tags["rounds.prefect"] = url
+    prefect = flow_run_page()
+    tags = {"rounds.directory": str(run.root), "mlflow.note.content": run_note(run, config, rounds, prefect)}
+    if prefect:
+        tags["rounds.prefect"] = prefect
+    calibration = None if last.reward_model is None else read_json(last.reward_model / "calibration.json")
     return Tracking(run.home, config.tracking.experiment).publish(
         TrackedRun(
             uid=run_uid(run),
@@ -60,6 +64,9 @@ def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> Pu
             created_at=run.created_at,
             config=dump(with_code_digests(config)),
             rounds=[tracked_round(run, committed) for committed in rounds],
+            headline=headline(config),
+            charts=charts_of(history_through(rounds), calibration),
+            tables={EVALUATION: evaluation_rows(last)},
             policy=last.checkpoint / "policy" if is_finished else None,
             policy_digest=part_digest(Manifest.read(last.checkpoint), "policy") if is_finished else "",
             tags=tags,
@@ -75,7 +82,6 @@ def run_uid(run: Run) -> str:
 def tracked_round(run: Run, committed: CommittedRound) -> TrackedRound:
     """A round in the words of the tracking store."""
     stages = committed.of_this_round()
-    summary = read_json(committed.report / "summary.json")
     files = {}
     if committed.reward_model is not None:
         files["reward_model/calibration.json"] = committed.reward_model / "calibration.json"
@@ -85,12 +91,11 @@ def tracked_round(run: Run, committed: CommittedRound) -> TrackedRound:
         started_at=min(manifest.committed_at - manifest.seconds for manifest in stages),
         ended_at=committed.manifest.committed_at,
         points=points_of(committed),
-        summary={
-            name: float(value) for name, value in summary.items() if name not in ("round", "iterations", "warnings")
-        },
+        num_iterations=max(committed.iterations),
         data=data_sets(committed),
         tables={
-            "samples.json": read_json(committed.report / "samples.json"),
+            EVALUATION: evaluation_rows(committed),
+            "samples.json": sample_rows(committed),
             "stages.json": [row_of(manifest) for manifest in stages],
         },
         files=files,
@@ -98,9 +103,19 @@ def tracked_round(run: Run, committed: CommittedRound) -> TrackedRound:
             "rounds.directory": str(run.root),
             "rounds.report": str(committed.report.relative_to(run.root)),
             # MLflow shows it as the description of the run.
-            "mlflow.note.content": "\n\n".join(warning_markdown(warnings_of(summary))),
+            "mlflow.note.content": round_note(run, committed),
         },
     )
+
+
+def history_through(rounds: Sequence[CommittedRound]) -> list[dict[str, Any]]:
+    """The metrics of each iteration, and in that of a round's last one what was measured once in the round."""
+    rows = [row for committed in rounds for row in history_of(committed)]
+    once = {
+        committed.number: [m for m in (*committed.before, committed.evaluation) if m.place.round == committed.number]
+        for committed in rounds
+    }
+    return through_rounds(rows, {number: combine((m.rows, m.metrics) for m in own) for number, own in once.items()})
 
 
 def points_of(committed: CommittedRound) -> list[Point]:
@@ -118,7 +133,7 @@ def points_of(committed: CommittedRound) -> list[Point]:
             points += [Point(name, value, iteration, at) for name, value in seconds.items()]
     for manifest, step in [*((m, 0) for m in committed.before), (committed.evaluation, max(committed.iterations))]:
         at = manifest.committed_at
-        points += [Point(name, value, step, at) for name, value in manifest.metrics.items()]
+        points += [Point(name, value, step, at) for name, value in manifest.metrics.items() if name != COUNTED]
         if manifest.place.round == committed.number:
             points.append(Point(f"seconds/{manifest.stage}", manifest.seconds, step, at))
     return points

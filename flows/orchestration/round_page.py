@@ -4,9 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.addresses import base_address, page_path
 from flows.outcomes import warning_markdown, warnings_of
+from flows.outcomes.results import sentence_of
 from flows.runs import CommittedRound, Run, history_of
 from flows.text import escaped_character
+from tasks import environment
 from tasks.metrics import STDERR
 from tasks.store import read_json
 from tasks.tracking import Published, run_page, where_to_look
@@ -59,9 +62,13 @@ def round_markdown(run: Run, committed: CommittedRound, published: Published | N
     progress = [
         [str(row["iteration"]), *(number(row.get(name)) for name in known)] for row in history[-ITERATIONS_SHOWN:]
     ]
+    pages = base_address(run.home) + page_path("runs", run.name)
+    rollouts = base_address(run.home) + page_path("runs", run.name, "rollouts", round=committed.number, iteration="all")
     parts = [
         f"# {escaped(run.name)}, round {committed.number}",
-        mlflow_line(run, committed, published),
+        escaped(sentence_of(run.config, "done", [summary], len(warnings_of(summary)))),
+        f"[Pages of the run]({pages}) · [rollouts of the round]({rollouts}) · {mlflow_line(run, committed, published)}",
+        f"`rounds {environment.home_option(run.home)}ui` serves the pages.",
         "## Held-out prompts",
         *table(["", "reference", "policy", "gain, reference std"], comparison(summary)),
         *warning_markdown(warnings_of(summary)),
@@ -80,18 +87,19 @@ def round_markdown(run: Run, committed: CommittedRound, published: Published | N
     if samples:
         parts.append("## Rollouts of the last iteration, from best to worst")
         parts += table(["score", "prompt", "response"], sample_rows(samples))
-    parts.append(f"More: `rounds rollouts {run.name} --round {committed.number}`")
+    command = f"rounds {environment.home_option(run.home)}rollouts {run.name} --round {committed.number}"
+    parts.append(f"More: `{command}`")
     return "\n\n".join(parts) + "\n"
 
 
 def mlflow_line(run: Run, committed: CommittedRound, published: Published | None) -> str:
     """Where to see the round in MLflow."""
     if published is None:
-        return "Not logged to MLflow yet; the next round, or the same command again, logs it."
+        return "not logged to MLflow yet; the next round, or the same command again, logs it."
     run_id = published.rounds[committed.number]
     if url := run_page(run.home, published, run_id):
-        return f"[In MLflow]({url})"
-    return f"In MLflow: run `{run_id}`, see `{where_to_look(run.home)}`"
+        return f"[in MLflow]({url})"
+    return f"in MLflow: run `{run_id}`, see `{where_to_look(run.home)}`"
 
 
 def comparison(summary: Mapping[str, Any]) -> list[list[str]]:

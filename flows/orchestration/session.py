@@ -25,7 +25,7 @@ from flows.orchestration.publish import log_rounds, publish_round
 from flows.plan import model_checks, stage_call
 from flows.runs import Run
 from flows.server import is_healthy
-from flows.state import Externals, Output
+from flows.state import Externals, Output, RoundState
 from flows.terminal import Observer
 from tasks.config import StageConfig
 from tasks.contract import StageCall, StageError, worth_retrying
@@ -108,15 +108,20 @@ class Session:
         )
         task.with_options(task_run_name=f"reused: {found.total()} stages").submit().wait()
 
-    def publish(self, number: int, report: Output) -> PrefectFuture[list[str]]:
+    def publish(self, number: int, state: RoundState) -> PrefectFuture[list[str]]:
         """Tell MLflow and Prefect of a round, beside the next one: a slow tracking server must not hold up training."""
+
+        def tell(state: RoundState) -> list[str]:
+            assert state.report is not None, "a round ends with its report"
+            return publish_round(self.run, self.config, state.report)
+
         task = Task(
-            fn=lambda: publish_round(self.run, self.config, report),
+            fn=tell,
             name="publish_round",
             cache_policy=NO_CACHE,
             persist_result=False,
         )
-        return task.with_options(task_run_name=f"publish_round-r{number}").submit()
+        return task.with_options(task_run_name=f"publish_round-r{number}").submit(state)
 
     def finish_round(self) -> None:
         """Wait for all that was submitted; raise the first real failure."""

@@ -9,7 +9,7 @@ from flows.outcomes.results import summary_of, warnings_of
 from flows.plan import Plan, Planned
 from flows.runs import RUN_FILE, Run
 from tasks.errors import DamagedError, UserError
-from tasks.metrics import RunWarning, combine, diagnose, rows_of
+from tasks.metrics import RunWarning, combine, diagnose, rows_of, through_rounds
 from tasks.store import Manifest, Ref
 
 
@@ -84,12 +84,7 @@ def metrics_history(statuses: Sequence[StageStatus]) -> list[dict[str, Any]]:
     parts: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}
     for status in statuses:
         parts.setdefault((status.round, status.iteration), []).extend(status.parts)
-    rows, of_rounds = rows_of(parts)
-    last = {row["round"]: row for row in rows}
-    for round, own in of_rounds.items():
-        if round in last:
-            last[round] |= {name: value for name, value in own.items() if name != "health/warnings"}
-    return rows
+    return through_rounds(*rows_of(parts))
 
 
 def run_state(run: Run, plan: Plan) -> str:

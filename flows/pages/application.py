@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from flows.pages.guard import Guard
 from flows.pages.pages import PAGES, Page
 from flows.pages.rendering import finite, render
 from flows.pages.site import Asked, Site
+from tasks.charts import plotly_script
 from tasks.errors import DamagedError, RunError, UserError
 from tasks.paths import os_error_sentence
 
@@ -128,10 +128,3 @@ async def plotly(request: Request) -> Response:
     """Plotly's own script, from where its package lies; the package is not imported."""
     del request
     return FileResponse(plotly_script(), media_type="text/javascript", headers={"cache-control": "max-age=86400"})
-
-
-def plotly_script() -> Path:
-    found = find_spec("plotly")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "package_data" / "plotly.min.js"

@@ -15,9 +15,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.routing import compile_path
 
-from flows.pages.application import HERE, error_text, page_text, plotly_script
+from flows.pages.application import HERE, error_text, page_text
 from flows.pages.pages import PAGES, Page
 from flows.pages.site import Asked, Site
+from tasks.charts import plotly_script
 from tasks.errors import ConfigError, RunError
 
 KEPT_QUERY = ("round", "iteration", "data")

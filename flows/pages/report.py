@@ -9,7 +9,7 @@ import numpy as np
 from flows.analysis.differences import chosen_settings
 from flows.analysis.hacking import most_suspicious, sampled
 from flows.outcomes import latest_variants
-from flows.pages.application import HERE, plotly_script
+from flows.pages.application import HERE
 from flows.pages.facts import hacking, reward_model
 from flows.pages.facts import run as run_page
 from flows.pages.rendering import render
@@ -18,6 +18,7 @@ from flows.query import DataSet, Order, Rows, select, span
 from flows.query.one_rollout import OneRollout, opened
 from flows.query.tints import tints_of
 from flows.runs import Run
+from tasks.charts import plotly_script
 from tasks.errors import ConfigError, RunError
 from tasks.store import Manifest
 

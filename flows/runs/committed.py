@@ -18,6 +18,8 @@ class CommittedRound:
     iterations: Mapping[int, Sequence[Manifest]]
     evaluation: Manifest
     """Committed last before the report."""
+    evaluated: Path
+    """The responses to held-out prompts."""
     before: Sequence[Manifest]
     """What the iterations started from: data, warm-up, reward model; perhaps of an earlier round."""
     reward_model: Path | None
@@ -69,6 +71,7 @@ def committed_round(root: Path, report: Path) -> CommittedRound:
         manifest=manifest,
         iterations=iterations,
         evaluation=evaluation,
+        evaluated=root / made_from["evaluation"] / "evaluation",
         before=before,
         reward_model=reward_model,
         data=data,

@@ -34,10 +34,10 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.config import RunConfig, checked
 from flows.launch import only_our_words, prepared
+from flows.orchestration.flow_run_log import TAG, FlowRunLog, LogDisplay
 from flows.orchestration.publish import in_a_sentence
 from flows.runs import create_or_open, named_run
 from flows.schedules.arrivals import next_step
-from flows.schedules.flow_run_log import TAG, FlowRunLog, LogDisplay
 from flows.schedules.limits import require_within
 from flows.schedules.schedules import Schedule, find_schedule, list_schedules
 from tasks import environment
@@ -66,7 +66,7 @@ def scheduled_rounds(run: str, config: RunConfig) -> State[Any]:
     os.setpgid(0, 0)
     # What the lock of a run says of who holds it.
     sys.argv = ["rounds", "serve"]
-    log = FlowRunLog(run)
+    log = FlowRunLog(run, echo=True)
     with only_our_words():
         try:
             home = environment.home_directory(None)

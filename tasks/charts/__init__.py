@@ -5,6 +5,7 @@ from tasks.charts.figure import BLUE, COLORS, MUTED, ORANGE, Figure, History, Se
 from tasks.charts.kinds import curves, histogram, lines, scatter
 from tasks.charts.of_reward_model import calibration_chart
 from tasks.charts.of_run import charts_of
+from tasks.charts.script import plotly_script
 
 __all__ = [
     "BLUE",
@@ -19,5 +20,6 @@ __all__ = [
     "curves",
     "histogram",
     "lines",
+    "plotly_script",
     "scatter",
 ]

@@ -3,7 +3,7 @@
 from tasks.metrics.combining import combine
 from tasks.metrics.declared import STDERR
 from tasks.metrics.diagnosis import diagnose, warnings_at, warnings_of_round
-from tasks.metrics.history import rows_of
+from tasks.metrics.history import COUNTED, rows_of, through_rounds
 from tasks.metrics.policy_comparison import (
     correlation,
     distinct_metric,
@@ -23,6 +23,7 @@ from tasks.metrics.standard_errors import (
 from tasks.metrics.warnings import RunWarning
 
 __all__ = [
+    "COUNTED",
     "NEEDED",
     "STDERR",
     "RunWarning",
@@ -39,6 +40,7 @@ __all__ = [
     "mean_stderr",
     "moments",
     "rows_of",
+    "through_rounds",
     "warnings_at",
     "warnings_of_round",
     "with_stderr",

@@ -16,7 +16,8 @@ def tracking_uri(home: Path) -> str:
 def run_page(home: Path, published: Published, run_id: str) -> str | None:
     """The address of a run's page; None where runs are logged to a database that no server shows yet."""
     base = server_page(home)
-    return base and f"{base}/#/experiments/{published.experiment_id}/runs/{run_id}"
+    # MLflow's pages are those of prompts and traces unless asked for training.
+    return base and f"{base}/#/experiments/{published.experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def server_page(home: Path) -> str | None:

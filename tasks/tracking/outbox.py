@@ -1,42 +1,43 @@
-"""MLflow as an outbox: what is committed is logged once, with the time at which it was committed. The one place that
-imports mlflow.
+"""MLflow as an outbox: what is committed is logged once, with the time at which it was committed.
 
-One run of ours is one MLflow run (the parent), and each variant of a round's report is a child of it. Runs are found by
-tags, so no id of MLflow's is kept anywhere. A child is filled in any number of attempts: everything in it follows from
-committed files, and its tag ``rounds.complete`` is set last. Where that tag is, nothing is logged again.
+One run of ours is one MLflow run (the parent), with one curve per metric through all rounds, and each variant of a round's
+report is a child of it. Runs are found by tags, so no id of MLflow's is kept anywhere. A child is filled in any number of
+attempts: everything in it follows from committed files, and its tag ``rounds.complete`` is set last. Where that tag is,
+nothing is logged again.
+
+MLflow never forgets a point or a parameter, and two points at one step would make a zigzag of a curve. So a parent has one
+history: where a round that it shows is replaced, a new parent takes over, with the children that stay, and the old one
+keeps its curves as those of earlier settings.
 """
 
-import contextlib
 import json
-import logging
-import math
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from tasks import environment
 from tasks.errors import TrackingError
-from tasks.store import canonical_json, digest_text, wait_in_turn
+from tasks.metrics import STDERR
+from tasks.store import canonical_json, digest_text
 from tasks.tracking.addresses import tracking_uri
-from tasks.tracking.database import artifacts_uri, embedded_uri, follow_home
+from tasks.tracking.charts_page import charts_page
+from tasks.tracking.connection import connected
+from tasks.tracking.database import artifacts_uri
+from tasks.tracking.policies import log_policy
+from tasks.tracking.texts import batches, config_text, flattened, milliseconds, table_text
 from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
-from tasks.yaml_text import write_yaml
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-# Limits of one request of MLflow's REST interface, and of one value.
+# Limits of one request of MLflow's REST interface.
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
-MAX_PARAM_LENGTH = 6000
 MAX_KEY_LENGTH = 250
-Item = TypeVar("Item")
-MODEL = "model"
-"""Where the final policy lies among the artifacts of the parent."""
+# So that MLflow's pages show the experiment as training, not as prompts and traces.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+CHARTS = "charts.html"
 
 
 class Tracking:
@@ -50,21 +51,18 @@ class Tracking:
     def publish(self, run: TrackedRun) -> Published:
         """Log what is not there yet."""
         found = self._runs_of(run.uid)
-        parent = next((r for r in found if "rounds.variant" not in r.data.tags), None) or self._new_parent(run)
+        known = {tracked.variant: child_of(tracked, found) for tracked in run.rounds}
+        parent = self._parent_of(run, found, known)
         children = {}
         for tracked in run.rounds:
-            known = [r for r in found if r.data.tags.get("rounds.variant") == tracked.variant]
-            # Of two that a repeated request once made, the finished one counts.
-            known.sort(key=lambda r: "rounds.complete" not in r.data.tags)
-            child = known[0] if known else self._new_child(run, tracked, parent)
+            child = known[tracked.variant] or self._new_child(run, tracked, parent)
             if "rounds.complete" not in child.data.tags:
                 self._fill(child, run, tracked)
-                of_round = [Point(n, v, tracked.number, tracked.ended_at) for n, v in tracked.summary.items()]
-                self._log_points(parent, of_round)
-                self._log_data(parent, tracked.data)
                 self._client.set_tag(child.info.run_id, "rounds.complete", "yes")
+            self._set_tags(child, {"mlflow.parentRunId": parent.info.run_id})
             children[tracked.number] = child.info.run_id
         self._bring_up_to_date(parent, run, children)
+        self._set_aside([r for r in found if is_parent(r) and r.info.run_id != parent.info.run_id], run)
         return Published(experiment_id=self._experiment_id, run_id=parent.info.run_id, rounds=children)
 
     def _experiment(self, name: str, home: Path | None) -> str:
@@ -75,7 +73,7 @@ class Tracking:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=location))
+                return str(self._client.create_experiment(name, artifact_location=location, tags=KIND))
             except MlflowException:
                 # Another run may have made it since; where it did not, the error was a real one.
                 found = self._client.get_experiment_by_name(name)
@@ -101,10 +99,24 @@ class Tracking:
             if not token:
                 return found
 
-    def _new_parent(self, run: TrackedRun) -> "MlflowRun":
-        tags = {"rounds.run_uid": run.uid, "mlflow.source.name": "rlhf-rounds", "mlflow.source.type": "LOCAL"}
+    def _parent_of(
+        self, run: TrackedRun, found: "Sequence[MlflowRun]", known: "Mapping[str, MlflowRun | None]"
+    ) -> "MlflowRun":
+        """The parent that shows no other variant of any of these rounds, and most of them; made if there is none."""
+        tags = {f"rounds.round_{tracked.number}": known[tracked.variant] for tracked in run.rounds}
+
+        def shows(parent: "MlflowRun", *, same: bool) -> int:
+            shown = [(parent.data.tags.get(tag), child.info.run_id if child else None) for tag, child in tags.items()]
+            return sum(there is not None and (there == wanted) is same for there, wanted in shown)
+
+        fitting = [r for r in found if is_parent(r) and not shows(r, same=False)]
+        if fitting:
+            return max(fitting, key=lambda parent: shows(parent, same=True))
         return self._client.create_run(
-            self._experiment_id, start_time=milliseconds(run.created_at), tags=tags, run_name=run.name
+            self._experiment_id,
+            start_time=milliseconds(run.created_at),
+            tags={"rounds.run_uid": run.uid, "mlflow.source.name": "rlhf-rounds", "mlflow.source.type": "LOCAL"},
+            run_name=run.name,
         )
 
     def _new_child(self, run: TrackedRun, tracked: TrackedRound, parent: "MlflowRun") -> "MlflowRun":
@@ -137,42 +149,66 @@ class Tracking:
                 self._client.log_artifact(run_id, str(path), str(Path(name).parent))
         for name, rows in tracked.tables.items():
             self._client.log_text(run_id, table_text(rows), name)
-        # The tag that log_table sets; log_table itself would append the rows to those of an earlier attempt.
-        shown = json.dumps([{"path": name, "type": "table"} for name in tracked.tables])
-        self._set_tags(child, {**tracked.tags, "mlflow.loggedArtifacts": shown})
+        self._set_tags(child, {**tracked.tags, **shown_tables(tracked.tables)})
         self._client.set_terminated(run_id, "FINISHED", end_time=milliseconds(tracked.ended_at))
 
     def _bring_up_to_date(self, parent: "MlflowRun", run: TrackedRun, children: Mapping[int, str]) -> None:
         """What the parent says of the run as a whole, as of now."""
         run_id = parent.info.run_id
+        # Before a point of them is logged: whose points these are.
+        self._set_tags(parent, {f"rounds.round_{number}": child_id for number, child_id in children.items()})
+        self._log_rounds(parent, run)
         digest = digest_text(canonical_json(run.config))
         before = parent.data.tags.get("rounds.config")
         if before in (None, digest):
-            # Parameters cannot be changed, so those of the parent stay what the run was first logged with.
+            # Parameters cannot be changed, so those of the parent stay what it was first logged with.
             self._log_params(parent, run.config)
         if before != digest:
             self._client.log_text(run_id, config_text(run.config), "config.yaml")
-        if run.policy is not None and parent.data.tags.get("rounds.policy") != run.policy_digest:
-            self._replace_model(parent, run.policy)
-            self._set_tags(parent, {"rounds.policy": run.policy_digest})
-        current = {f"rounds.round_{number}": child_id for number, child_id in children.items()}
-        self._set_tags(parent, {**run.tags, **current, "rounds.config": digest})
+        if run.policy is not None:
+            log_policy(self._client, self.uri, parent, run)
+        self._set_tags(parent, {**run.tags, "rounds.config": digest})
+        if parent.info.run_name != run.name:
+            self._client.update_run(run_id, name=run.name)
         if run.policy is None:
             if parent.info.status != "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
         elif (parent.info.status, parent.info.end_time) != ("FINISHED", milliseconds(run.rounds[-1].ended_at)):
             self._client.set_terminated(run_id, "FINISHED", end_time=milliseconds(run.rounds[-1].ended_at))
 
-    def _replace_model(self, parent: "MlflowRun", policy: Path) -> None:
-        """The policy as the only content of its artifact directory: weights of two policies must never mix."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    def _log_rounds(self, parent: "MlflowRun", run: TrackedRun) -> None:
+        """Have the curves of the parent go on through the rounds that it does not show yet."""
+        logged = parent.data.tags.get("rounds.logged", "").split()
+        iterations_before = 0
+        for tracked in run.rounds:
+            if str(tracked.number) not in logged:
+                points = [replace(point, step=iterations_before + point.step) for point in tracked.points]
+                # MLflow lists metrics in the order in which it first hears of them.
+                first = [
+                    replace(p, name=called) for name, called in run.headline.items() for p in points if p.name == name
+                ]
+                # Standard errors are shown with the round: here they would be every third chart.
+                self._log_points(parent, [*first, *(p for p in points if not p.name.endswith(STDERR))])
+                self._log_data(parent, tracked.data)
+            iterations_before += tracked.num_iterations
+        numbers = [str(tracked.number) for tracked in run.rounds]
+        if set(numbers) <= set(logged):
+            return
+        if run.charts:
+            self._client.log_text(parent.info.run_id, charts_page(run.name, run.charts), CHARTS)
+        for name, rows in run.tables.items():
+            self._client.log_text(parent.info.run_id, table_text(rows), name)
+        done = " ".join(dict.fromkeys([*logged, *numbers]))
+        self._set_tags(parent, {**shown_tables(run.tables), "rounds.logged": done})
 
-        run_id = parent.info.run_id
-        if any(entry.path == MODEL for entry in self._client.list_artifacts(run_id)):
-            # Until the tag is back, the directory counts as incomplete.
-            self._set_tags(parent, {"rounds.policy": ""})
-            get_artifact_repository(parent.info.artifact_uri, tracking_uri=self.uri).delete_artifacts(MODEL)
-        self._client.log_artifacts(run_id, str(policy), MODEL)
+    def _set_aside(self, parents: "Sequence[MlflowRun]", run: TrackedRun) -> None:
+        """Have parents of which a round was replaced say so."""
+        name = f"{run.name} (earlier settings)"
+        for parent in parents:
+            if parent.info.status == "RUNNING":
+                self._client.update_run(parent.info.run_id, status="KILLED")
+            if parent.info.run_name != name:
+                self._client.update_run(parent.info.run_id, name=name)
 
     def _log_points(self, run: "MlflowRun", points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
@@ -217,78 +253,17 @@ class Tracking:
             self._client.log_batch(run.info.run_id, tags=changed)
 
 
-def connected(uri: str, home: Path) -> "MlflowClient":
-    """A client whose store is ready. Two first users of a fresh database at once would corrupt it for good."""
-    is_embedded = uri == embedded_uri(home)
-    if is_embedded:
-        environment.forget_other_mlflow()
-    silence()
-    from mlflow import MlflowClient
-
-    if urlsplit(uri).scheme in ("http", "https"):
-        return MlflowClient(uri)
-    with locked(home / "mlflow"):
-        if is_embedded:
-            follow_home(home)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-        return client
+def is_parent(run: "MlflowRun") -> bool:
+    return "rounds.variant" not in run.data.tags
 
 
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Be the only process that opens the database of this home."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        wait_in_turn(lock)
-        yield
+def child_of(tracked: TrackedRound, found: "Sequence[MlflowRun]") -> "MlflowRun | None":
+    """The child of that variant of a round; of two that a repeated request once made, the finished one counts."""
+    known = [r for r in found if r.data.tags.get("rounds.variant") == tracked.variant]
+    return min(known, key=lambda r: "rounds.complete" not in r.data.tags, default=None)
 
 
-def silence() -> None:
-    """Keep MLflow's log lines and warnings, and those on connections that it tries again, off the terminal."""
-    import mlflow  # noqa: F401  # its import sets the levels that are raised here
-
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
-
-
-def flattened(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """``a.b.0.c`` and text for each leaf of a configuration. A list of plain values is one leaf."""
-    entries: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, Mapping) and all(re.fullmatch(r"[\w-]+", str(key)) for key in value):
-        entries = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
-        entries = [(str(position), item) for position, item in enumerate(value)]
-    if entries:
-        for key, item in entries:
-            yield from flattened(item, f"{path}.{key}" if path else key)
-        return
-    text = value if isinstance(value, str) else json.dumps(value)
-    if text:
-        yield path, text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 1] + "…"
-
-
-def config_text(config: Mapping[str, Any]) -> str:
-    return write_yaml(dict(config))
-
-
-def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in the form that MLflow's pages show as a table."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    data = [[finite(row.get(name)) for name in columns] for row in rows]
-    return json.dumps({"columns": columns, "data": data}, ensure_ascii=False, allow_nan=False)
-
-
-def finite(value: Any) -> Any:
-    """The value, or None for a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def milliseconds(seconds: float) -> int:
-    return round(1000 * seconds)
-
-
-def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def shown_tables(tables: Mapping[str, Any]) -> dict[str, str]:
+    """The tag that log_table sets; log_table itself would append the rows to those of an earlier attempt."""
+    shown = [{"path": name, "type": "table"} for name in tables]
+    return {"mlflow.loggedArtifacts": json.dumps(shown)} if shown else {}

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.charts import Figure
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -39,8 +41,8 @@ class TrackedRound:
     started_at: float
     ended_at: float
     points: Sequence[Point]
-    summary: Mapping[str, float]
-    """What the parent shows of the round: one value per metric, at step ``number``."""
+    num_iterations: int
+    """How far the curves through all rounds go on by it."""
     data: Sequence[TrackedData] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Rows by the name of the artifact that MLflow shows as a table."""
@@ -58,6 +60,11 @@ class TrackedRun:
     created_at: float
     config: Mapping[str, Any]
     rounds: Sequence[TrackedRound]
+    headline: Mapping[str, str] = field(default_factory=dict)
+    """The metrics that stand first on the run's page, and what they are called there."""
+    charts: Mapping[str, Figure] = field(default_factory=dict)
+    """Those of all rounds, by name."""
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     policy: Path | None = None
     """The final policy, as ``from_pretrained`` reads it, or its adapter, as PEFT does; None while rounds are to come."""
     policy_digest: str = ""

@@ -1,6 +1,7 @@
 """From committed stages to MLflow and Prefect: what is found, that nothing stops training, that nothing is injected."""
 
 import contextlib
+import json
 import re
 import socket
 from collections.abc import Mapping
@@ -27,7 +28,9 @@ from tasks.store.manifest import Inputs, Place, Recipe, Ref, input_digests
 from tasks.tracking import outbox as tracking
 from tasks.tracking.tracked import Published
 
-INJECTION = "</td><script>alert(1)</script> [x](javascript:alert(1)) ![i](http://evil/p.png)\n# head | `code` \u202e"
+INJECTION = (
+    "</td><script>alert(1)</script> [x](javascript:alert(1)) ![i](http://evil/p.png)\n# head | `code` \x1b[31m \u202e"
+)
 
 
 @dataclass
@@ -160,7 +163,7 @@ class FakeRun:
                 "evaluation/score_gain": 0.25 + number / 2,
                 "evaluation/kl": 3.25,
             },
-            {"e.json": number},
+            {"evaluation": evaluated()},
         )
         call = StageCall(
             stage="report_round",
@@ -172,6 +175,20 @@ class FakeRun:
             inputs={**groups, "evaluation": evaluation, "reward_model": reward_model, "previous": before},
         )
         return execute(call, models=ResidentModels(), report=lambda _: None), policy
+
+
+def evaluated() -> pa.Table:
+    """Two prompts, answered by policy and reference; the policy twice."""
+    rows = [
+        ("policy", "a", 0, INJECTION, 1.5),
+        ("policy", "a", 1, "again", 1.0),
+        ("policy", "b", 0, "fine", 0.5),
+        ("reference", "b", 0, "well", 0.25),
+        ("reference", "a", 0, "hm", -0.5),
+    ]
+    names = ["sampled_by", "prompt_id", "sample_index", "response", "score"]
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return pa.table({**columns, "prompt": [f"prompt {prompt_id}" for prompt_id in columns["prompt_id"]]})
 
 
 def source(path: str) -> dict[str, Any]:
@@ -257,18 +274,19 @@ def test_both_rounds_are_logged_and_publishing_again_adds_nothing(fake, reports)
     assert {("p.jsonl", "a" * 32), ("q.jsonl", "b" * 32)} < inputs
     assert {name for name, _ in inputs} == {"p.jsonl", "q.jsonl", "prompts"}
     assert values("health/warnings") == [(1, 1.0), (2, 1.0)]
-    assert child.data.tags["mlflow.note.content"].startswith("**1 warning**")
-    assert "moves the policy far" in child.data.tags["mlflow.note.content"]
-    assert store.get_run(published.rounds[1]).data.tags["mlflow.note.content"] == ""
     artifacts = {entry.path for entry in store.list_artifacts(published.rounds[2])}
-    assert artifacts == {"config.yaml", "reward_model", "samples.json", "stages.json"}
+    assert artifacts == {"config.yaml", "evaluation.json", "reward_model", "samples.json", "stages.json"}
+    assert {entry.path for entry in store.list_artifacts(published.run_id)} == {
+        "charts.html",
+        "config.yaml",
+        "evaluation.json",
+    }
     assert child.data.params["rollouts.sampling.max_new_tokens"] == "8"
     from mlflow.artifacts import download_artifacts
 
-    model = download_artifacts(
-        run_id=published.run_id, artifact_path="model", tracking_uri=tracking.tracking_uri(fake.run.home)
-    )
-    assert (Path(model) / "config.json").read_text() == (
+    (model,) = store.search_logged_models([published.experiment_id], filter_string="name = 'Quick_Start-policy'")
+    directory = download_artifacts(model.artifact_location)
+    assert (Path(directory) / "config.json").read_text() == (
         committed_round(fake.run.root, reports[1].directory).checkpoint / "policy" / "config.json"
     ).read_text()
 
@@ -276,6 +294,78 @@ def test_both_rounds_are_logged_and_publishing_again_adds_nothing(fake, reports)
     assert publish_round(fake.run, fake.config, reports[1]) == []
     assert [(r.info.run_id, r.data.to_dictionary(), r.info.end_time) for r in runs_of(fake)] == before
     assert len(before) == 3
+
+
+def test_a_metric_is_one_curve_through_both_rounds_also_in_the_headline(fake, reports):
+    published = publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
+    store = client(fake)
+
+    def values(name: str) -> list[tuple[int, Any]]:
+        return [(m.step, pytest.approx(m.value)) for m in store.get_metric_history(published.run_id, name)]
+
+    assert values("score/mean") == values("0 headline/score") == [(1, 1.1), (2, 1.2), (3, 2.1), (4, 2.2)]
+    # The reward model of the first round serves the second too.
+    assert values("0 headline/reward_model_accuracy") == [(0, 0.75), (2, 0.75)]
+    assert values("0 headline/score_gain") == [(2, 0.75), (4, 1.25)]
+    # What stages warned of is in the count of the iteration.
+    assert values("health/warnings") == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)]
+    page = download(fake, published.run_id, "charts.html").read_text()
+    charts = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    accuracy = next(c for c in charts if c["layout"]["title"]["text"] == "Accuracy of the reward model")
+    assert accuracy["data"][0]["x"] == [2]
+    assert accuracy["data"][0]["customdata"] == [[1, 2]]
+
+
+def download(fake: FakeRun, run_id: str, name: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    uri = tracking.tracking_uri(fake.run.home)
+    return Path(download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=uri))
+
+
+def test_notes_have_the_sentence_the_warnings_and_where_to_look(fake, reports):
+    published = publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
+    store = client(fake)
+    note, second, first = (
+        store.get_run(run_id).data.tags["mlflow.note.content"]
+        for run_id in (published.run_id, published.rounds[2], published.rounds[1])
+    )
+    sentence, links, warnings = note.split("\n\n")
+    assert sentence.replace("\\", "") == "**Round 2 of 2, finished. Score +1.25 sd, KL 3.2 nats; 1 warning.**"
+    assert "[Pages of the run](http://127.0.0.1:7400/runs/Quick_Start)" in links
+    assert f"`rounds --home {fake.run.home} status Quick_Start`" in links
+    assert "moves the policy far" in warnings
+    assert second.startswith("**1 warning** · [Rollouts](http://127.0.0.1:7400/runs/Quick_Start/rollouts?round=2&")
+    assert second.endswith(warnings)
+    assert first.startswith("**No warnings** · ")
+    halfway = publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[0].directory))
+    note = store.get_run(halfway.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("**Round 1 of 2, running")
+
+
+def test_policy_and_reference_answer_the_same_prompts_in_a_table(fake, reports):
+    published = publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
+    for run_id in (published.run_id, published.rounds[1]):
+        table = json.loads(download(fake, run_id, "evaluation.json").read_text())
+        assert table["columns"] == ["prompt", "response", "reference_response", "score", "reference_score"]
+        assert table["data"][1] == ["prompt b", "fine", "well", 0.5, 0.25]
+        assert [row[0] for row in table["data"]] == ["prompt a", "prompt b"]
+
+
+def test_what_a_model_wrote_is_shown_in_mlflow_and_never_obeyed(fake, reports):
+    published = publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
+    shown = INJECTION.replace("\u202e", "\\u202e").replace("\x1b", "\\x1b")
+    texts = {
+        name: download(fake, published.rounds[2], name).read_text() for name in ("samples.json", "evaluation.json")
+    }
+    for text in texts.values():
+        # A table's cells are shown as they are: nothing is markup there, but a browser obeys these signs in any text.
+        assert not set("\u202e\x1b") & set(text)
+        assert shown in [row[json.loads(text)["columns"].index("response")] for row in json.loads(text)["data"]]
+    # A note is Markdown, a page HTML: no model's text is in either.
+    notes = [store_run.data.tags["mlflow.note.content"] for store_run in runs_of(fake)]
+    for text in [*notes, download(fake, published.run_id, "charts.html").read_text()]:
+        assert "evil/p.png" not in text
 
 
 def test_a_round_that_could_not_be_logged_is_logged_with_the_next_one(fake, reports, monkeypatch):
@@ -308,15 +398,15 @@ def test_a_report_that_has_changed_since_is_reported_nowhere(fake, reports):
     assert client(fake).get_experiment_by_name("changed") is None
 
 
-def test_a_changed_setting_is_a_new_child(fake, reports):
+def test_a_replaced_round_is_a_new_curve_with_its_child(fake, reports):
     publish(fake.run, fake.config, committed_rounds(fake.run.root, reports[1].directory))
     data = fake.data()
     first = committed_round(fake.run.root, reports[0].directory)
     again, _ = fake.round(2, reports[0], data, Ref(str(first.checkpoint), "changed"), learning_rate=0.2)
     known = {r.info.run_id for r in runs_of(fake)}
     publish(fake.run, fake.config, committed_rounds(fake.run.root, again.directory))
-    (new,) = [r for r in runs_of(fake) if r.info.run_id not in known]
-    assert new.info.run_name == "Quick_Start-round-2"
+    new = [r for r in runs_of(fake) if r.info.run_id not in known]
+    assert sorted(r.info.run_name for r in new) == ["Quick_Start", "Quick_Start-round-2"]
 
 
 def test_no_failure_of_either_side_is_raised(fake, reports, monkeypatch):
@@ -333,7 +423,7 @@ def test_no_failure_of_either_side_is_raised(fake, reports, monkeypatch):
 
 def test_a_rounds_page_has_its_warnings_under_the_gains(fake, reports):
     well, ill = (round_markdown(fake.run, committed_round(fake.run.root, r.directory), None) for r in reports)
-    assert "warning" not in well
+    assert "**" not in well
     assert ill.count("**1 warning**") == 1
     assert ill.index("gain, reference std") < ill.index("**1 warning**") < ill.index("## Iterations")
     told = next(line for line in ill.splitlines() if line.startswith("- update"))
@@ -342,7 +432,7 @@ def test_a_rounds_page_has_its_warnings_under_the_gains(fake, reports):
 
 def test_what_a_model_wrote_is_shown_and_never_read_as_markup(fake, reports):
     page = round_markdown(fake.run, committed_round(fake.run.root, reports[0].directory), None)
-    for markup in (r"(?<!\\)<script", r"\]\(java", r"(?<!\\)!", "http:", "\u202e"):
+    for markup in (r"(?<!\\)<script", r"\]\(java", r"(?<!\\)!", "http://evil", "\u202e", "\x1b"):
         assert not re.search(markup, page)
     rows = [line for line in page.splitlines() if "evil" in line]
     assert len(rows) == 1
@@ -377,7 +467,7 @@ def test_the_page_compares_reference_and_policy_and_says_where_to_look(fake, rep
     assert "| 2 | 1.2 | 1.2 | 11 | 1.8 |" in page
     assert "| iteration | score | KL, nats per response | length, tokens | entropy, nats per token |" in page
     assert "75.0% of held-out pairs" in page
-    assert "Not logged to MLflow yet" in page
+    assert "not logged to MLflow yet" in page
     published = Published(experiment_id="1", run_id="p", rounds={1: "c"})
     page = round_markdown(fake.run, committed, published)
     assert f"see `mlflow ui --backend-store-uri sqlite:///{fake.run.home}/mlflow/mlflow.db" in page
@@ -389,6 +479,13 @@ def test_a_password_of_the_tracking_store_is_on_no_page(fake, reports, monkeypat
     for uri in ("postgresql://me:secret@host/db", "https://me:secret@host"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert "secret" not in round_markdown(fake.run, committed, published)
+
+
+def test_the_page_of_a_round_has_its_sentence_and_leads_to_the_pages(fake, reports):
+    page = round_markdown(fake.run, committed_round(fake.run.root, reports[1].directory), None)
+    assert "Round 2 of 2, done. Score +1.25 sd, KL 3.2 nats; 1 warning." in page.replace("\\", "")
+    assert "[Pages of the run](http://127.0.0.1:7400/runs/Quick_Start)" in page
+    assert "[rollouts of the round](http://127.0.0.1:7400/runs/Quick_Start/rollouts?round=2&iteration=all)" in page
 
 
 def test_artifact_keys_are_what_prefect_takes():
@@ -429,5 +526,5 @@ def test_prefect_shows_the_round_as_an_artifact_of_the_task_that_published_it(fa
         (artifact,) = [a for a in server.read_artifacts() if a.key == "quick-start-round-1"]
     assert artifact.task_run_id is not None
     assert r"# Quick\_Start, round 1" in artifact.data
-    (parent,) = [r for r in runs_of(fake) if "rounds.variant" not in r.data.tags]
+    (parent,) = [r for r in runs_of(fake) if r.info.run_name == "Quick_Start"]
     assert f"/runs/flow-run/{artifact.flow_run_id}" in parent.data.tags["rounds.prefect"]

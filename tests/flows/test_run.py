@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,44 @@ def test_prefect_knows_the_run_its_rounds_and_its_stages(home, tiny):
     wait_for(lambda: are_known("task_runs", "generate_rollouts-r1.i2.s1", "update_policy-r2.i1"), seconds=30)
     keys = {artifact["key"] for artifact in home.prefect("artifacts/filter", {"limit": 200})}
     assert {"tiny-round-1", "tiny-round-2"} <= keys
+
+
+def graph_of(home, name):
+    """The names of what a flow run's picture shows, each with the names of what leads to it."""
+    (flow_run,) = home.prefect("flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+    with urllib.request.urlopen(home.request(f"flow_runs/{flow_run['id']}/graph-v2"), timeout=30) as response:
+        nodes = dict(json.load(response)["nodes"])
+    return {
+        node["label"].split(" / ")[-1]: {nodes[parent["id"]]["label"].split(" / ")[-1] for parent in node["parents"]}
+        for node in nodes.values()
+    }
+
+
+def test_prefects_picture_of_a_run_has_names_and_edges(home, tiny):
+    wait_for(lambda: "report_round-r1" in graph_of(home, "tiny-round-1"), seconds=30)
+    graph = graph_of(home, "tiny-round-1")
+    assert graph["generate_rollouts-r1.i2.s0"] == {"prepare_data-r1", "update_policy-r1.i1"}
+    assert graph["compute_advantages-r1.i1"] >= {"score_rollouts-r1.i1.s0", "score_rollouts-r1.i1.s1"}
+    assert [name for name, led_to_by in graph.items() if not led_to_by] == ["prepare_data-r1"]
+    wait_for(lambda: "publish_round-r2" in graph_of(home, "tiny"), seconds=30)
+    assert graph_of(home, "tiny") == {
+        "tiny-round-1": set(),
+        "publish_round-r1": {"tiny-round-1"},
+        "tiny-round-2": {"tiny-round-1"},
+        "publish_round-r2": {"tiny-round-2"},
+    }
+
+
+def test_prefects_page_of_a_run_has_its_log(home, tiny):
+    (flow_run,) = home.prefect("flow_runs/filter", {"flow_runs": {"name": {"any_": ["tiny"]}}})
+    body = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC"}
+
+    def lines():
+        return [entry["message"] for entry in home.prefect("logs/filter", body)]
+
+    wait_for(lambda: lines()[-1:] and lines()[-1].startswith("results\n"), seconds=30)
+    assert any(line.startswith("round 1 · iteration 2 · update policy: finished, ") for line in lines())
+    assert "round 2" in lines()[-1]
 
 
 @pytest.mark.parametrize(

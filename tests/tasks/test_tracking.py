@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 import pytest
 
 from tasks import environment
+from tasks.charts import plotly_script
 from tasks.errors import TrackingError
 from tasks.tracking import outbox as tracking
 from tasks.tracking.addresses import run_page
@@ -61,6 +64,9 @@ def run(tmp_path) -> TrackedRun:
         rounds=[round_(1, files), round_(2, files)],
         policy=files / "policy",
         policy_digest="p1",
+        headline={"kl/mean": "0 headline/kl", "score/mean": "0 headline/score"},
+        charts={"kl": {"data": [{"y": [1.0]}], "layout": {"title": {"text": "KL </script>"}}}},
+        tables={"evaluation.json": [{"prompt": "p", "response": "<i>"}]},
         tags={"rounds.directory": "/somewhere"},
     )
 
@@ -83,10 +89,10 @@ def round_(number: int, files: Path, *, variant: str = "v1") -> TrackedRound:
         ended_at=1000.0 * number + 500,
         points=[
             Point(name, value * number, step, 1000.0 * number + step)
-            for name, value in {"score/mean": 0.5, "kl/mean": float("nan")}.items()
+            for name, value in {"score/mean": 0.5, "kl/mean": float("nan"), "rewards/mean_stderr": 0.1}.items()
             for step in (1, 2, 3)
         ],
-        summary={"score/mean": 0.5 * number, "evaluation/score": 0.25},
+        num_iterations=3,
         data=[
             TrackedData(name="prompts", digest="d" * 32, source="file:///p", used_as="prompts", rows=3),
             TrackedData(name="prompts", digest="d" * 32, source="file:///p", used_as="texts", rows=3),
@@ -101,6 +107,22 @@ def client(home: Path) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking.tracking_uri(home))
+
+
+def path_of(uri: str) -> Path:
+    return Path(url2pathname(uri.removeprefix("file://")))
+
+
+def files_below(uri: str) -> dict[str, str]:
+    root = path_of(uri)
+    found = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def policies(home: Path) -> list[Any]:
+    """The policies that MLflow has of all runs of the experiment."""
+    store = client(home)
+    return list(store.search_logged_models([store.get_experiment_by_name(EXPERIMENT).experiment_id]))
 
 
 def contents(home: Path, experiment: str = EXPERIMENT) -> list[dict[str, Any]]:
@@ -118,24 +140,27 @@ def contents(home: Path, experiment: str = EXPERIMENT) -> list[dict[str, Any]]:
         tags = [(tag.key, tag.value) for tag in known.tags]
         return (known.dataset.name, known.dataset.digest, known.dataset.source, known.dataset.profile, tags)
 
-    found = []
-    for r in runs:
-        root = Path(r.info.artifact_uri.removeprefix("file://"))
-        found.append(
-            {
-                "name": names[r.info.run_id],
-                "status": (r.info.status, r.info.start_time, r.info.end_time),
-                "tags": {key: names.get(value, value) for key, value in r.data.tags.items()},
-                "params": r.data.params,
-                "metrics": {key: history(r.info.run_id, key) for key in r.data.metrics},
-                "inputs": sorted(map(data, r.inputs.dataset_inputs)),
-                "artifacts": {
-                    str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-                    for path in sorted(root.rglob("*"))
-                    if path.is_file()
-                },
-            }
-        )
+    found = [
+        {
+            "name": names[r.info.run_id],
+            "status": (r.info.status, r.info.start_time, r.info.end_time),
+            "tags": {key: names.get(value, value) for key, value in r.data.tags.items()},
+            "params": r.data.params,
+            "metrics": {key: history(r.info.run_id, key) for key in r.data.metrics},
+            "inputs": sorted(map(data, r.inputs.dataset_inputs)),
+            "artifacts": files_below(r.info.artifact_uri),
+        }
+        for r in runs
+    ]
+    found += [
+        {
+            "name": f"{model.name} of {names[model.source_run_id]}",
+            "status": model.status,
+            "tags": model.tags,
+            "files": files_below(model.artifact_location),
+        }
+        for model in store.search_logged_models([store.get_experiment_by_name(experiment).experiment_id])
+    ]
     return sorted(found, key=lambda entry: entry["name"])
 
 
@@ -154,8 +179,13 @@ def test_a_run_has_a_child_per_round_with_all_that_was_measured(home, run):
     assert parent.info.run_name == "run-a"
     assert (parent.info.start_time, parent.info.end_time) == (1_000_000, 2_500_000)
     assert parent.info.status == child.info.status == "FINISHED"
-    assert [(m.step, m.value) for m in store.get_metric_history(published.run_id, "score/mean")] == [(1, 0.5), (2, 1.0)]
-    assert parent.data.tags["rounds.policy"] == "p1"
+    (policy,) = policies(home)
+    assert (policy.source_run_id, policy.status.value, policy.tags["rounds.policy"]) == (
+        parent.info.run_id,
+        "READY",
+        "p1",
+    )
+    assert policy.name == "run-a-policy"
     assert parent.data.tags["rounds.round_2"] == published.rounds[2]
 
     assert child.info.run_name == "run-a-round-2"
@@ -174,7 +204,36 @@ def test_a_run_has_a_child_per_round_with_all_that_was_measured(home, run):
         assert text_of(home, logged.info.run_id, "config.yaml").startswith("seed: 7\nmodel:\n  policy: null\n")
     assert text_of(home, published.rounds[1], "plots/kl.png") == "kl"
     assert text_of(home, published.rounds[1], "reward_model/calibration.json") == "{}"
-    assert text_of(home, published.run_id, "model/config.json") == '{"model": 1}'
+    assert text_of_policy(home, "config.json") == '{"model": 1}'
+
+
+def text_of_policy(home: Path, name: str) -> str:
+    (policy,) = policies(home)
+    return (path_of(policy.artifact_location) / name).read_text()
+
+
+def test_a_metric_is_one_curve_through_all_rounds_and_headline_metrics_come_first(home, run):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    store = client(home)
+    curve = [(1, 0.5), (2, 0.5), (3, 0.5), (4, 1.0), (5, 1.0), (6, 1.0)]
+    for name in ("score/mean", "0 headline/score"):
+        assert [(m.step, m.value) for m in store.get_metric_history(published.run_id, name)] == curve
+    parent, child = store.get_run(published.run_id), store.get_run(published.rounds[1])
+    assert list(parent.data.metrics) == ["0 headline/kl", "0 headline/score", "score/mean", "kl/mean"]
+    # Standard errors are with the round.
+    assert "rewards/mean_stderr" in child.data.metrics
+
+
+def test_the_charts_are_a_page_that_needs_no_network(home, run):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    page = text_of(home, published.run_id, "charts.html")
+    assert plotly_script().read_text() in page
+    assert "<figcaption>KL &lt;/script&gt;</figcaption>" in page
+    assert page.replace(plotly_script().read_text(), "").count("</script") == 3
+    assert not re.search(r"(src|href)=", page.replace(plotly_script().read_text(), ""))
+    assert json.loads(text_of(home, published.run_id, "evaluation.json"))["data"] == [["p", "<i>"]]
+    tagged = json.loads(client(home).get_run(published.run_id).data.tags["mlflow.loggedArtifacts"])
+    assert tagged == [{"path": "evaluation.json", "type": "table"}]
 
 
 def test_samples_are_a_table_that_mlflow_loads(home, run, monkeypatch):
@@ -204,7 +263,7 @@ def test_publishing_again_adds_nothing(home, run):
     before = contents(home)
     assert Tracking(home, EXPERIMENT).publish(run) == first
     assert contents(home) == before
-    assert len(before) == 3
+    assert len(before) == 4
 
 
 def test_publishing_round_by_round_gives_what_publishing_at_the_end_gives(home, run):
@@ -216,42 +275,63 @@ def test_publishing_round_by_round_gives_what_publishing_at_the_end_gives(home, 
     assert contents(home) == contents(home, "at the end")
 
 
-def test_a_changed_setting_is_a_new_child_and_the_old_one_stays(home, run, tmp_path):
+def test_a_round_that_is_replaced_starts_a_new_curve_and_the_old_one_stays(home, run, tmp_path):
     first = Tracking(home, EXPERIMENT).publish(run)
-    before = contents(home)
+    before = {entry["name"]: entry for entry in contents(home)}
     changed = replace(run, config=config(seed=8), rounds=[run.rounds[0], round_(2, tmp_path / "files", variant="v2")])
     second = Tracking(home, EXPERIMENT).publish(changed)
 
-    after = {entry["name"]: entry for entry in contents(home)}
-    assert set(after) == {entry["name"] for entry in before} | {"run-a-round-2/v2-2"}
-    for entry in before:
-        if entry["name"] != "run-a/None":
-            assert after[entry["name"]] == entry
-    assert after["run-a-round-2/v2-2"]["params"]["seed"] == "8"
+    store = client(home)
     assert second.rounds[1] == first.rounds[1]
     assert second.rounds[2] != first.rounds[2]
-    # The parent's parameters cannot change; its configuration and its children are those of now.
-    assert after["run-a/None"]["params"]["seed"] == "7"
-    assert "seed: 8" in text_of(home, first.run_id, "config.yaml")
-    assert client(home).get_run(first.run_id).data.tags["rounds.round_2"] == second.rounds[2]
+    assert second.run_id != first.run_id
+    old, new = store.get_run(first.run_id), store.get_run(second.run_id)
+    assert (old.info.run_name, new.info.run_name) == ("run-a (earlier settings)", "run-a")
+    assert (old.data.params["seed"], new.data.params["seed"]) == ("7", "8")
+    for run_id in (first.run_id, second.run_id):
+        assert [m.step for m in store.get_metric_history(run_id, "score/mean")] == [1, 2, 3, 4, 5, 6]
+    # The round that stays is now part of the new one; the replaced one stays with the old one, as it was.
+    parents = [store.get_run(child).data.tags["mlflow.parentRunId"] for child in second.rounds.values()]
+    assert parents == [second.run_id, second.run_id]
+    after = {entry["name"]: entry for entry in contents(home)}
+    old_child = after["run-a-round-2/v1-2"] | {"tags": before["run-a-round-2/v1-2"]["tags"]}
+    assert old_child == before["run-a-round-2/v1-2"]
+    assert store.get_run(first.rounds[2]).data.tags["mlflow.parentRunId"] == first.run_id
+    assert [policy.source_run_id for policy in policies(home)] == [second.run_id]
 
-    # Back to the old settings: its child is still there.
+    # Back to the old settings: its curves and its child are still there.
     assert Tracking(home, EXPERIMENT).publish(run) == first
-    assert len(contents(home)) == 4
+    assert {entry["name"] for entry in contents(home)} == {
+        "run-a/None",
+        "run-a (earlier settings)/None",
+        "run-a-round-1/v1-1",
+        "run-a-round-2/v1-2",
+        "run-a-round-2/v2-2",
+        "run-a-policy of run-a/None",
+    }
+    assert Tracking(home, EXPERIMENT).publish(changed) == second
 
 
-def test_another_policy_replaces_the_whole_model(home, run, tmp_path):
-    published = Tracking(home, EXPERIMENT).publish(run)
+def test_a_replaced_round_does_not_leave_a_run_that_seems_to_go_on(home, run, tmp_path):
+    first = Tracking(home, EXPERIMENT).publish(replace(run, rounds=run.rounds[:1], policy=None, policy_digest=""))
+    Tracking(home, EXPERIMENT).publish(replace(run, rounds=[round_(1, tmp_path / "files", variant="v2")]))
+    assert client(home).get_run(first.run_id).info.status == "KILLED"
+
+
+def test_another_policy_replaces_the_one_before_with_its_files(home, run, tmp_path):
+    Tracking(home, EXPERIMENT).publish(run)
+    (before,) = policies(home)
     other = tmp_path / "other"
     other.mkdir()
     (other / "model.safetensors").write_text("weights")
     Tracking(home, EXPERIMENT).publish(replace(run, policy=other, policy_digest="p2"))
-    listed = [entry.path for entry in client(home).list_artifacts(published.run_id, "model")]
-    assert listed == ["model/model.safetensors"]
+    (after,) = policies(home)
+    assert files_below(after.artifact_location).keys() == {"model.safetensors"}
+    assert files_below(before.artifact_location) == {}
 
 
-def test_a_model_whose_replacement_was_interrupted_is_logged_again(home, run, tmp_path, monkeypatch):
-    published = Tracking(home, EXPERIMENT).publish(run)
+def test_a_policy_whose_replacement_was_interrupted_is_logged_again(home, run, tmp_path, monkeypatch):
+    Tracking(home, EXPERIMENT).publish(run)
     before = contents(home)
     other = replace(run, policy=tmp_path / "files" / "plots", policy_digest="p2")
 
@@ -260,24 +340,26 @@ def test_a_model_whose_replacement_was_interrupted_is_logged_again(home, run, tm
 
     from mlflow import MlflowClient
 
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_artifacts", kill)
-        with pytest.raises(Killed):
-            Tracking(home, EXPERIMENT).publish(other)
-    assert client(home).list_artifacts(published.run_id, "model") == []
-    Tracking(home, EXPERIMENT).publish(run)
-    assert contents(home) == before
+    for name in ("log_model_artifacts", "finalize_logged_model", "delete_logged_model"):
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, name, kill)
+            with pytest.raises(Killed):
+                Tracking(home, EXPERIMENT).publish(other)
+        Tracking(home, EXPERIMENT).publish(run)
+        assert contents(home) == before
 
 
-def test_the_model_loads_as_any_other(home, run, tmp_path):
+def test_the_model_loads_as_any_other(home, run, tmp_path, monkeypatch):
     from mlflow.artifacts import download_artifacts
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=8))
     model.save_pretrained(tmp_path / "llama")
-    published = Tracking(home, EXPERIMENT).publish(replace(run, policy=tmp_path / "llama", policy_digest="llama"))
-    where = download_artifacts(run_id=published.run_id, artifact_path="model", tracking_uri=tracking.tracking_uri(home))
+    Tracking(home, EXPERIMENT).publish(replace(run, policy=tmp_path / "llama", policy_digest="llama"))
+    (policy,) = policies(home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(home))
+    where = download_artifacts(f"models:/{policy.model_id}")
     loaded = AutoModelForCausalLM.from_pretrained(where).state_dict()
     assert all((loaded[name] == value).all() for name, value in model.state_dict().items())
 
@@ -309,14 +391,20 @@ def calls_counted(monkeypatch: pytest.MonkeyPatch, on_call: Callable[[int, bool]
         return call
 
     for name in (
+        "create_logged_model",
         "create_run",
+        "delete_logged_model",
+        "finalize_logged_model",
         "log_batch",
         "log_inputs",
+        "log_model_artifacts",
+        "log_outputs",
         "log_text",
         "log_artifact",
         "log_artifacts",
         "set_tag",
         "set_terminated",
+        "update_run",
     ):
         monkeypatch.setattr(MlflowClient, name, counted(name))
     return made
@@ -355,7 +443,7 @@ def test_an_interrupted_child_is_finished_even_if_a_setting_that_changes_no_resu
         with pytest.raises(Killed):
             Tracking(home, EXPERIMENT).publish(run)
     Tracking(home, EXPERIMENT).publish(replace(run, config=config(seed=9, extra=1)))
-    assert all("rounds.complete" in e["tags"] for e in contents(home) if e["name"] != "run-a/None")
+    assert all("rounds.complete" in e["tags"] for e in contents(home) if "-round-" in e["name"])
 
 
 def test_many_values_and_long_ones_are_logged(home, run):
@@ -394,7 +482,8 @@ def test_a_home_that_is_moved_or_copied_logs_beside_its_own_database(home, run, 
     _artifact_repos_cache.clear()
     published = Tracking(there, EXPERIMENT).publish(run)
     assert located(there) == {(there / "mlflow" / "artifacts").as_uri()}
-    assert (there / "mlflow" / "artifacts" / published.run_id / "artifacts" / "model" / "config.json").exists()
+    assert (there / "mlflow" / "artifacts" / published.run_id / "artifacts" / "config.yaml").exists()
+    assert text_of_policy(there, "config.json") == '{"model": 1}'
     child = published.rounds[1]
     assert "config.yaml" in {entry.path for entry in client(there).list_artifacts(child)}
     if how == "moved":
@@ -402,6 +491,17 @@ def test_a_home_that_is_moved_or_copied_logs_beside_its_own_database(home, run, 
     else:
         assert sorted(path.relative_to(home) for path in home.rglob("*")) == before
         assert located(home) == {(home / "mlflow" / "artifacts").as_uri()}
+
+
+def test_a_copied_home_reads_its_own_files_without_those_of_the_first(home, run, tmp_path):
+    published = Tracking(home, EXPERIMENT).publish(run)
+    there = tmp_path / "copy"
+    shutil.copytree(home, there)
+    Tracking(there, EXPERIMENT)
+    shutil.rmtree(home)
+    assert text_of(there, published.run_id, "charts.html").startswith("<!doctype html>")
+    assert text_of_policy(there, "config.json") == '{"model": 1}'
+    assert Tracking(there, EXPERIMENT).publish(run) == published
 
 
 def test_settings_of_another_mlflow_are_not_for_the_homes_database(home, run, monkeypatch):
@@ -420,7 +520,7 @@ def test_settings_of_another_mlflow_are_not_for_the_homes_database(home, run, mo
                 patch.setenv(name, others.get(name, os.environ.get(name, "")))
         Tracking(home, EXPERIMENT).publish(run)
         assert not others.keys() & os.environ.keys()
-    assert len(contents(home)) == 3
+    assert len(contents(home)) == 4
 
 
 def test_artifacts_that_somebody_put_elsewhere_stay_there(home, run, tmp_path):
@@ -440,8 +540,9 @@ def test_an_odd_path_keeps_the_database_and_the_artifacts_inside_the_home(fresh_
     published = Tracking(home, EXPERIMENT).publish(run)
     assert [path.name for path in (tmp_path / "odd").iterdir()] == [name]
     assert [path.name for path in (tmp_path / "odd" / name).iterdir()] == ["home"]
-    assert (home / "mlflow" / "artifacts" / published.run_id / "artifacts" / "model" / "config.json").exists()
-    assert len(contents(home)) == 3
+    assert (home / "mlflow" / "artifacts" / published.run_id / "artifacts" / "config.yaml").exists()
+    assert list((home / "mlflow" / "artifacts" / "models").glob("*/artifacts/config.json"))
+    assert len(contents(home)) == 4
 
 
 def test_a_deleted_experiment_is_named(home, run):
@@ -501,7 +602,10 @@ def test_a_page_is_linked_only_where_there_is_a_server_and_never_with_a_password
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert run_page(tmp_path, published, "r") is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host:5000/base/")
-    assert run_page(tmp_path, published, "r") == "https://host:5000/base/#/experiments/3/runs/r"
+    assert (
+        run_page(tmp_path, published, "r")
+        == "https://host:5000/base/#/experiments/3/runs/r?workflowType=machine_learning"
+    )
 
 
 def test_importing_it_does_not_import_mlflow():

@@ -1,0 +1,52 @@
+"""A client of MLflow whose store is ready, and that says nothing on the terminal."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tasks import environment
+from tasks.store import wait_in_turn
+from tasks.tracking.database import embedded_uri, follow_home
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def connected(uri: str, home: Path) -> "MlflowClient":
+    """A client whose store is ready. Two first users of a fresh database at once would corrupt it for good."""
+    is_embedded = uri == embedded_uri(home)
+    if is_embedded:
+        environment.forget_other_mlflow()
+    silence()
+    from mlflow import MlflowClient
+
+    if urlsplit(uri).scheme in ("http", "https"):
+        return MlflowClient(uri)
+    with locked(home / "mlflow"):
+        if is_embedded:
+            follow_home(home)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Be the only process that opens the database of this home."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        wait_in_turn(lock)
+        yield
+
+
+def silence() -> None:
+    """Keep MLflow's log lines and warnings, and those on connections that it tries again, off the terminal."""
+    import mlflow  # noqa: F401  # its import sets the levels that are raised here
+
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
