@@ -6,21 +6,25 @@ publishing needs no plan, reads only what is committed, and catches up on all th
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows.config import RunConfig, dump
 from flows.orchestration.in_mlflow import evaluation_rows, headline, round_note, run_note, sample_rows
 from flows.orchestration.round_page import show_round
+from flows.pages.report import report_text
 from flows.plan import with_code_digests
 from flows.runs import CommittedRound, Run, committed_round, committed_rounds, history_of
 from tasks.charts import charts_of
+from tasks.errors import DamagedError, UserError
 from tasks.metrics import COUNTED, combine, through_rounds
 from tasks.stages import STAGES
 from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
 from tasks.tracking import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking
 
 EVALUATION = "evaluation.json"
+REPORTED_ROLLOUTS = 200
 # Two publishers in one process would each make the runs that the other one is about to make.
 _one_at_a_time = threading.Lock()
 
@@ -66,12 +70,21 @@ def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> Pu
             rounds=[tracked_round(run, committed) for committed in rounds],
             headline=headline(config),
             charts=charts_of(history_through(rounds), calibration),
+            report=partial(report_page, run) if is_finished else None,
             tables={EVALUATION: evaluation_rows(last)},
             policy=last.checkpoint / "policy" if is_finished else None,
             policy_digest=part_digest(Manifest.read(last.checkpoint), "policy") if is_finished else "",
             tags=tags,
         )
     )
+
+
+def report_page(run: Run) -> str | None:
+    """The report of a finished run; None where something of it is gone, which is told wherever it is looked at."""
+    try:
+        return report_text(run, rollouts=REPORTED_ROLLOUTS)
+    except (UserError, DamagedError):
+        return None
 
 
 def run_uid(run: Run) -> str:

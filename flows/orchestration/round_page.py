@@ -99,7 +99,7 @@ def mlflow_line(run: Run, committed: CommittedRound, published: Published | None
     run_id = published.rounds[committed.number]
     if url := run_page(run.home, published, run_id):
         return f"[in MLflow]({url})"
-    return f"in MLflow: run `{run_id}`, see `{where_to_look(run.home)}`"
+    return f"in MLflow: run `{run_id}`, see `{where_to_look(run.home) or 'rounds mlflow'}`"
 
 
 def comparison(summary: Mapping[str, Any]) -> list[list[str]]:

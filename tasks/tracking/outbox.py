@@ -37,7 +37,7 @@ PARAMS_PER_BATCH = 100
 MAX_KEY_LENGTH = 250
 # So that MLflow's pages show the experiment as training, not as prompts and traces.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-CHARTS = "charts.html"
+CHARTS, REPORT = "charts.html", "report.html"
 
 
 class Tracking:
@@ -196,6 +196,8 @@ class Tracking:
             return
         if run.charts:
             self._client.log_text(parent.info.run_id, charts_page(run.name, run.charts), CHARTS)
+        if run.report is not None and (page := run.report()) is not None:
+            self._client.log_text(parent.info.run_id, page, REPORT)
         for name, rows in run.tables.items():
             self._client.log_text(parent.info.run_id, table_text(rows), name)
         done = " ".join(dict.fromkeys([*logged, *numbers]))

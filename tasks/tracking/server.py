@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tasks import environment
 from tasks.tracking.addresses import tracking_uri
-from tasks.tracking.database import artifacts_uri, database, follow_home
 from tasks.tracking.connection import locked
+from tasks.tracking.database import artifacts_uri, database, follow_home
 
 GRACE_S = 10.0
 

@@ -1,6 +1,6 @@
 """What a run has to say to MLflow, in plain data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class TrackedRun:
     """The metrics that stand first on the run's page, and what they are called there."""
     charts: Mapping[str, Figure] = field(default_factory=dict)
     """Those of all rounds, by name."""
+    report: Callable[[], str | None] | None = None
+    """Makes the report of a run that is finished, as HTML; None where there is nothing to tell, or not all can be read."""
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     policy: Path | None = None
     """The final policy, as ``from_pretrained`` reads it, or its adapter, as PEFT does; None while rounds are to come."""
