@@ -1,198 +1,183 @@
 """Two places of one run or of two, prompt by prompt: what rose, and whether what training never sees rose with it."""
 
-import difflib
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from flows.analysis.differences import differing_settings
-from flows.query import Query, Rows, Span, Words, means_by, select
-from flows.runs import Run
-from tasks.errors import ConfigError, RunError
-
-HELD_OUT, COMPONENT = "held_out_", "score_"
-MOST_WORDS = 2000
-"""Of a response, up to which words are compared: the time for it grows with their square."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One of the two places."""
-
-    run: Run
-    round: int
-    iteration: int
-    """0 is the round's evaluation, on prompts that are held out."""
-    rows: Rows
-
-    @property
-    def name(self) -> str:
-        where = f"iteration {self.iteration}" if self.iteration else "evaluation"
-        return f"{self.run.name}, round {self.round}, {where}"
-
-    @property
-    def place(self) -> str:
-        """As ``side_of`` reads it."""
-        return f"{self.run.name}:{self.round}" + (f".{self.iteration}" if self.iteration else "")
+from flows.analysis.differences import Setting, differing_settings
+from flows.analysis.joined import DOUBTFUL, Joined, Kind, Means, Pair, join, means_of
+from flows.analysis.sides import COMPONENT, Side, conditions_of, reward_models_of
+from flows.query import Selection, parse
+from tasks.errors import RunError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A prompt that both sides have answered; values are means over a side's responses to it."""
+class Change:
+    """A number over the prompts that both sides have, each prompt with its mean over responses."""
 
-    prompt_id: str
-    score: tuple[float, float]
-    length: tuple[float, float]
-    held_out: dict[str, tuple[float, float]]
+    name: str
+    kind: Kind
+    a: float
+    b: float
+    change: float
+    """The mean of B − A over the prompts."""
+    stderr: float | None
+    """Of ``change``, prompts taken as independent."""
+    rose: int
+    fell: int
+    """Prompts where it rose, and where it fell."""
 
-    @property
-    def score_change(self) -> float:
-        return self.score[1] - self.score[0]
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "score_change": self.score_change}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideSummary:
+    """What one side is."""
+
+    name: str
+    run: str
+    data: str
+    first: tuple[int, int]
+    last: tuple[int, int]
+    """Round and iteration of its first and its last rows; an evaluation has iteration 0."""
+    rows: int
+    prompts: int
+    is_current: bool
+    """False where the run's configuration changed since, and what was made before is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Two sides joined by prompt."""
 
-    sides: tuple[Side, Side]
-    rows: list[Row]
-    """The most doubtful first: the score rose, and the held-out rewards fell."""
-    held_out: list[str]
-    num_prompts: tuple[int, int]
-    """Of each side; those that the other does not have are left out."""
-    settings: list[tuple[str, Any, Any]]
+    sides: tuple[SideSummary, SideSummary]
+    prompts: int
+    """Those that both sides have."""
+    doubtful: int
+    """Prompts whose score rose while a held-out reward fell."""
+    has_one_scale: bool
+    """Whether one reward model gave the scores of both sides; else their difference says little."""
+    changes: tuple[Change, ...]
+    settings: list[Setting]
+    """What differs in the configuration of two runs."""
+    order: str
+    _joined: Joined = field(repr=False, compare=False)
 
-    def summary(self) -> list[dict[str, Any]]:
-        """Each number on both sides, its mean change over the prompts that both have, and the standard error of that."""
-        return [self._summary_of(name) for name in ("score", "length", *self.held_out)]
+    def pairs(self, start: int = 0, stop: int = 20) -> list[Pair]:
+        """Prompts in the order that was asked for; their texts are read now."""
+        return self._joined.pairs(start, stop)
 
-    def _summary_of(self, name: str) -> dict[str, Any]:
-        pairs = [row.held_out[name] if name in row.held_out else getattr(row, name) for row in self.rows]
-        values = np.array(pairs, dtype=np.float64)
-        values = values[np.isfinite(values).all(axis=1)]
-        if not len(values):
-            return {"name": name, "a": None, "b": None, "change": None, "stderr": None}
-        changes = values[:, 1] - values[:, 0]
-        stderr = float(changes.std(ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else None
-        a, b = values.mean(axis=0).tolist()
-        return {"name": name, "a": a, "b": b, "change": float(changes.mean()), "stderr": stderr}
+    def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(prompts,) a number on each side, for histograms over each other; NaN where a prompt has none."""
+        return self._joined.a.numbers[name], self._joined.b.numbers[name]
 
+    @property
+    def held_out(self) -> list[str]:
+        return [change.name for change in self.changes if change.kind == "held-out"]
 
-def side_of(text: str, find: Callable[[str | None], Run]) -> Side:
-    """A place by what it is called: ``RUN``, ``RUN:ROUND``, ``RUN:ROUND.ITERATION``, or ``ROUND.ITERATION`` of the latest.
-
-    Without an iteration, it is the evaluation of the round, by default of the last one.
-
-    Raises:
-        ConfigError: it cannot be read.
-        RunError: there is no such run, or it has no such rollouts.
-    """
-    alone = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", text)
-    name, _, place = (None, "", text) if alone else text.partition(":")
-    match = re.fullmatch(r"(?:(\d{1,9})(?:\.(\d{1,9}))?)?", place)
-    if match is None or name == "":
-        raise ConfigError(f"{text}: not a place; write RUN, RUN:ROUND, RUN:ROUND.ITERATION, or ROUND.ITERATION")
-    run = find(name)
-    round = Span() if match[1] is None else Span(int(match[1]), int(match[1]))
-    if match[2] is not None:
-        selection = select(run, rounds=round, iterations=Span(int(match[2]), int(match[2])))
-        rows = selection.data_set.search()
-    else:
-        selection = select(run, "evaluation", rounds=round)
-        rows = selection.data_set.search(Query(conditions=(Words(text="policy", column="sampled_by"),)))
-    at = selection.parts[-1].place
-    return Side(run=run, round=at.round, iteration=at.iteration, rows=rows)
+    def as_dict(self, start: int = 0, stop: int = 20) -> dict[str, Any]:
+        return {
+            "sides": [asdict(side) for side in self.sides],
+            **{name: getattr(self, name) for name in ("prompts", "doubtful", "has_one_scale", "order")},
+            "changes": [asdict(change) for change in self.changes],
+            "settings": [setting.as_dict() for setting in self.settings],
+            "pairs": [asdict(pair) for pair in self.pairs(start, stop)],
+        }
 
 
-def compared(a: Side, b: Side) -> Comparison:
-    """Both sides, joined by prompt.
+def compared(a: Side, b: Side, *, search: str = "", order: str = DOUBTFUL) -> Comparison:
+    """What changed from A to B for the prompts that both have, as far as a search finds their rows.
+
+    ``order`` is the name of a number, whose largest fall comes first, and with - before it the largest rise.
 
     Raises:
-        RunError: they have no prompt in common.
+        ConfigError: the search cannot be read, or there is no such column to search or sort by.
+        RunError: a side has no rows yet, or they share no prompt.
     """
-    names = [name for name in held_out_of(a) if name in held_out_of(b)]
-    columns = ["score", "length"]
-    (ids_a, means_a), (ids_b, means_b) = (
-        means_by(side.rows, "prompt_id", [*columns, *(column_of(side, name) for name in names)]) for side in (a, b)
-    )
-    at_b = {prompt_id: i for i, prompt_id in enumerate(ids_b)}
-    both = [(i, at_b[prompt_id]) for i, prompt_id in enumerate(ids_a) if prompt_id in at_b]
-    if not both:
+    one, other = a.select(), b.select()
+    columns_a, columns_b = columns_of(a, one), columns_of(b, other)
+    kinds = {name: kind for name, (kind, _) in columns_a.items() if name in columns_b}
+    # A single component is the score, but for its weight.
+    if sum(kind == "component" for kind in kinds.values()) == 1:
+        kinds = {name: kind for name, kind in kinds.items() if kind != "component"}
+    query = parse(search)
+
+    def means(side: Side, selection: Selection, columns: Mapping[str, tuple[Kind, str]]) -> Means:
+        rows = selection.data_set.search(conditions_of(side, query))
+        return means_of(rows, {name: columns[name][1] for name in kinds})
+
+    means_a, means_b = means(a, one, columns_a), means(b, other, columns_b)
+    joined = join(means_a, means_b, kinds)
+    if not len(joined.prompt_ids):
         raise RunError(
             f"{a.place} and {b.place} have no prompt in common; compare evaluations (RUN:ROUND), which all have the same"
         )
-
-    def pair(name_a: str, name_b: str, i: int, j: int) -> tuple[float, float]:
-        return float(means_a[name_a][i]), float(means_b[name_b][j])
-
-    rows = [
-        Row(
-            prompt_id=ids_a[i],
-            score=pair("score", "score", i, j),
-            length=pair("length", "length", i, j),
-            held_out={name: pair(column_of(a, name), column_of(b, name), i, j) for name in names},
-        )
-        for i, j in both
-    ]
+    joined.ranked = joined.in_order(order)
+    models = reward_models_of(a.run, one), reward_models_of(b.run, other)
     return Comparison(
-        sides=(a, b),
-        rows=[rows[i] for i in doubtful_first(rows)],
-        held_out=names,
-        num_prompts=(len(ids_a), len(ids_b)),
+        sides=(_summary(a, one, means_a), _summary(b, other, means_b)),
+        prompts=len(joined.prompt_ids),
+        doubtful=int(joined.doubtful.sum()),
+        has_one_scale=models[0] == models[1] and len(models[0]) <= 1,
+        changes=tuple(_changes(joined)),
         settings=[] if a.run.root == b.run.root else differing_settings(a.run.config, b.run.config),
+        order=order,
+        _joined=joined,
     )
 
 
-def held_out_of(side: Side) -> list[str]:
-    """The held-out rewards that a side's rows have."""
-    columns = side.rows.data_set.columns
-    return [n for n in side.run.config.evaluation.held_out_rewards if {HELD_OUT + n, COMPONENT + n} & set(columns)]
-
-
-def column_of(side: Side, name: str) -> str:
-    """A held-out reward's column: beside an iteration's rollouts it is the audit's, in an evaluation its own."""
-    return HELD_OUT + name if side.iteration else COMPONENT + name
-
-
-def doubtful_first(rows: Sequence[Row]) -> list[int]:
-    """By how far the score rose above the held-out rewards, each in standard deviations of its changes."""
-    changes = [np.array([row.score_change for row in rows])]
-    changes += [np.array([row.held_out[n][1] - row.held_out[n][0] for row in rows]) for n in rows[0].held_out]
-    scaled = [np.nan_to_num(own / (np.nanstd(own) or 1.0)) for own in changes]
-    doubt = scaled[0] - np.mean(scaled[1:], axis=0) if len(scaled) > 1 else scaled[0]
-    order: list[int] = np.argsort(-doubt, kind="stable").tolist()
-    return order
-
-
-def responses_of(side: Side, prompt_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """One response of a side to each of some prompts: the first."""
-    names = ["rollout_id", "prompt_id", "prompt", "response", "score", "sampled_by"]
-    wanted = set(prompt_ids)
-    found: dict[str, dict[str, Any]] = {}
-    ids = side.rows.table(["prompt_id"]).column("prompt_id").to_pylist()
-    at = [i for i, own in enumerate(ids) if own in wanted]
-    for i in at:
-        if ids[i] not in found:
-            (found[ids[i]],) = side.rows.window(i, i + 1).dicts(names)
+def columns_of(side: Side, selection: Selection) -> dict[str, tuple[Kind, str]]:
+    """The numbers of a side: what each is called, its kind and its column."""
+    there = selection.data_set.columns
+    held_out = side.held_out_columns()
+    inside = [n for n in there if n.startswith(COMPONENT) and n not in held_out.values()]
+    named: list[tuple[str, Kind, str]] = [
+        ("score", "score", "score"),
+        *((name.removeprefix(COMPONENT), "component", name) for name in inside),
+        *((name, "held-out", column) for name, column in held_out.items()),
+        ("length", "length", "length"),
+        ("kl_sum", "KL", "kl_sum"),
+    ]
+    found: dict[str, tuple[Kind, str]] = {}
+    for name, kind, column in named:
+        if column in there:
+            found.setdefault(name, (kind, column))
     return found
 
 
-def word_differences(a: str, b: str) -> list[tuple[str, str]]:
-    """Two texts as one: ``("same" | "a" | "b", words)``, where ``a`` and ``b`` are in one of them alone."""
-    left, right = (re.findall(r"\s*\S+|\s+$", text)[:MOST_WORDS] for text in (a, b))
-    found: list[tuple[str, str]] = []
-    for what, i, j, k, n in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        if what == "equal":
-            found.append(("same", "".join(left[i:j])))
-            continue
-        if i < j:
-            found.append(("a", "".join(left[i:j])))
-        if k < n:
-            found.append(("b", "".join(right[k:n])))
-    return found
+def _summary(side: Side, selection: Selection, means: Means) -> SideSummary:
+    places = sorted((part.place.round, part.place.iteration) for part in selection.parts)
+    (round, iteration), last = places[0], places[-1]
+    where = f"round {round}, " + (f"iteration {iteration}" if iteration else "evaluation")
+    if places[0] != last:
+        where += f" to round {last[0]}" + (f", iteration {last[1]}" if last[1] else "")
+    return SideSummary(
+        name=f"{side.run.name}, {where}" + (f", attempt {side.attempt}" if side.attempt else ""),
+        run=side.run.name,
+        data=side.data,
+        first=places[0],
+        last=last,
+        rows=len(means.rows),
+        prompts=len(means.prompt_ids),
+        is_current=selection.is_current,
+    )
+
+
+def _changes(joined: Joined) -> Iterator[Change]:
+    """Each number that some prompt has on both sides."""
+    for name, kind in joined.kinds.items():
+        a, b = joined.a.numbers[name], joined.b.numbers[name]
+        is_there = np.isfinite(a) & np.isfinite(b)
+        deltas = b[is_there] - a[is_there]
+        if n := len(deltas):
+            yield Change(
+                name=name,
+                kind=kind,
+                a=float(a[is_there].mean()),
+                b=float(b[is_there].mean()),
+                change=float(deltas.mean()),
+                stderr=float(deltas.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+                rose=int((deltas > 0).sum()),
+                fell=int((deltas < 0).sum()),
+            )

@@ -1,20 +1,17 @@
-"""Commands that look at runs: list, status, show, replay."""
+"""Commands that look at runs: list, status, logs, replay."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import FAILED, AttemptId, Json, RunName, print_json, show, show_lines
+from flows.cli.options import FAILED, WARNING, Json, RunName, print_json, show, show_lines
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flows.plan import Plan
+    from flows.query import Span
     from flows.runs import Run
 
 commands = typer.Typer()
-WATCH_S = 2.0
-"""Between two looks at a run that goes on."""
 
 
 @commands.command("list")
@@ -40,82 +37,64 @@ def list_(ctx: typer.Context, as_json: Json = False) -> None:
 def status(
     ctx: typer.Context,
     run: RunName = None,
+    round: Annotated[str | None, typer.Option(metavar="R", help="Only a round, or 2-4.")] = None,
+    iterations: Annotated[
+        bool, typer.Option("--iterations", help="List each iteration, also where there are more than 50.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again until the run ends.")] = False,
     attempts: Annotated[
         bool, typer.Option("--attempts", help="List what earlier configurations made in the same places.")
     ] = False,
-    iterations: Annotated[
-        bool, typer.Option("--iterations", help="All iterations of long rounds; else the first and the last.")
-    ] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until the run ends or Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
     """A run's rounds and stages: state, rows, time and headline metrics."""
-    if watch and not as_json:
-        watch_status(ctx.obj, run, whole=iterations)
-        return
-    from flows.outcomes import reports_of, result_columns, run_state, run_warnings, stage_statuses, summary_of
     from flows.plan import plan_of
+    from flows.query import span
     from flows.runs import find_run
+    from tasks.errors import ConfigError
 
     found = find_run(ctx.obj, run)
-    config = found.config
-    plan = plan_of(found)
     if attempts:
-        show_attempts(found, plan, as_json=as_json)
+        show_attempts(found, plan_of(found), as_json=as_json)
         return
-    statuses, state = stage_statuses(plan), run_state(found, plan)
-    results = [summary_of(report) for report in reports_of(plan)]
-    warnings = run_warnings(statuses)
+    if watch and as_json:
+        raise ConfigError("--watch: shows pictures of a run, not JSON; leave one of the two out")
+    rounds = span(round, option="--round")
+    if watch:
+        from flows.terminal.watch import watch as watch_run
+
+        watch_run(found, rounds)
+    show_status(found, rounds, whole=iterations, as_json=as_json)
+
+
+def show_status(run: "Run", rounds: "Span", *, whole: bool, as_json: bool) -> None:
+    """How far a run is, what it came to, and what speaks against that."""
+    from flows.outcomes import result_columns, standing_of
+
+    found = standing_of(run)
+    statuses = found.stages_of(rounds)
     if as_json:
         print_json(
             {
-                "run": found.name,
-                "directory": str(found.root),
-                "state": state,
+                "run": run.name,
+                "directory": str(run.root),
+                "state": found.state,
                 "stages": [item.as_dict() for item in statuses],
-                "rounds": results,
-                "warnings": [warning.as_dict() for warning in warnings],
+                "rounds": found.results,
+                "warnings": [warning.as_dict() for warning in found.warnings],
             }
         )
         return
-    from flows.terminal.views import results_table, status_view, warning_lines
+    from flows.terminal.status_view import status_view
+    from flows.terminal.views import results_table, state_line, warning_lines
 
-    print(f"{found.name}: {state} ({found.root})\n")
-    show(status_view(statuses, whole=iterations))
-    if results:
+    show(state_line(run, found.state), is_line=True)
+    print()
+    show(status_view(statuses, whole=whole))
+    if found.results:
         print()
-        show(results_table(result_columns(config), results))
-    show_lines(warning_lines([warning.sentence for warning in warnings]))
-
-
-def watch_status(home: "Path", name: str | None, *, whole: bool) -> None:
-    """The state of a run, shown anew until nobody works on it."""
-    import time
-
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.text import Text
-
-    from flows.outcomes import run_state, stage_statuses
-    from flows.plan import plan_of
-    from flows.runs import find_run
-    from flows.terminal.tables import fit
-    from flows.terminal.views import status_view
-
-    found, console = find_run(home, name), Console()
-
-    def view() -> Group:
-        plan = plan_of(found)
-        tables = status_view(stage_statuses(plan), whole=whole)
-        for part in tables.renderables:
-            if hasattr(part, "drops"):
-                fit(part, console)  # type: ignore[arg-type]
-        return Group(Text(f"{found.name}: {run_state(found, plan)} ({time.strftime('%H:%M:%S')})\n"), tables)
-
-    with Live(view(), console=console, auto_refresh=False, vertical_overflow="visible") as live:
-        while found.is_in_progress():
-            time.sleep(WATCH_S)
-            live.update(view(), refresh=True)
+        show(results_table(result_columns(run.config), found.results))
+    show_lines(warning_lines([warning.sentence for warning in found.warnings]), style=WARNING)
 
 
 def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
@@ -138,27 +117,30 @@ def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
         print(f"{run.name}: every place has one attempt")
 
 
-@commands.command("show")
-def show_(
+@commands.command()
+def logs(
     ctx: typer.Context,
-    rollout_id: Annotated[str, typer.Argument(metavar="ROLLOUT_ID", help="As rounds rollouts lists it.")],
-    run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A run's name or directory; default: the latest.")
-    ] = None,
-    attempt: AttemptId = None,
+    run: RunName = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written, until the run ends.")
+    ] = False,
+    lines: Annotated[int, typer.Option(metavar="N", min=1, help="So many of the last lines of each file.")] = 200,
     as_json: Json = False,
 ) -> None:
-    """One rollout, token by token: logprob, reference logprob, KL, reward, value, advantage, return."""
-    from flows.query import one_rollout
+    """What a run has committed, with the time, and what its worker and the Prefect server of its home wrote."""
     from flows.runs import find_run
+    from flows.terminal.logs import followed, last_lines, log_files, shown_logs, stage_lines
+    from tasks.errors import ConfigError
 
-    found = one_rollout(find_run(ctx.obj, run), rollout_id, attempt)
+    found = find_run(ctx.obj, run)
     if as_json:
-        print_json({**found.row, "tokens": found.tokens})
-    else:
-        from flows.terminal.rollout_views import rollout_view
-
-        show(rollout_view(found))
+        if follow:
+            raise ConfigError("--follow: JSON has an end; leave one of the two out")
+        files = [{"file": str(file), "lines": last_lines(file, lines)} for file in log_files(found)]
+        print_json({"run": found.name, "stages": stage_lines(found, lines, set()), "logs": files})
+        return
+    for line in followed(found, lines) if follow else shown_logs(found, lines):
+        print(line, flush=follow)
 
 
 @commands.command()

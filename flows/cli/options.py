@@ -10,6 +10,8 @@ from flows.cli import completion
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+WIDTH_OF_A_PIPE = 240
+WARNING = "yellow"
 FAILED, MISTAKE, UNREPORTED, CANCELLED = 1, 2, 3, 130
 AttemptId = Annotated[
     str | None, typer.Option(metavar="ID", help="An earlier attempt, as rounds status --attempts lists it.")
@@ -29,28 +31,25 @@ RunName = Annotated[
 ]
 
 
-def show(renderable: "RenderableType") -> None:
-    """Print a table on standard output; into a pipe as wide as it needs to be."""
-    from rich.console import Console, Group
-    from rich.table import Table
+def show(renderable: "RenderableType", *, is_line: bool = False) -> None:
+    """Print a table on standard output, as wide as the terminal is; into a pipe as wide as it needs to be.
 
-    from flows.terminal.tables import fit
+    A line is printed as it is, however long.
+    """
+    from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=240)
-    parts = renderable.renderables if isinstance(renderable, Group) else [renderable]
-    dropped = [name for part in parts if isinstance(part, Table) for name in fit(part, console)]
-    console.print(renderable)
-    if dropped:
-        left_out = ", ".join(dict.fromkeys(dropped))
-        console.print(f"left out at this width: {left_out}", style="dim", markup=False, highlight=False)
+        console = Console(width=WIDTH_OF_A_PIPE)
+    console.print(renderable, soft_wrap=is_line, highlight=False)
 
 
-def show_lines(lines: Sequence[str]) -> None:
+def show_lines(lines: Sequence[str], *, style: str = "") -> None:
     """Print lines as they are, however long."""
+    from rich.text import Text
+
     if lines:
-        print("\n".join(lines))
+        show(Text("\n".join(lines), style=style), is_line=True)
 
 
 def print_json(value: Any) -> None:

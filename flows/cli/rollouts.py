@@ -1,4 +1,4 @@
-"""The command that looks at rollouts, and at the rows of any other data set."""
+"""Commands that look at rows: rollouts, show."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,11 +11,11 @@ from flows.cli.completion import data_sets
 from flows.cli.options import AttemptId, Json, RunName, print_json, show
 
 if TYPE_CHECKING:
-    from flows.query import DataSet, Query, Rows
+    from flows.query import DataSet, Query, Rows, Selection
 
 commands = typer.Typer()
-SEED = 0
-"""By which ``--sample`` draws."""
+IN_A_TABLE, OF_A_PROMPT = 10, 50
+"""Rows that a table shows where nobody says how many."""
 
 
 class Format(StrEnum):
@@ -37,18 +37,19 @@ def rollouts(
         typer.Option(metavar="SEARCH", help='Such as: lamp -"red lamp" score<0 finish_reason:stop sort:-length'),
     ] = None,
     grep: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Rows whose prompt or response has this text, as it is.")
+        str | None, typer.Option(metavar="TEXT", help="Rows whose texts hold these words as they are.")
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="ID", help="All answers to one prompt, through all rounds and iterations.")
+        str | None,
+        typer.Option(metavar="ID", help="The responses to one prompt, by its prompt_id, through all iterations."),
     ] = None,
     sort: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Smallest first; -COLUMN puts the largest first.")
     ] = None,
-    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: 10 in a table, else all.")] = None,
     sample: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="So many rows, drawn by a seed: the same each time.")
+        int | None, typer.Option(metavar="N", min=1, help="So many rows drawn at random, the same ones each time.")
     ] = None,
+    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: 10 in a table, else all.")] = None,
     data: Annotated[
         str,
         typer.Option(
@@ -57,14 +58,14 @@ def rollouts(
             autocompletion=data_sets,
         ),
     ] = "rollouts",
-    wide: Annotated[bool, typer.Option("--wide", help="Whole texts, one row below the other.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Whole texts below their numbers, instead of a table.")] = False,
     format_: Annotated[
         Format, typer.Option("--format", help="jsonl has every column, csv those that are no lists.")
     ] = (Format.table),
     parquet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the rows with all columns to a Parquet file.")
+        Path | None, typer.Option(metavar="FILE", help="Write every column to a new Parquet file.")
     ] = None,
-    url: Annotated[bool, typer.Option("--url", help="Print the address of the page that shows this.")] = False,
+    url: Annotated[bool, typer.Option("--url", help="Print the address of the page that shows these rows.")] = False,
     attempt: AttemptId = None,
     as_json: Json = False,
 ) -> None:
@@ -73,27 +74,25 @@ def rollouts(
     from flows.runs import find_run
     from flows.text import json_text
 
-    found_run = find_run(ctx.obj, run)
-    round, iteration = (place or ("all" if prompt is not None else None) for place in (round, iteration))
+    own = find_run(ctx.obj, run)
+    if prompt is not None and attempt is None:
+        round, iteration = round or "all", iteration or "all"
+    query = query_of(where, grep, prompt, sort)
     if url:
-        search = search_text(where, grep, prompt, sort)
-        print(address(found_run.home, found_run.name, search, data, round, iteration, attempt))
+        places = {"round": round, "iteration": iteration, "attempt": attempt}
+        print(address_of(own.home, own.name, query, {**places, "data": None if data == "rollouts" else data}))
         return
-    found = select(
-        found_run,
-        data,
-        rounds=span(round, option="--round"),
-        iterations=span(iteration, option="--iteration"),
-        attempt=attempt,
-    )
+    rounds, iterations = span(round, option="--round"), span(iteration, option="--iteration")
+    found = select(own, data, rounds=rounds, iterations=iterations, attempt=attempt)
     is_table = format_ is Format.table and not as_json and parquet is None
-    top = top or (10 if is_table and sample is None else None)
-    rows = searched(found.data_set, where, grep, prompt, sort, top, sample)
+    few = OF_A_PROMPT if prompt is not None else IN_A_TABLE
+    rows = searched(found.data_set, query, where, sort, sample, top or (few if is_table and sample is None else None))
     if not found.is_current:
         say("note: the run's configuration or code changed since; these rollouts were made before that")
     if parquet is not None:
-        rows.to_parquet(parquet)
-        print(f"{parquet}: {len(rows):,} {data}")
+        from flows.query.parquet import write_parquet
+
+        print(f"{write_parquet(rows, parquet)}: {len(rows):,} {data}")
     elif as_json:
         last = found.parts[-1]
         place = {"round": last.place.round, "iteration": last.place.iteration, "stage": last.stage}
@@ -104,65 +103,59 @@ def rollouts(
     elif format_ is Format.csv:
         print(as_csv(rows), end="")
     else:
-        from flows.terminal.rollout_views import rows_table, where_from, wide_view
-
-        show(wide_view(rows) if wide else rows_table(rows))
-        by = "" if sample is None else f", drawn by seed {SEED}"
-        print(f"{where_from(found)}: {len(rows)} of {rows.found:,} {data}{by}")
+        show_rows(found, rows, data, wide=wide, sample=sample)
 
 
-def searched(
-    data_set: "DataSet",
-    where: str | None,
-    grep: str | None,
-    prompt: str | None,
-    sort: str | None,
-    top: int | None,
-    sample: int | None,
-) -> "Rows":
-    """What is searched for, by options that a mistake is told with."""
+def show_rows(found: "Selection", rows: "Rows", data: str, *, wide: bool, sample: int | None) -> None:
+    """A table, or whole texts, and where the rows are from."""
+    from flows.query import SEED_OF_SAMPLES
+    from flows.terminal.rollout_views import rows_table, where_from, wide_view
+
+    show(wide_view(rows) if wide else rows_table(rows))
+    drawn = f", drawn with seed {SEED_OF_SAMPLES}" if sample is not None else ""
+    print(f"{where_from(found)}: {len(rows)} of {rows.found:,} {data}{drawn}")
+
+
+def query_of(where: str | None, grep: str | None, prompt: str | None, sort: str | None) -> "Query":
+    """All that is asked for, as one search."""
     from flows.query import Order, Query, Words, parse
     from tasks.errors import ConfigError
 
     order = [] if sort is None else [Order(column=sort.removeprefix("-"), largest_first=sort.startswith("-"))]
-    own = [] if grep is None else [Words(text=grep)]
-    own += [] if prompt is None else [Words(text=prompt, column="prompt_id")]
     try:
-        for asked in order:
-            data_set.require_column(asked.column)
+        query = parse(where or "")
+    except ConfigError as error:
+        raise ConfigError(f"--where {where}: {error}") from error
+    words = [] if grep is None else [Words(text=grep)]
+    words += [] if prompt is None else [Words(text=prompt, column="prompt_id")]
+    return Query(conditions=(*words, *query.conditions), order=(*order, *query.order))
+
+
+def searched(
+    data_set: "DataSet", query: "Query", where: str | None, sort: str | None, sample: int | None, top: int | None
+) -> "Rows":
+    """What is searched for, by options that a mistake is told with."""
+    from flows.query import SEED_OF_SAMPLES
+    from tasks.errors import ConfigError
+
+    try:
+        if sort is not None:
+            data_set.require_column(sort.removeprefix("-"))
     except ConfigError as error:
         raise ConfigError(f"--sort {error}") from error
     try:
-        query = parse(where or "")
-        query = Query(conditions=(*query.conditions, *own), order=(*order, *query.order))
-        return found_by(data_set, query, top, sample)
+        rows = data_set.matching(query)
+        return (rows if sample is None else rows.drawn(sample, SEED_OF_SAMPLES)).sorted_by(query.order, top)
     except ConfigError as error:
         raise ConfigError(f"--where {where}: {error}") from error
 
 
-def found_by(data_set: "DataSet", query: "Query", top: int | None, sample: int | None) -> "Rows":
-    if sample is None:
-        return data_set.search(query, top=top)
-    return data_set.matching(query).drawn(sample, SEED).sorted_by(query.order, top)
-
-
-def search_text(where: str | None, grep: str | None, prompt: str | None, sort: str | None) -> str:
-    """The options as one search."""
-    from flows.query import quoted
-
-    terms = [where or "", "" if grep is None else quoted(grep), "" if prompt is None else f"prompt_id:{quoted(prompt)}"]
-    return " ".join(filter(None, [*terms, "" if sort is None else f"sort:{sort}"]))
-
-
-def address(
-    home: Path, run: str, search: str, data: str, round: str | None, iteration: str | None, attempt: str | None
-) -> str:
-    """Where the pages show what the options ask for."""
+def address_of(home: Path, run: str, query: "Query", places: "dict[str, str | None]") -> str:
+    """The page that shows the rows of a search."""
     from flows.addresses import base_address, page_path
+    from flows.query import written
 
-    of_data = None if data == "rollouts" else data
-    asked = {"data": of_data, "round": round, "iteration": iteration, "attempt": attempt, "q": search}
-    return base_address(home) + page_path("runs", run, "rollouts", **asked)
+    return base_address(home) + page_path("runs", run, "rollouts", **places, q=written(query))
 
 
 def as_csv(rows: "Rows") -> str:
@@ -180,3 +173,26 @@ def as_csv(rows: "Rows") -> str:
         cells = [row.get(name) for name in names]
         writer.writerow([printable_lines(cell) if isinstance(cell, str) else cell for cell in cells])
     return stream.getvalue()
+
+
+@commands.command("show")
+def show_(
+    ctx: typer.Context,
+    rollout_id: Annotated[str, typer.Argument(metavar="ROLLOUT_ID", help="As rounds rollouts lists it.")],
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run's name or directory; default: the latest.")
+    ] = None,
+    attempt: AttemptId = None,
+    as_json: Json = False,
+) -> None:
+    """One rollout, token by token: logprob, reference logprob, KL, reward, value, advantage, return."""
+    from flows.query import one_rollout
+    from flows.runs import find_run
+
+    found = one_rollout(find_run(ctx.obj, run), rollout_id, attempt)
+    if as_json:
+        print_json({**found.row, "tokens": found.tokens})
+    else:
+        from flows.terminal.rollout_views import rollout_view
+
+        show(rollout_view(found))

@@ -10,7 +10,7 @@ import typer
 
 from flows.cli.app import say
 from flows.cli.completion import configurations, stages
-from flows.cli.options import UNREPORTED, Json, Overrides, RunName, print_json, show, show_lines
+from flows.cli.options import UNREPORTED, WARNING, Json, Overrides, RunName, print_json, show, show_lines
 
 if TYPE_CHECKING:
     from flows.config import RunConfig
@@ -89,7 +89,7 @@ def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
         )
     else:
         show(results_table(result_columns(config), results))
-        show_lines(warning_lines([sentence for summary in results for sentence in warnings_of(summary)]))
+        show_lines(warning_lines([text for summary in results for text in warnings_of(summary)]), style=WARNING)
         print("\n".join(next_steps(run)))
     for sentence in outcome.unreported:
         say(f"not reported: {sentence}")

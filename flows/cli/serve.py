@@ -105,7 +105,7 @@ def show_schedules(home: Path, as_json: bool) -> None:
 
     from flows.schedules.schedules import is_served
     from flows.schedules.standing import standings
-    from flows.terminal.tables import plain_table
+    from flows.terminal.tables import Column, Table
     from flows.text import printable
 
     found = standings(home)
@@ -115,7 +115,9 @@ def show_schedules(home: Path, as_json: bool) -> None:
     if not found:
         print(f"{home} has no schedules yet; make one with: rounds schedule CONFIG --cron '0 2 * * *'")
         return
-    table = plain_table("schedule", "cron", "time zone", "next", "run", "would do now")
+    titles = ("schedule", "cron", "time zone", "next", "run", "would do now")
+    drops = {"time zone": 2, "run": 1}
+    table = Table(columns=[Column(title=t, drop=drops.get(t, 0), wraps=t == "would do now") for t in titles])
     for item in found:
         table.add_row(item.name, item.cron, item.timezone, item.next_time, item.run_state, printable(item.would))
     show(table)
@@ -180,17 +182,19 @@ def doctor(ctx: typer.Context, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from flows.doctor import examine
-    from flows.terminal.tables import add_row, plain_table
+    from flows.terminal.tables import BAD, DOUBTFUL, Column, Table
     from flows.text import printable
 
     found = examine(ctx.obj)
     if as_json:
         print_json([asdict(check) for check in found])
     else:
-        colors = {"ok": "", "warning": "yellow", "problem": "bold red"}
-        table = plain_table("", "check", "found", "next move", unfolded=("",))
+        colors = {"ok": "", "warning": DOUBTFUL, "problem": f"bold {BAD}"}
+        texts = [Column(title=title, wraps=True) for title in ("check", "found", "next move")]
+        table = Table(columns=[Column(title=""), *texts])
         for check in found:
-            add_row(table, check.state, check.name, printable(check.found), check.move, style=colors[check.state])
+            cells = (check.state, *map(printable, (check.name, check.found, check.move)))
+            table.add_row(*cells, style=colors[check.state])
         show(table)
     if any(check.state == "problem" for check in found):
         raise typer.Exit(FAILED)

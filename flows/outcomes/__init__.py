@@ -5,12 +5,14 @@ from flows.outcomes.results import Column, result_columns, result_rows, summary_
 from flows.outcomes.status import (
     Overview,
     StageStatus,
+    Standing,
     Step,
     overview,
     reports_of,
     run_state,
     run_warnings,
     stage_statuses,
+    standing_of,
     steps,
 )
 from flows.outcomes.upkeep import clean, verify
@@ -19,6 +21,7 @@ __all__ = [
     "Column",
     "Overview",
     "StageStatus",
+    "Standing",
     "Step",
     "clean",
     "latest_variants",
@@ -29,6 +32,7 @@ __all__ = [
     "run_state",
     "run_warnings",
     "stage_statuses",
+    "standing_of",
     "steps",
     "summary_of",
     "verify",

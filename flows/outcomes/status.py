@@ -1,14 +1,14 @@
 """The states of a run's stages, of runs, and of what a rerun would do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flows.outcomes.outputs import latest_variants
 from flows.outcomes.results import summary_of, warnings_of
-from flows.plan import Plan, Planned
+from flows.plan import Plan, Planned, plan_of
 from flows.runs import RUN_FILE, Run
-from tasks.errors import DamagedError, UserError
+from tasks.errors import DamagedError, RunError, UserError
 from tasks.metrics import RunWarning, combine, diagnose, rows_of, through_rounds
 from tasks.store import Manifest, Ref
 
@@ -93,6 +93,41 @@ def run_state(run: Run, plan: Plan) -> str:
         return "running"
     done = sum(planned.ref is not None for planned in plan.stages)
     return "finished" if done == len(plan.stages) else f"{done} of {len(plan.stages)} stages committed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How far a run is, and what it came to."""
+
+    state: str
+    stages: list[StageStatus]
+    results: list[dict[str, Any]]
+    """The numbers of each round that is done."""
+    warnings: list[RunWarning]
+
+    def stages_of(self, rounds: Container[int]) -> list[StageStatus]:
+        """Those of some rounds.
+
+        Raises:
+            RunError: the run has none of them.
+        """
+        found = [status for status in self.stages if status.round in rounds]
+        if not found:
+            there = [status.round for status in self.stages]
+            raise RunError(f"the run has no round {rounds}; it has {min(there)} to {max(there)}")
+        return found
+
+
+def standing_of(run: Run) -> Standing:
+    """What ``rounds status`` says of a run."""
+    plan = plan_of(run)
+    stages = stage_statuses(plan)
+    return Standing(
+        state=run_state(run, plan),
+        stages=stages,
+        results=[summary_of(report) for report in reports_of(plan)],
+        warnings=run_warnings(stages),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

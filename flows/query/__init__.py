@@ -1,13 +1,14 @@
 """Rows of any data set that a stage wrote, over iterations and rounds, found by one search grammar."""
 
-from flows.query.data_set import DataSet, Part, Rows
-from flows.query.distribution import Distribution, distribution, is_numeric, means_by, value_counts
+from flows.query.data_set import SEED_OF_SAMPLES, DataSet, Part, Rows
+from flows.query.distribution import Distribution, distribution, is_numeric, value_counts
 from flows.query.find import LATEST, Selection, Span, select, span
-from flows.query.grammar import Order, Query, Words, parse, quoted, written_terms
+from flows.query.grammar import Order, Query, Words, parse, quoted, written, written_terms
 from flows.query.one_rollout import OneRollout, one_rollout
 
 __all__ = [
     "LATEST",
+    "SEED_OF_SAMPLES",
     "DataSet",
     "Distribution",
     "OneRollout",
@@ -20,12 +21,12 @@ __all__ = [
     "Words",
     "distribution",
     "is_numeric",
-    "means_by",
     "one_rollout",
     "parse",
     "quoted",
     "select",
     "span",
     "value_counts",
+    "written",
     "written_terms",
 ]

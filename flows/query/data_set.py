@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from flows.query.columns import Column, column_names, column_of, is_listed, own_names
 from flows.query.conditions import mask_of
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
+SEED_OF_SAMPLES = 0
+"""What draws rows at random where somebody asks for some."""
 PLACES = ("run", "round", "iteration")
 """Columns that say where a row comes from."""
 
@@ -212,6 +212,26 @@ class Rows:
                 kept += [(number, found)] if len(found) else []
         return replace(self, chosen=tuple(kept), found=sum(len(indices) for _, indices in kept))
 
+    def drawn(self, number: int, seed: int) -> "Rows":
+        """So many of these rows, which stand one part after the other, in their order: the same for the same seed."""
+        if number >= self.found:
+            return self
+        positions = np.random.default_rng(seed).choice(self.found, size=number, replace=False)
+        return replace(self.taken(np.sort(positions).tolist()), order=None)
+
+    def taken(self, positions: Sequence[int]) -> "Rows":
+        """Some of these rows, which stand one part after the other, by where they stand, in the order of ``positions``."""
+        assert self.order is None
+        wanted = np.asarray(positions, dtype=np.int64)
+        kept, order, before = [], [], 0
+        for number, indices in self.chosen:
+            (own,) = ((wanted >= before) & (wanted < before + len(indices))).nonzero()
+            if len(own):
+                kept.append((number, indices.take(pa.array(wanted[own] - before))))
+                order.append(own)
+            before += len(indices)
+        return replace(self, chosen=tuple(kept), order=tuple(order))
+
     def window(self, start: int, stop: int) -> "Rows":
         """Some of these rows, by where they stand among all."""
         kept: list[tuple[int, Any]] = []
@@ -241,31 +261,6 @@ class Rows:
         """The rows as plain values."""
         rows: list[dict[str, Any]] = self.table(columns).to_pylist()
         return rows
-
-    def drawn(self, number: int, seed: int) -> "Rows":
-        """So many of these rows, which stand one part after the other, in their order: the same for the same seed."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(self.found)[:number])
-        kept, before = [], 0
-        for part, indices in self.chosen:
-            own = chosen[(chosen >= before) & (chosen < before + len(indices))] - before
-            before += len(indices)
-            kept += [(part, indices.take(pa.array(own)))] if len(own) else []
-        return replace(self, chosen=tuple(kept))
-
-    def to_parquet(self, file: Path) -> None:
-        """Write the rows with all their columns, whole or not at all.
-
-        Raises:
-            ConfigError: the file is there already, or cannot be written.
-        """
-        if file.exists():
-            raise ConfigError(f"{file}: is there already; name another file, or remove it")
-        temporary = file.with_name(f".{file.name}.partly")
-        try:
-            pq.write_table(self.table(), temporary)
-            temporary.rename(file)
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be written ({error}); name another file") from error
 
     def to_arrow(self) -> Table:
         """As ``table()`` gives it, which ``polars.from_arrow`` takes too."""

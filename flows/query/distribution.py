@@ -1,6 +1,5 @@
 """How the values of a column lie over the rows that a search found, and over all rows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,15 +89,3 @@ def is_numeric(data_set: DataSet, column: str) -> bool:
         if values is not None:
             return bool(pa.types.is_floating(values.type) or pa.types.is_integer(values.type))
     return False
-
-
-def means_by(rows: Rows, key: str, columns: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The values of a column of texts in their order of names, and for each the means of other columns over its rows; NaN
-    where there is no value."""
-    table = rows.table([key, *columns])
-    known = [name for name in columns if name in table.column_names]
-    grouped = table.group_by(key).aggregate([(name, "mean") for name in known]).sort_by(key)
-    means = {name: _numbers(grouped.column(f"{name}_mean").cast(pa.float64())) for name in known}
-    missing = np.full(grouped.num_rows, np.nan)
-    keys: list[str] = grouped.column(key).to_pylist()
-    return keys, {name: means.get(name, missing) for name in columns}

@@ -26,7 +26,8 @@ class Span:
     def is_latest(self) -> bool:
         return self.first is None
 
-    def __contains__(self, number: int) -> bool:
+    def __contains__(self, number: object) -> bool:
+        assert isinstance(number, int)
         return self.first is None or (self.first <= number and (self.last is None or number <= self.last))
 
     def __str__(self) -> str:

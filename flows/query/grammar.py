@@ -112,6 +112,23 @@ def written_terms(text: str) -> list[str]:
     return [term[0] for term in _TERM.finditer(text)]
 
 
+def written(query: Query) -> str:
+    """A search as ``parse`` reads it."""
+    return " ".join(
+        [*map(_written, query.conditions), *(f"sort:{'-' * o.largest_first}{o.column}" for o in query.order)]
+    )
+
+
+def _written(condition: Condition) -> str:
+    minus = "-" * condition.is_negated
+    if isinstance(condition, Comparison):
+        return f"{minus}{condition.column}{condition.operator}{condition.number!r}"
+    text = f"/{condition.text.replace('/', chr(92) + '/')}/" if condition.is_pattern else quoted(condition.text)
+    if not condition.is_pattern and re.fullmatch(r"\w+", condition.text):
+        text = condition.text
+    return minus + (f"{condition.column}:" if condition.column is not None else "") + text
+
+
 def quoted(value: str) -> str:
     """A value so that a search takes it as one, whatever it holds."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -5,34 +5,61 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.addresses import pages_of_run
-from flows.outcomes import Column, Overview, StageStatus, Step, result_rows
+from flows.outcomes import Column as ResultColumn
+from flows.outcomes import Overview, Step, result_rows
 from flows.plan import Attempt
 from flows.runs import Run
-from flows.terminal.display import ITERATION_LINE, headline
-from flows.terminal.tables import add_row, folded, plain_table
+from flows.terminal.tables import BAD, DOUBTFUL, GOOD, TIGHT, Column, Hidden, Table, folded, numbers
 from flows.text import duration, number, printable
 from tasks import environment
-from tasks.metrics import combine
-from tasks.stages import STAGES
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
+    from rich.text import Text
 
-REASONS_SHOWN = 5
+STATE_COLORS = {"running": "cyan", "finished": GOOD, "damaged": BAD, "unreadable": BAD}
+"""Of a run; one that stopped before its end is to be looked at."""
+DROPPED_RESULTS = {"evaluation/reference_score": 1, "evaluation/response_length": 2, "update/entropy": 3}
+"""Columns of the final table that go first where a terminal is too narrow; the gains and the KL stay."""
 
 
-def results_table(columns: Sequence[Column], results: Sequence[Mapping[str, Any]]) -> "Table":
+def colored(text: object, color: str) -> "Text":
+    """A cell whose colour means something."""
+    from rich.text import Text
+
+    return Text(str(text), style=color)
+
+
+def signed(value: float | None, digits: int = 3, *, more_is_better: bool | None = None) -> "Text":
+    """A change with its sign; coloured where a rise is known to be good or bad."""
+    shown = number(value, digits)
+    is_none = value is None or not any(digit in shown for digit in "123456789")
+    if is_none or more_is_better is None:
+        return colored(shown if is_none or shown.startswith("-") else f"+{shown}", "")
+    assert value is not None
+    return colored(shown if value < 0 else f"+{shown}", GOOD if (value > 0) == more_is_better else BAD)
+
+
+def state_cell(state: str) -> "Text":
+    return colored(state, STATE_COLORS.get(state, DOUBTFUL))
+
+
+def state_line(run: Run, state: str) -> "Text":
+    """A run's name, its state and where it lies."""
+    from rich.text import Text
+
+    return Text.assemble(f"{printable(run.name)}: ", state_cell(state), f" ({printable(run.root)})")
+
+
+def results_table(columns: Sequence[ResultColumn], results: Sequence[Mapping[str, Any]]) -> Table:
     """One line per round below the reference's. Titles are stacked, for a terminal of 80 columns."""
     titles = [column.title.replace("_", " ").replace(" ", "\n") for column in columns]
-    # What is least asked for goes first where the terminal is narrow.
-    drops = [title for title in ("length", "entropy", "ref.\nscore", "RM\nacc.") if title in titles]
-    table = plain_table("", *titles, right=titles, drops=drops)
-    table.padding = (0, 0, 0, 0) if len(columns) > 8 else (0, 1, 0, 0)
-    for column in table.columns:
-        column.no_wrap, column.vertical = True, "bottom"
+    heads = [
+        Column(title=title, is_number=True, drop=DROPPED_RESULTS.get(column.key, 0))
+        for title, column in zip(titles, columns, strict=True)
+    ]
+    table = Table(columns=[Column(title=""), *heads], gaps=TIGHT)
     for row in result_rows(columns, results):
-        add_row(table, *row)
+        table.add_row(*row)
     return table
 
 
@@ -66,162 +93,80 @@ def next_steps(run: Run) -> list[str]:
     return ["", *(f"{name:<12}{text}" for name, text in rows)]
 
 
-def runs_table(overviews: Sequence[Overview]) -> "Table":
+def runs_table(overviews: Sequence[Overview]) -> Table:
     """All runs, the one worked on last first."""
-    table = plain_table(
-        "run",
-        "rounds",
-        "state",
-        "created",
-        "score",
-        "gain (sd)",
-        "warnings",
-        right=("rounds", "score", "gain (sd)", "warnings"),
-        drops=("created", "rounds"),
+    table = Table(
+        columns=[
+            Column(title="run", is_text=True),
+            *numbers("rounds"),
+            Column(title="state"),
+            Column(title="created", drop=1),
+            *numbers("score", "gain (sd)", "warnings"),
+        ]
     )
     for item in overviews:
-        add_row(
-            table,
+        table.add_row(
             printable(item.name),
             f"{item.rounds_done}/{'?' if item.rounds is None else item.rounds}",
-            item.state,
+            state_cell(item.state),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(item.created_at)),
             number(item.score, 3),
             number(item.score_gain),
-            item.warnings or "",
+            colored(item.warnings or "", DOUBTFUL),
         )
     return table
 
 
-def status_view(statuses: Sequence[StageStatus], *, whole: bool = False) -> "Group":
-    """Round by round: its own stages as lines, its iterations as lines with the stages as columns; of many iterations the
-    first and the last, unless the ``whole`` is asked for."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[Any] = []
-    for round in sorted({status.round for status in statuses}):
-        of_round = [status for status in statuses if status.round == round]
-        parts.append(Text(f"round {round}", style="bold"))
-        parts.append(round_table([s for s in of_round if not s.iteration]))
-        parts.append(Text(""))
-        iterations = [s for s in of_round if s.iteration]
-        parts.append(iterations_table(iterations, whole=whole))
-        left_out = [] if whole else folded(sorted({s.iteration for s in iterations}))[1]
-        if left_out:
-            parts.append(
-                Text(f"iterations {left_out[0]} to {left_out[-1]} are left out; --iterations shows all", "dim")
-            )
-        parts.append(Text(""))
-    parts += [Text(line) for line in reasons(statuses)]
-    return Group(*parts)
-
-
-def round_table(statuses: Sequence[StageStatus]) -> "Table":
-    table = plain_table("stage", "state", "rows", "time", "came to", right=("rows", "time"), drops=("rows",))
-    for status in statuses:
-        done = status.committed > 0
-        add_row(
-            table,
-            status.stage.replace("_", " "),
-            status.state,
-            f"{status.rows:,}" if done else "",
-            duration(status.seconds) if done else "",
-            headline(status.stage, status.metrics) if done else printable(status.reason, 60),
-            style="" if done else "dim",
-        )
-    return table
-
-
-def iterations_table(statuses: Sequence[StageStatus], *, whole: bool = False) -> "Table":
-    """Iterations as lines, the time of each stage, and the numbers of the iteration; of many, the first and the last."""
-    titles = [stage.split("_", 1)[0] for stage in STAGES.of_an_iteration]
-    numbers = [name for _, name, _ in ITERATION_LINE]
-    right = ("iteration", "rows", *titles, *numbers)
-    table = plain_table(
-        "iteration",
-        "rows",
-        *titles,
-        *numbers,
-        right=right,
-        drops=("rows", "audit", "compute", "score", "generate", "update"),
-    )
-    by_iteration = sorted({status.iteration for status in statuses})
-    shown, left_out = (by_iteration, []) if whole else folded(by_iteration)
-    for iteration in shown:
-        if left_out and iteration == left_out[-1] + 1:
-            add_row(table, "⋮", *[""] * (len(right) - 1), style="dim")
-        here = {status.stage: status for status in statuses if status.iteration == iteration}
-        metrics = combine(part for status in here.values() for part in status.parts)
-        rows = max((status.rows for status in here.values()), default=0)
-        add_row(
-            table,
-            iteration,
-            f"{rows:,}" if rows else "",
-            *(stage_cell(here.get(stage)) for stage in STAGES.of_an_iteration),
-            *(number(metrics[key], digits) if key in metrics else "" for key, _, digits in ITERATION_LINE),
-            style="" if rows else "dim",
-        )
-    return table
-
-
-def stage_cell(status: StageStatus | None) -> str:
-    if status is None:
-        return ""
-    return duration(status.seconds) if status.state == "committed" else status.state
-
-
-def reasons(statuses: Sequence[StageStatus]) -> list[str]:
-    """Why stages are pending: the first causes, not that each input of a pending stage is pending too."""
-    pending = [status for status in statuses if status.state != "committed"]
-    causes = [s for s in pending if not (s.reason.startswith("input ") and s.reason.endswith(" changes"))]
-    news = [status for status in causes if status.reason != "not run yet"]
-    lines = [f"pending: {stage_place(s)}: {printable(s.reason)}" for s in news[:REASONS_SHOWN]]
-    if pending:
-        lines.append(f"{len(pending)} of {len(statuses)} stages are to be executed; rounds rerun executes them")
-    return lines
-
-
-def stage_place(status: StageStatus) -> str:
-    iteration = f" iteration {status.iteration}" if status.iteration else ""
-    return f"round {status.round}{iteration} {status.stage.replace('_', ' ')}"
-
-
-def attempts_table(attempts: Sequence[Attempt]) -> "Table":
+def attempts_table(attempts: Sequence[Attempt]) -> Table:
     """Place by place, the oldest first; the current one is marked."""
-    table = plain_table(
-        "stage",
-        "place",
-        "attempt",
-        "committed",
-        "rows",
-        "time",
-        "differs",
-        right=("rows", "time"),
-        drops=("rows", "time"),
+    table = Table(
+        columns=[
+            Column(title="stage"),
+            Column(title="place"),
+            Column(title="attempt"),
+            Column(title="committed", drop=3),
+            *numbers("rows", "time", drop=2),
+            Column(title="differs", is_text=True),
+        ]
     )
-    for attempt in attempts:
-        add_row(
-            table,
+    for attempt in folded(attempts):
+        if isinstance(attempt, Hidden):
+            table.add_line(f"… {len(attempt.items):,} more")
+            continue
+        table.add_row(
             attempt.stage,
             attempt.place,
             attempt.id,
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.committed_at)),
             f"{attempt.rows:,}",
             duration(attempt.seconds),
-            "current" if attempt.is_current else printable(attempt.differs, 80),
+            "current" if attempt.is_current else printable(attempt.differs),
             style="" if attempt.is_current else "dim",
         )
     return table
 
 
-def steps_table(steps: Sequence[Step]) -> "Table":
+def steps_table(steps: Sequence[Step]) -> Table:
     """What a rerun would do, stage by stage."""
-    table = plain_table("stage", "place", "action", "expected", "reason", right=("expected",))
-    for step in steps:
+    table = Table(
+        columns=[
+            Column(title="stage"),
+            Column(title="place"),
+            Column(title="action"),
+            *numbers("expected"),
+            Column(title="reason", is_text=True),
+        ]
+    )
+    for step in folded(steps):
+        if isinstance(step, Hidden):
+            table.add_line(
+                f"… {len(step.items):,} more, {sum(own.executes for own in step.items):,} of them to execute"
+            )
+            continue
         expected = duration(step.expected_seconds) if step.executes else ""
-        action, reason = "execute" if step.executes else "reuse", printable(step.reason, 80)
-        add_row(table, step.stage, step.place, action, expected, reason, style="" if step.executes else "dim")
+        action = "execute" if step.executes else "reuse"
+        style = "" if step.executes else "dim"
+        table.add_row(step.stage, step.place, action, expected, printable(step.reason), style=style)
     return table
 
 

@@ -4,7 +4,7 @@ from tasks.store.background import BackgroundWriter
 from tasks.store.data_sets import read_dataset, write_dataset
 from tasks.store.digests import canonical_json, digest_files, digest_text
 from tasks.store.external import model_ref
-from tasks.store.files import make_empty, read_json, write_json
+from tasks.store.files import flush, make_empty, read_json, write_json
 from tasks.store.locks import exclusive, is_locked, wait_in_turn
 from tasks.store.manifest import (
     MANIFEST,
@@ -87,6 +87,7 @@ __all__ = [
     "exclusive",
     "files_below",
     "flat",
+    "flush",
     "found_or_known",
     "input_digests",
     "is_committed",

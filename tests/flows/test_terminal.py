@@ -1,29 +1,20 @@
-"""What the terminal shows: tables that fit, comparisons, explanations, logs, completion, pipes that end, the doctor."""
+"""A terminal's surroundings: its shell, its pipes, a run that goes on; the doctor and MLflow's pages."""
 
-import csv
-import io
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import fake_runs
-import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import completion
 from flows.cli.main import app
 from flows.doctor import checks
-from flows.outcomes.status import stage_statuses
-from flows.plan import plan_of
 from flows.runs import find_run
-from flows.terminal.tables import add_row, fit, folded, plain_table
-from flows.terminal.views import status_view
 from tasks import environment
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
@@ -47,60 +38,7 @@ def rounds(home):
     return call
 
 
-def printed(renderable, width):
-    """As a terminal of that width shows it, and what had to go."""
-    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None, legacy_windows=False)
-    parts = getattr(renderable, "renderables", [renderable])
-    dropped = [name for part in parts if hasattr(part, "drops") for name in fit(part, console)]
-    console.print(renderable)
-    return console.file.getvalue(), dropped
-
-
-# Tables
-
-
-def test_a_table_that_is_too_wide_loses_columns_in_the_order_that_it_says_and_folds_no_number():
-    def table():
-        table = plain_table(
-            "name", "first", "second", "third", right=("first", "second", "third"), drops=("second", "first")
-        )
-        add_row(table, "x" * 10, "1" * 20, "2" * 20, "3" * 20)
-        return table
-
-    assert printed(table(), 90)[1] == []
-    text, dropped = printed(table(), 70)
-    assert (dropped, "3" * 20 in text, "1" * 20 in text) == (["second"], True, True)
-    text, dropped = printed(table(), 40)
-    assert (dropped, "3" * 20 in text) == (["second", "first"], True)
-
-
-@pytest.mark.parametrize("width", [80, 200])
-def test_no_line_of_any_table_is_wider_than_the_terminal_and_every_number_is_whole(home, width):
-    run = find_run(home, "one")
-    statuses = stage_statuses(plan_of(run))
-    text, _ = printed(status_view(statuses), width)
-    assert max(map(len, text.splitlines())) <= width
-    # 1.5 s is what each stage took; folded, it would stand in two lines.
-    assert "1.5 s" in text
-    assert not re.search(r"^\s*s\s", text, re.MULTILINE)
-
-
-def test_at_200_columns_nothing_is_dropped(home):
-    statuses = stage_statuses(plan_of(find_run(home, "one")))
-    assert printed(status_view(statuses), 200)[1] == []
-    assert printed(status_view(statuses), 80)[1] != []
-
-
-def test_many_iterations_are_folded_unless_all_are_asked_for(tmp_path):
-    document = fake_runs.document(tmp_path, rounds=1, iterations=60)
-    run = fake_runs.finished_run(tmp_path, "long", document)
-    statuses = stage_statuses(plan_of(run))
-    text, _ = printed(status_view(statuses), 200)
-    assert "iterations 4 to 40 are left out; --iterations shows all" in text
-    assert re.findall(r"^ +(\d+|⋮) ", text, re.MULTILINE)[:5] == ["1", "2", "3", "⋮", "41"]
-    whole, _ = printed(status_view(statuses, whole=True), 200)
-    assert len(re.findall(r"^ +\d+ ", whole, re.MULTILINE)) == 60
-    assert folded(range(50)) == (list(range(50)), [])
+# A terminal
 
 
 def test_what_was_dropped_is_told_and_no_colour_is_none(home):
@@ -109,89 +47,8 @@ def test_what_was_dropped_is_told_and_no_colour_is_none(home):
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
     )
-    assert "left out at this width: rows" in done.stdout
+    assert "no room for: " in done.stdout
     assert "\x1b[3" not in done.stdout
-
-
-# Rollouts
-
-
-def test_rollouts_are_read_whole(rounds):
-    text = rounds("rollouts", "one", "--wide")
-    assert "[red]good[/red]\\x1b[2J\n dog" in text
-    assert "\x1b[2J" not in text
-
-
-def test_a_text_is_looked_for_as_it_is(rounds):
-    found = json.loads(rounds("rollouts", "one", "--grep", "[red]good", "--json"))
-    assert [row["prompt_id"] for row in found["rollouts"]] == ["aa"]
-    assert json.loads(rounds("rollouts", "one", "--grep", "score>0", "--json"))["found"] == 0
-
-
-def test_a_prompt_is_followed_through_all_iterations(rounds):
-    rows = json.loads(rounds("rollouts", "one", "--prompt", "bb", "--json"))["rollouts"]
-    assert [(row["round"], row["iteration"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-
-
-def test_a_sample_is_the_same_each_time(rounds):
-    draw = ("rollouts", "one", "--round", "all", "--iteration", "all", "--sample", "3", "--format", "csv")
-    first = [row["rollout_id"] for row in csv.DictReader(io.StringIO(rounds(*draw)))]
-    assert first == [row["rollout_id"] for row in csv.DictReader(io.StringIO(rounds(*draw)))]
-    assert len(set(first)) == 3
-    assert "drawn by seed 0" in rounds(*draw[:-2])
-
-
-def test_rows_are_written_as_parquet_and_nothing_is_written_over(rounds, tmp_path):
-    file = tmp_path / "rows.parquet"
-    assert (
-        rounds("rollouts", "one", "--round", "all", "--iteration", "all", "--parquet", file) == f"{file}: 8 rollouts\n"
-    )
-    table = pq.read_table(file)
-    assert (table.num_rows, table["advantages"].to_pylist()[0]) == (8, [2.0, 2.0, 2.0])
-    assert "is there already; name another file, or remove it" in rounds("rollouts", "one", "--parquet", file, code=2)
-    assert "cannot be written" in rounds("rollouts", "one", "--parquet", tmp_path / "no" / "x.parquet", code=2)
-
-
-def test_an_address_says_all_that_was_asked(rounds):
-    address = rounds("rollouts", "one", "--round", "2", "--grep", "a b", "--sort", "-score", "--url").strip()
-    assert address == "http://127.0.0.1:7400/runs/one/rollouts?round=2&q=%22a+b%22+sort%3A-score"
-
-
-# Telling
-
-
-def test_two_places_are_compared(rounds):
-    text = rounds("compare", "one:1.1", "two:1.1")
-    assert "2 prompts that both have" in text
-    assert re.search(r"seed +0 +7", text)
-    found = json.loads(rounds("compare", "one:1.1", "1.2", "--json"))
-    assert (found["a"], found["b"]) == ("one:1.1", "two:1.2")
-    assert [line["name"] for line in found["summary"]] == ["score", "length", "true_quality"]
-    assert "not a place" in rounds("compare", "one:x", "two:1", code=2)
-
-
-def test_configurations_are_told_apart(rounds):
-    assert re.search(r"^seed +0 +7", rounds("diff", "one", "two"), re.MULTILINE)
-    assert "rollouts.shards" in rounds("diff", "one")
-    assert rounds("diff", "one", "one") == "no setting differs\n"
-    assert json.loads(rounds("diff", "one", "two", "--json")) == [{"name": "seed", "a": 0, "b": 7}]
-
-
-def test_a_metric_is_explained_and_a_mistyped_one_is_led_to_its_neighbours(rounds):
-    text = rounds("explain", "kl/mean", "one")
-    assert "nats per response" in text
-    assert re.search(r"2 +2 +0\.5000", text)
-    assert "update/entropy: no such" not in rounds("explain", "update/entropy")
-    assert "kl/maen: no such metric; near it are kl/mean" in rounds("explain", "kl/maen", code=2)
-    assert json.loads(rounds("explain", "kl/mean", "one", "--json"))["values"][0]["value"] == 0.5
-
-
-def test_logs_tell_what_was_committed_in_its_order(rounds, home):
-    (home / "runs" / "one" / "worker.log").write_bytes(b"a warning \x1b[2J\n")
-    lines = rounds("logs", "one").splitlines()
-    assert "prepare data" in lines[0]
-    assert "report round" in lines[-2]
-    assert lines[-1] == "worker: a warning \\x1b[2J"
 
 
 def test_logs_follow_a_run_until_it_ends(home):
@@ -205,10 +62,6 @@ def test_logs_follow_a_run_until_it_ends(home):
     with follower:
         assert "report round" in follower.stdout.read()
     assert follower.returncode == 0
-
-
-def test_a_watched_run_that_is_finished_is_shown_once(rounds):
-    assert "one: finished" in rounds("status", "one", "--watch")
 
 
 # A shell

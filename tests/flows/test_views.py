@@ -17,7 +17,8 @@ from flows.plan.attempts import attempts_of
 from flows.plan.plan import forced_by, make_plan
 from flows.query import LATEST, Span, one_rollout, select
 from flows.terminal.rollout_views import rollout_view, rows_table
-from flows.terminal.views import attempts_table, results_table, round_table, runs_table, status_view, steps_table
+from flows.terminal.status_view import round_table, status_view
+from flows.terminal.views import attempts_table, results_table, runs_table, steps_table
 from flows.text import duration, json_text, number, printable, printable_lines
 from tasks.errors import ConfigError, RunError
 from tasks.store.data_sets import read_dataset, write_dataset
@@ -101,8 +102,10 @@ def test_the_final_table_of_a_preset_fits_a_terminal_of_80_columns(preset):
     widest = {"evaluation/reference_score": -0.073, "evaluation/kl": 12.34, "evaluation/response_length": 13.5}
     keys = {key for column in columns for key in (column.key, column.reference_key) if key}
     summaries = [{"round": number, **{key: widest.get(key, 0.755) for key in keys}} for number in (1, 2)]
-    table = results_table(columns, summaries)
-    assert shown(table, width=80) == shown(table, width=200)
+    narrow, wide = (shown(results_table(columns, summaries), width) for width in (80, 200))
+    assert [line.split() for line in narrow.splitlines() if "─" not in line] == [
+        line.split() for line in wide.splitlines() if "─" not in line
+    ]
 
 
 def test_without_a_reward_model_the_final_table_has_no_column_for_it(run):
@@ -270,7 +273,7 @@ def test_rollouts_have_what_their_audit_says_of_them(run):
         rows = found(rollouts, order).dicts()
         assert [row["distinct_2"] for row in rows] == [1.0, None]
     assert json.loads(json_text(rows), parse_constant=pytest.fail) == rows
-    assert re.search(r"score +true_quality +KL +length", shown(rows_table(found(rollouts))))
+    assert re.search(r"score +quality +KL +length", shown(rows_table(found(rollouts))))
     assert re.search(r"^true_quality +6\.5000", shown(rollout_view(one_rollout(run, "r1.i1.s0.aa.0"))), re.M)
 
 

@@ -1,9 +1,13 @@
 """Two places of one run or of two, prompt by prompt."""
 
+import math
+from dataclasses import asdict
 from typing import Any
 
 from flows.addresses import page_path
-from flows.analysis.compare import Comparison, Side, compared, responses_of, side_of, word_differences
+from flows.analysis.compare import Comparison, SideSummary, compared
+from flows.analysis.joined import Answer
+from flows.analysis.sides import side_of
 from flows.pages.site import Asked, Site
 from flows.runs import Run
 from tasks.charts import histogram
@@ -26,21 +30,24 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         return site.run(runs[0] if name is None else name)
 
     found = compared(side_of(a, find), side_of(b, find))
-    number = asked.number("page", 1, low=1, high=1 + (len(found.rows) - 1) // ROWS_OF_A_PAGE)
+    last_page = 1 + (found.prompts - 1) // ROWS_OF_A_PAGE
+    number = asked.number("page", 1, low=1, high=last_page)
     return {
         "a": a,
         "b": b,
         "runs": runs,
         "comparison": {
             "names": [side.name for side in found.sides],
-            "prompts": len(found.rows),
-            "num_prompts": found.num_prompts,
+            "prompts": found.prompts,
+            "num_prompts": [side.prompts for side in found.sides],
+            "doubtful": found.doubtful,
+            "has_one_scale": found.has_one_scale,
             "held_out": found.held_out,
-            "summary": found.summary(),
-            "settings": [{"name": name, "a": x, "b": y} for name, x, y in found.settings],
+            "summary": [asdict(change) for change in found.changes],
+            "settings": [setting.as_dict() for setting in found.settings],
             "chart": chart_of(found),
             "page_number": number,
-            "pages": 1 + (len(found.rows) - 1) // ROWS_OF_A_PAGE,
+            "pages": last_page,
             "rows": rows_of(found, (number - 1) * ROWS_OF_A_PAGE),
         },
         "swapped": page_path("compare", a=b, b=a),
@@ -49,29 +56,29 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
 
 def chart_of(found: Comparison) -> dict[str, Any] | None:
     """How the scores of both sides lie."""
-    a, b = (side.name for side in found.sides)
-    if a == b:
-        raise ConfigError(f"both sides are {a}; name two places")
-    values = {a: [row.score[0] for row in found.rows], b: [row.score[1] for row in found.rows]}
-    return histogram("Scores, mean over the responses to a prompt", "score", values)
+    names = [side.name for side in found.sides]
+    if names[0] == names[1]:
+        raise ConfigError(f"both sides are {names[0]}; name two places")
+    values = [[score for score in own.tolist() if math.isfinite(score)] for own in found.values("score")]
+    return histogram("Scores, mean over the responses to a prompt", "score", dict(zip(names, values, strict=True)))
 
 
 def rows_of(found: Comparison, start: int) -> list[dict[str, Any]]:
     """The prompts of this page with a response of each side, and the words that only one of them has."""
-    rows = found.rows[start : start + ROWS_OF_A_PAGE]
-    texts = [responses_of(side, [row.prompt_id for row in rows]) for side in found.sides]
     return [
         {
-            **row.as_dict(),
-            "prompt": texts[0][row.prompt_id]["prompt"],
-            "responses": [response_of(side, own[row.prompt_id]) for side, own in zip(found.sides, texts, strict=True)],
-            "words": word_differences(*(own[row.prompt_id]["response"] for own in texts)),
+            "prompt": pair.prompt,
+            "responses": [response_of(side, own) for side, own in zip(found.sides, (pair.a, pair.b), strict=True)],
+            "changes": pair.changes,
+            "is_doubtful": pair.is_doubtful,
+            "words": pair.words,
         }
-        for row in rows
+        for pair in found.pairs(start, start + ROWS_OF_A_PAGE)
     ]
 
 
-def response_of(side: Side, row: dict[str, Any]) -> dict[str, Any]:
-    data = {} if side.iteration else {"data": "evaluation", "by": row.get("sampled_by")}
-    path = page_path("runs", side.run.name, "rollouts", row["rollout_id"], **data)
-    return {"rollout_id": row["rollout_id"], "response": row["response"], "score": row["score"], "address": path}
+def response_of(side: SideSummary, answer: Answer) -> dict[str, Any]:
+    """The response that is shown of a side, with the address of its page."""
+    data = {"data": side.data, "by": answer.sampled_by} if side.data != "rollouts" else {}
+    path = page_path("runs", side.run, "rollouts", answer.rollout_id, **data)
+    return {**asdict(answer), "address": path}

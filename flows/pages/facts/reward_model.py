@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from flows.analysis.compare import word_differences
 from flows.analysis.reward_model import judgement_of
+from flows.analysis.words import word_differences
 from flows.pages.site import Asked, Site
 from flows.plan import plan_of
 from flows.query import Span, select
