@@ -300,7 +300,8 @@ def test_a_run_ends_with_its_table_and_where_to_look_next(rounds, home, monkeypa
         f"rounds --home {home} status fake",
         f"rounds --home {home} rollouts fake",
         f"rounds --home {home} export fake",
-        f"sqlite:///{home}/mlflow/mlflow.db",
+        f"rounds --home {home} mlflow",
+        f"rounds --home {home} ui fake",
     ):
         assert text in result.stdout
     found = json.loads(rounds("rerun", "fake", "--json").stdout)
