@@ -1,6 +1,6 @@
 """The pictures in the READMEs, made from a real run in headless Chromium.
 
-    python tests/pictures.py HOME RUN        writes flows/pages/pictures/*.png
+python tests/pictures.py HOME RUN        writes flows/pages/pictures/*.png
 """
 
 import shutil

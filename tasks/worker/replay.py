@@ -3,13 +3,14 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.config import ExecutionConfig
 from tasks.contract import NO_LIMITS, ResidentModels, StageContext, recover, repeat
 from tasks.store import Manifest, Ref, Store, digests_below, read_dataset, require_undamaged
+from tasks.store.differences import column_difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,25 +129,11 @@ def table_differences(stored: Path, replayed: Path) -> Iterator[dict[str, Any]]:
     names = [*before.column_names, *(name for name in after.column_names if name not in before.column_names)]
     ids = before.column("rollout_id").to_pylist() if "rollout_id" in before.column_names else range(before.num_rows)
     for name in names:
-        columns = [t.column(name).to_pylist() if name in t.column_names else [] for t in (before, after)]
-        entries = [
-            (row, position, a, b)
-            for row, (old, new) in enumerate(padded_pairs(*columns))
-            for position, (a, b) in enumerate(entry_pairs(old, new))
-            if not same(a, b)
-        ]
-        if entries:
-            row, position, a, b = entries[0]
-            distances = [d for _, _, x, y in entries if (d := distance(x, y)) is not None]
-            yield {
-                "quantity": name,
-                "row": str(ids[row]) if row < len(ids) else str(row),
-                "position": position if isinstance(columns[0][row] if row < len(columns[0]) else None, list) else None,
-                "stored": a,
-                "replayed": b,
-                "largest": max(distances, default=None),
-                "count": len(entries),
-            }
+        columns = (table.column(name) if name in table.column_names else None for table in (before, after))
+        found = column_difference(*columns)
+        if found is not None:
+            row = str(ids[found.row]) if found.row < len(ids) else str(found.row)
+            yield {"quantity": name, **asdict(found), "row": row}
 
 
 def tensor_differences(stored: Path, replayed: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -182,20 +169,6 @@ def tensor_differences(stored: Path, replayed: Path, name: str) -> Iterator[dict
             largest, count = max(largest, float((a - b).abs().max())), count + int(differs.sum())
     if first is not None:
         yield {"quantity": name, **first, "largest": largest, "count": count}
-
-
-def padded_pairs(old: list[Any], new: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Rows side by side, None where one side has none."""
-    for i in range(max(len(old), len(new))):
-        yield (old[i] if i < len(old) else None), (new[i] if i < len(new) else None)
-
-
-def entry_pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """The entries of a cell: of a list its items, else the cell itself."""
-    if isinstance(old, list) or isinstance(new, list):
-        yield from padded_pairs(old or [], new or [])
-    else:
-        yield old, new
 
 
 def same(a: Any, b: Any) -> bool:
