@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.query.columns import Column, column_names, column_of, is_listed, own_names
+from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names
 from flows.query.conditions import mask_of
 from flows.query.grammar import Order, Query, parse
 from tasks.errors import ConfigError
@@ -59,7 +59,20 @@ class Part:
         if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
             rows = pc.index_in(self.table.column("rollout_id"), self._audit.column("rollout_id"))
             return self._audit.column(name).take(rows)
+        if name in DERIVED:
+            # A search filters, sorts and shows by it: it is worked out once.
+            if name not in self._derived:
+                self._derived[name] = column_of(self.table, name)
+            return self._derived[name]
         return column_of(self.table, name)
+
+    def text(self, name: str) -> Column | None:
+        """A stored column, and none of the user's own: those would have to be read out of every row's JSON."""
+        return self.column(name) if name in self.table.column_names else None
+
+    @cached_property
+    def _derived(self) -> dict[str, Column | None]:
+        return {}
 
     @property
     def all_columns(self) -> list[str]:
@@ -121,7 +134,7 @@ class DataSet:
         mask: Column | None = None
         for condition in query.conditions:
             # Words that name no column are looked for in the texts that there are.
-            column = part.column if condition.column is None else partial(self.column, part)
+            column = part.text if condition.column is None else partial(self.column, part)
             own = mask_of(condition, column, part.table.num_rows)
             mask = own if mask is None else pc.and_(mask, own)
         if mask is None:

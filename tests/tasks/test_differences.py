@@ -16,10 +16,8 @@ def by_definition(before, after):
     def entries(old, new):
         if isinstance(old, list) or isinstance(new, list):
             old, new = old or [], new or []
-            return [
-                (old[i] if i < len(old) else None, new[i] if i < len(new) else None)
-                for i in range(max(len(old), len(new)))
-            ]
+            longer = range(max(len(old), len(new)))
+            return [tuple(side[i] if i < len(side) else None for side in (old, new)) for i in longer]
         return [(old, new)]
 
     def same(a, b):
