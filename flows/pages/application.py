@@ -93,7 +93,7 @@ def frame(site: Site, asked: Asked) -> dict[str, Any]:
     """What every page shows around its own."""
     from flows.pages.facts.runs import rail
 
-    return {"rail": rail(site), "here": asked, "run": asked.path.get("run"), "is_read_only": site.is_read_only}
+    return {"rail": rail(site), "here": asked, "run": asked.path.get("run")}
 
 
 def told(error: Exception) -> tuple[str, int]:

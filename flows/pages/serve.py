@@ -17,9 +17,7 @@ LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
 
 
-def serve(
-    homes: Sequence[Path], *, host: str, port: int, is_read_only: bool, begin: str = "/", ready: Callable[[str], None]
-) -> None:
+def serve(homes: Sequence[Path], *, host: str, port: int, begin: str = "/", ready: Callable[[str], None]) -> None:
     """Serve until the process is interrupted; ``ready`` is told the address of the page to begin at, once the
     port is ours.
 
@@ -29,7 +27,7 @@ def serve(
     token = token_of(homes[0])
     with closing(listening(host, port)) as listener:
         port = listener.getsockname()[1]
-        site = Site(homes=tuple(homes), is_read_only=is_read_only)
+        site = Site(homes=tuple(homes))
         hosts = ["*"] if host in EVERYWHERE else [host, LOOPBACK, "localhost"]
         pages = application(site, token=token, hosts=hosts, port=port)
         name = socket.gethostname() if host in EVERYWHERE else host

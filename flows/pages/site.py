@@ -18,7 +18,6 @@ class Site:
     """Homes to read, the first of which is the one that the command was started for."""
 
     homes: tuple[Path, ...]
-    is_read_only: bool = False
     only: str | None = None
     """The one run that there is to see, as its address calls it; None shows all."""
 

@@ -6,7 +6,9 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
+import fake_runs
 import pytest
 import uvicorn
 from playwright.sync_api import sync_playwright
@@ -25,12 +27,12 @@ ALL_DRAWN = "document.querySelectorAll('.chart').length === document.querySelect
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt-get install chromium")
 
 
-@pytest.fixture(scope="session")
-def address(looked_at):
-    """Where the pages of a home with one real run are served."""
+@contextmanager
+def served_home(home):
+    """The address of the pages of a home, while they are served in a thread."""
     listener = listening("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    pages = application(Site(homes=(looked_at,)), token=TOKEN, hosts=("127.0.0.1",), port=port)
+    pages = application(Site(homes=(home,)), token=TOKEN, hosts=("127.0.0.1",), port=port)
     server = uvicorn.Server(uvicorn.Config(pages, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -42,6 +44,13 @@ def address(looked_at):
     listener.close()
 
 
+@pytest.fixture(scope="session")
+def address(looked_at):
+    """Where the pages of a home with one real run are served."""
+    with served_home(looked_at) as address:
+        yield address
+
+
 # Playwright keeps an event loop running in its thread, in which no other test of this process could start one.
 THREAD = ThreadPoolExecutor(1)
 
@@ -49,6 +58,14 @@ THREAD = ThreadPoolExecutor(1)
 def there(function, *args, **kwargs):
     """Call a function in the thread of the browser."""
     return THREAD.submit(function, *args, **kwargs).result()
+
+
+def until(page, expression, argument=None):
+    """Wait for a condition. Playwright's own way asks the page to run text as code, which our pages forbid."""
+    deadline = time.monotonic() + 15
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(50)
 
 
 def in_browser(test):
@@ -117,7 +134,7 @@ def test_nothing_is_wider_than_the_window_and_every_chart_is_drawn(page, address
         page.goto(address + path)
         assert page.locator("h1, table.rollouts").count() > 0, path
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-        page.wait_for_function(ALL_DRAWN)
+        until(page, ALL_DRAWN)
 
 
 @in_browser
@@ -141,7 +158,7 @@ def test_rollouts_are_read_by_keyboard_alone(page, address):
     first = page.locator("tr.chosen").get_attribute("data-id")
     assert f"open={first}" in page.url
     page.keyboard.press("j")
-    page.wait_for_function("id => document.querySelector('.pane article').dataset.rollout !== id", arg=first)
+    until(page, "id => document.querySelector('.pane article').dataset.rollout !== id", first)
     page.keyboard.press("6")
     page.locator(".pane .tints [aria-current]", has_text="logprob").wait_for()
     # What is seen is in the address: a colleague who opens it sees the same.
@@ -169,7 +186,7 @@ def test_dragging_over_a_histogram_filters(page, address):
     found, total = (int(text) for text in re.findall(r"\d+", page.locator(".count").inner_text())[:2])
     assert 0 < found < total
     page.locator(".chip").first.click()
-    page.wait_for_function("document.querySelectorAll('.chip').length === 1")
+    until(page, "document.querySelectorAll('.chip').length === 1")
 
 
 @in_browser
@@ -198,7 +215,7 @@ def test_a_report_and_a_bundle_are_read_without_a_server(page, looked_at, tmp_pa
     write_bundle(Site(homes=(looked_at,)), "tiny", tmp_path / "bundle", rollouts=2)
     page.context.set_offline(True)
     page.goto(f"file://{tmp_path}/report.html")
-    page.wait_for_function(ALL_DRAWN)
+    until(page, ALL_DRAWN)
     rows = page.locator("[data-rollouts] tbody tr")
     scores = rows.evaluate_all("rows => rows.map((row) => Number(row.dataset.score))")
     page.locator("[data-sort]").select_option("score")
@@ -233,3 +250,19 @@ def test_the_page_of_another_origin_reads_nothing(page, address):
     )
     assert "tiny" not in framed
     other.close()
+
+
+@in_browser
+def test_the_page_of_a_run_that_goes_on_follows_it(page, tmp_path):
+    document = fake_runs.document(tmp_path)
+    run = fake_runs.finished_run(tmp_path, "live", document, stop_before=("update_policy", 2, 1))
+    with served_home(tmp_path) as address:
+        with run.locked():
+            page.goto(f"{address}/runs/live?token={TOKEN}")
+            assert "running" in page.locator("h1").inner_text()
+            assert page.locator(".cell.pending").count() > 0
+            fake_runs.finished_run(tmp_path, "live", document)
+            until(page, "document.querySelectorAll('.cell.pending').length === 0")
+            until(page, ALL_DRAWN)
+        # Nobody works on it any more: the page says so, and asks no longer.
+        page.locator("h1 .state.finished").wait_for()
