@@ -22,10 +22,8 @@ def run_rounds(
     run: Run, config: RunConfig, observer: Observer, *, plan: Plan | None = None, awaits_server: bool = False
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
-    server is awaited. Returns what could not be reported; raises ``StageError``.
-
-    Where a ``plan`` is given, its execution is also told to the log of the flow run.
-    """
+    server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run. Returns what could
+    not be reported; raises ``StageError``."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)

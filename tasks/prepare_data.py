@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 
 from ppo_core.randomness import derive_seed
-from tasks.config import DataConfig, PrepareDataConfig, Source
+from tasks.config import DataConfig, PrepareDataConfig
 from tasks.contract import StageContext, StageOutput
 from tasks.data import (
     Findings,
@@ -50,17 +50,11 @@ def prepare_data(
     """
     data = config.data
     findings = Findings()
-    rows_of: dict[str, list[int]] = {}
-
-    def read(kind: str) -> list[Row]:
-        by_source = read_all(getattr(data, kind), context)
-        rows_of[kind] = [len(rows) for rows in by_source]
-        return [row for rows in by_source for row in rows]
-
-    texts = to_texts(read("texts"), findings)
-    preferences, _ = to_preferences(read("preferences"), findings)
-    prompts = to_prompts(read("prompts"), findings)
-    held_out = to_prompts(read("held_out_prompts"), findings)
+    counts_of: dict[str, list[int]] = {}
+    texts = to_texts(rows_of("texts", data, context, counts_of), findings)
+    preferences, _ = to_preferences(rows_of("preferences", data, context, counts_of), findings)
+    prompts = to_prompts(rows_of("prompts", data, context, counts_of), findings)
+    held_out = to_prompts(rows_of("held_out_prompts", data, context, counts_of), findings)
     kinds = ((data.texts, texts), (data.preferences, preferences), (data.prompts, prompts))
     if base is None or any(sources and not found for sources, found in kinds):
         # Else rows that are too long are told with the others.
@@ -99,7 +93,7 @@ def prepare_data(
         if table.num_rows == 0:
             raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
         write_dataset(context.output / name, table)
-    write_json(context.output / "findings.json", {**findings.as_dict(), "rows_of_sources": rows_of})
+    write_json(context.output / "findings.json", {**findings.as_dict(), "rows_of_sources": counts_of})
     counts = {f"data/{name}": float(table.num_rows) for name, table in written.items()}
     dropped = tell_of_dropped(context, findings)
     return StageOutput(
@@ -127,14 +121,16 @@ def require_usable(data: DataConfig, findings: Findings) -> None:
         findings.require_no_bad_rows()
 
 
-def read_all(sources: tuple[Source, ...], context: StageContext) -> list[list[Row]]:
-    """The rows of each source of one kind."""
-    by_source = []
-    for source in sources:
-        by_source.append(read_rows(source, seed=context.run_seed))
-        done = sum(map(len, by_source))
-        context.progress(done, done, unit="rows")
-    return by_source
+def rows_of(kind: str, data: DataConfig, context: StageContext, counts: dict[str, list[int]]) -> list[Row]:
+    """The rows of all sources of one kind; how many each of them has is noted in ``counts``."""
+    rows: list[Row] = []
+    counts[kind] = []
+    for source in getattr(data, kind):
+        own = read_rows(source, seed=context.run_seed)
+        rows += own
+        counts[kind].append(len(own))
+        context.progress(len(rows), len(rows), unit="rows")
+    return rows
 
 
 def with_held_out(
