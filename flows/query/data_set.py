@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SEED_OF_SAMPLES = 0
 """What draws rows at random where somebody asks for some."""
+FEW_ROWS = 200
 PLACES = ("run", "round", "iteration")
 """Columns that say where a row comes from."""
 
@@ -87,8 +88,16 @@ class Part:
         for name in self.all_columns if columns is None else columns:
             stored = self.table.column(name) if name in self.table.column_names else self.column(name)
             if stored is not None:
-                found[name] = stored.take(indices)
+                found[name] = _taken(stored, indices)
         return pa.table(found)
+
+
+def _taken(column: Column, indices: Any) -> Column:
+    """Some entries of a column. Of a few rows each by itself: Arrow would put all chunks of a column together first."""
+    if len(indices) > FEW_ROWS or not isinstance(column, pa.ChunkedArray):
+        return column.take(indices)
+    parts = [chunk for i in indices.to_pylist() for chunk in column.slice(i, 1).chunks]
+    return pa.chunked_array([pa.concat_arrays(parts)] if parts else [], type=column.type)
 
 
 def _checked(ref: Ref, name: str) -> Table:
