@@ -1,5 +1,6 @@
 """The kinds of charts: curves over iterations, histograms, points."""
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ from tasks.charts.figure import (
     rounded,
     unit_above,
 )
+
+MOST_POINTS = 2000
+"""Points of a scatter; of more, so many evenly from all. Plotly's other way to draw many, WebGL, compiles code in the
+browser, which the pages' content security policy forbids."""
 
 
 def curves(history: History, title: str, panels: Sequence[Panel]) -> Figure | None:
@@ -156,17 +161,21 @@ def scatter(
     ids: Sequence[Any],
     texts: Sequence[str] = (),
 ) -> Figure | None:
-    """A point for each pair of finite values; ``ids`` stand in ``customdata``, so that a click can lead there."""
+    """A point for each pair of finite values; ``ids`` stand in ``customdata``, so that a click can lead there.
+
+    ``texts`` are shown as they are: of markup in them Plotly would obey some.
+    """
     known = [i for i in range(len(ids)) if is_number(x[1][i]) and is_number(y[1][i])]
     if not known:
         return None
+    known = known[:: -(-len(known) // MOST_POINTS)]
     points = {
-        "type": "scattergl" if len(known) > 2000 else "scatter",
+        "type": "scatter",
         "mode": "markers",
         "x": [rounded(x[1][i]) for i in known],
         "y": [rounded(y[1][i]) for i in known],
         "customdata": [ids[i] for i in known],
-        "text": [texts[i] for i in known] if texts else [],
+        "text": [html.escape(texts[i], quote=False) for i in known] if texts else [],
         "marker": {"color": BLUE, "size": 6, "opacity": 0.5},
         "hovertemplate": f"{x[0]} %{{x:.3g}}, {y[0]} %{{y:.3g}}<br>%{{text}}<extra></extra>",
     }

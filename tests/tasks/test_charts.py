@@ -186,3 +186,15 @@ def test_a_point_of_a_scatter_leads_to_its_row():
     (points,) = chart["data"]
     assert (points["x"], points["y"], points["customdata"], points["text"]) == ([1], [0.5], ["a"], ["A"])
     assert scatter("t", ("x", [None]), ("y", [1]), ["a"]) is None
+
+
+def test_of_many_points_some_are_drawn_evenly_from_all_and_never_by_webgl():
+    numbers = list(range(5001))
+    chart = scatter("t", ("x", numbers), ("y", numbers), numbers)
+    assert chart["data"][0]["type"] == "scatter"
+    assert chart["data"][0]["customdata"] == numbers[::3]
+
+
+def test_markup_in_the_text_of_a_point_is_shown():
+    chart = scatter("t", ("x", [1]), ("y", [1]), ["a"], ["<b>bold</b> & <a href='x'>y</a>"])
+    assert chart["data"][0]["text"] == ["&lt;b&gt;bold&lt;/b&gt; &amp; &lt;a href='x'&gt;y&lt;/a&gt;"]

@@ -8,11 +8,14 @@ from flows.outcomes.status import metrics_history
 from flows.pages.site import Asked, Site
 from flows.plan import plan_of
 from flows.query import Span, quoted, select, span
+from flows.text import printable
 from tasks.charts import scatter
 from tasks.charts.of_run import hacking_chart
 from tasks.metrics.declared import STDERR, named
 
 GAP = "audit/<reward>_gap"
+LONGEST_HINT = 120
+"""Characters of a response that a point shows on hover."""
 
 
 def facts(site: Site, asked: Asked) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     places = sorted({(part.place.round, part.place.iteration) for part in now.parts})
     latest: dict[str, Any] = next((row for row in reversed(history) if (row["round"], row["iteration"]) in places), {})
     ids = [row["rollout_id"] for row in found.rows]
-    texts = [row["response"][:120] for row in found.rows]
+    texts = [printable(row["response"], LONGEST_HINT) for row in found.rows]
     scores = [row["score"] for row in found.rows]
     lengths = column(found.rows, "length")
     points = {"length": scatter("Score against length", ("tokens", lengths), ("score", scores), ids, texts)}
