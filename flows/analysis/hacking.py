@@ -40,18 +40,25 @@ def suspicion_of(now: DataSet, first: DataSet) -> Suspicion:
     names = [name for name in now.columns if name.startswith(HELD_OUT)]
     table = rows.dicts(["rollout_id", "prompt_id", "prompt", "response", "length", "score", *names])
     texts = [row["response"] for row in table]
-    scores = [np.nan if row["score"] is None else row["score"] for row in table]
+    scores = numbers_of(table, "score")
+    held_out = {name: numbers_of(table, name) for name in names}
+    prompts = [row["prompt_id"] for row in table]
     before = [row["response"] for row in sampled(first.search()).dicts(["response"])]
     groups = near_duplicates(texts)
     return Suspicion(
         rows=table,
         held_out=names,
         suspicious=most_suspicious(table, names),
-        phrases=grown_phrases(before, texts, scores),
-        openings=grown_phrases(before, texts, scores, openings=True, most=10),
+        phrases=grown_phrases(before, texts, scores, held_out=held_out, prompts=prompts),
+        openings=grown_phrases(before, texts, scores, held_out=held_out, prompts=prompts, openings=True, most=10),
         duplicates=[duplicate(table, group.rows, group.share) for group in groups[:10]],
         duplicate_share=sum(group.share for group in groups),
     )
+
+
+def numbers_of(table: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """A number of each row, NaN where there is none."""
+    return np.array([np.nan if row.get(name) is None else row[name] for row in table], dtype=np.float64)
 
 
 def sampled(rows: Rows) -> Rows:

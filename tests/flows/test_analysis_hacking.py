@@ -1,18 +1,18 @@
 """What speaks against a score, on texts for which one sees what must come out."""
 
 import math
-import re
 
 import fake_runs
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_pages import client
 
 from flows.analysis.duplicates import jaccard, near_duplicates, shingles_of, signature_of
 from flows.analysis.hacking import most_suspicious, sampled, standardized
-from flows.analysis.phrases import grown_phrases, ngrams_of, words_of
-from flows.pages.facts.hacking import search_of
+from flows.analysis.phrases import grown_phrases, ngrams_of, search_of, words_of
 from flows.query import parse, select, span
+from flows.query.conditions import mask_of
 from flows.runs import find_run
 
 # Phrases
@@ -26,22 +26,51 @@ def test_words_are_told_apart_from_marks():
 def test_a_phrase_that_grew_is_told_with_its_shares_and_its_effect():
     before = ["the lamp is here", "the cup is here", "the key is here", "the box is here"]
     now = ["have a nice day", "have a nice day", "have a nice day", "the lamp"]
-    found = grown_phrases(before, now, [3.0, 4.0, 5.0, 0.0])
-    first = found[0]
-    # "have", "a nice" and so on are had by the same responses, so that the longest is told for all.
-    assert [phrase.text for phrase in found] == ["have a nice day"]
-    assert (first.share_before, first.share_now, first.responses, first.growth) == (0.0, 0.75, 3, 0.75)
-    # One response alone has it not: of one value no spread is known.
-    assert (first.effect, first.effect_stderr) == (None, None)
+    (found,) = grown_phrases(before, now, [3.0, 4.0, 5.0, 0.0])
+    # "have", "a nice" and so on are had by the same responses, so that the one with the most words is told for all.
+    assert found.text == "have a nice day"
+    assert (found.share_before, found.share_now, found.responses, found.growth) == (0.0, 0.75, 3, 0.75)
+    assert found.effect.difference == 4.0
 
 
-def test_the_effect_is_a_difference_of_means_with_the_error_of_welch():
-    now = ["please x", "please y", "please z", "v", "w"]
-    (phrase,) = grown_phrases([], now, [1.0, 2.0, 3.0, 0.0, 1.0])
-    # Means 2 and ½, variances 1 and ½: 1.5 ± √(1/3 + 1/4).
+def test_phrases_that_nearly_the_same_responses_have_are_told_once_and_words_before_marks():
+    # Nine of ten go on after "thank you": what overlaps with the longest phrase tells the same.
+    now = ["it is here . thank you for asking ."] * 9 + ["it is here . thank you ."]
+    found = grown_phrases(["it is here ."] * 10, now, np.zeros(10))
+    assert [phrase.text for phrase in found] == ["thank you for asking"]
+
+
+def test_what_chance_explains_is_not_told():
+    # 60 of 100 after 50 of 100: a tenth more, of which the standard error is 0.07.
+    before = ["yes"] * 50 + ["no"] * 50
+    assert grown_phrases(before, ["yes"] * 60 + ["no"] * 40, np.zeros(100)) == []
+    (found,) = grown_phrases(before, ["yes"] * 75 + ["no"] * 25, np.zeros(100))
+    assert found.text == "yes"
+    assert found.growth_stderr == pytest.approx(math.sqrt(0.25 / 100 + 0.1875 / 100))
+
+
+def test_the_effect_is_a_difference_of_means_whose_error_knows_the_prompts():
+    now = ["please x", "please y", "please z", "please w", "u", "v"]
+    scores, quality = np.array([1.0, 2.0, 3.0, 2.0, 0.0, 1.0]), np.array([0.0, 0.0, 0.0, 0.0, 2.0, np.nan])
+    (phrase,) = grown_phrases([], now, scores, held_out={"quality": quality})
+    # Means 2 and ½. Each response a prompt of its own: (1 + 0 + 1 + 0) / 4² + (¼ + ¼) / 2², times 6 / 5.
     assert phrase.text == "please"
-    assert phrase.effect == pytest.approx(1.5)
-    assert phrase.effect_stderr == pytest.approx(math.sqrt(1 / 3 + 1 / 4))
+    assert (phrase.effect.inside, phrase.effect.outside, phrase.effect.difference) == (2.0, 0.5, 1.5)
+    assert phrase.effect.stderr == pytest.approx(math.sqrt((2 / 16 + 0.5 / 4) * 6 / 5))
+    # The score rises with it, and what is held out falls.
+    assert phrase.held_out["quality"].difference == -2.0
+    # Two prompts of two and four responses: 1 and 3 cancel to 0, as do 2 and 2, and 0 and 1.
+    (phrase,) = grown_phrases([], now, scores, prompts=["p", "q", "p", "q", "q", "q"])
+    assert phrase.effect.stderr == pytest.approx(0.0)
+
+
+def test_without_others_or_scores_there_is_no_effect():
+    (phrase,) = grown_phrases(["no"] * 5, ["yes"] * 5, np.zeros(5))
+    assert phrase.effect is None
+    (phrase,) = grown_phrases(["no"] * 5, ["yes"] * 5 + ["no"], np.full(6, np.nan))
+    assert phrase.effect is None
+    (phrase,) = grown_phrases(["no"] * 5, ["yes"] * 5 + ["no"], np.zeros(6), prompts=["p"] * 6)
+    assert (phrase.effect.difference, phrase.effect.stderr) == (0.0, None)
 
 
 def test_what_shrank_or_is_rare_is_not_told():
@@ -54,11 +83,28 @@ def test_openings_are_the_first_words():
     assert [phrase.text for phrase in found] == ["sure , here"]
 
 
-def test_a_phrase_is_found_by_its_search():
-    for phrase, text in {"sure , here": "Sure, here it is", "it's": "It's x", "a . b?": "A.  b?"}.items():
-        (condition,) = parse(search_of(" ".join(words_of(phrase)))).conditions
-        pattern = condition.text if condition.is_pattern else re.escape(condition.text)
-        assert re.search(pattern, text, re.IGNORECASE), phrase
+@pytest.mark.parametrize(
+    ("phrase", "has_it", "has_it_not"),
+    [
+        ("sure , here", "Sure, here it is", "sure here"),
+        ("it's", "It's x", "bit's"),
+        ("a . b?", "A.  b?", "ab?"),
+        ("is", "what IS it", "this list"),
+        ("a day", "a\nday", "aday"),
+        ("über", "Über x", "uber"),
+        ("a/b", "A/b", "a b"),
+    ],
+)
+def test_a_search_finds_the_responses_with_a_phrase_and_no_others(phrase, has_it, has_it_not):
+    table = pa.table({"response": [has_it, has_it_not]})
+    (condition,) = parse(search_of(" ".join(words_of(phrase)))).conditions
+    assert mask_of(condition, lambda name: table.column(name), 2).to_pylist() == [True, False]
+
+
+def test_a_search_for_an_opening_finds_it_at_the_beginning_alone():
+    table = pa.table({"response": [" Sure, here", "x sure, here"]})
+    (condition,) = parse(search_of("sure ,", is_opening=True)).conditions
+    assert mask_of(condition, lambda name: table.column(name), 2).to_pylist() == [True, False]
 
 
 # Near-duplicates

@@ -1,19 +1,22 @@
 """Whether the score of a run is to be believed: the audit as a reading list."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.analysis.hacking import HELD_OUT, suspicion_of
+from flows.analysis.phrases import search_of
 from flows.outcomes import run_warnings, stage_statuses
 from flows.outcomes.status import metrics_history
 from flows.pages.site import Asked, Site
 from flows.plan import plan_of
-from flows.query import Span, quoted, select, span
+from flows.query import Part, Span, select, span
 from flows.text import printable
 from tasks.charts import scatter
 from tasks.charts.of_run import hacking_chart
 from tasks.metrics.declared import STDERR, named
+from tasks.store import Manifest
 
-GAP = "audit/<reward>_gap"
+GAP, CORRELATION, OF_LENGTH = "audit/<reward>_gap", "audit/<reward>_correlation", "audit/length_correlation"
 LONGEST_HINT = 120
 """Characters of a response that a point shows on hover."""
 
@@ -31,7 +34,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     statuses = stage_statuses(plan_of(run))
     history = metrics_history(statuses)
     places = sorted({(part.place.round, part.place.iteration) for part in now.parts})
-    latest: dict[str, Any] = next((row for row in reversed(history) if (row["round"], row["iteration"]) in places), {})
+    latest = audited(now.parts)
     ids = [row["rollout_id"] for row in found.rows]
     texts = [printable(row["response"], LONGEST_HINT) for row in found.rows]
     scores = [row["score"] for row in found.rows]
@@ -48,17 +51,17 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         "read": len(found.rows),
         "total": now.data_set.num_rows,
         "held_out": [name.removeprefix(HELD_OUT) for name in found.held_out],
-        "gaps": [
-            {"metric": name, "value": latest[name], "stderr": latest.get(f"{name}{STDERR}")}
-            for name in named(GAP, latest)
-        ],
-        "length_correlation": latest.get("audit/length_correlation"),
+        "round": asked.text("round"),
+        "iteration": asked.text("iteration"),
+        "gaps": with_errors(GAP, latest),
+        "correlations": [own for own in with_errors(CORRELATION, latest) if own["metric"] != OF_LENGTH],
+        "length_correlation": latest.get(OF_LENGTH),
         "warnings": [warning.as_dict() for warning in run_warnings(statuses) if warning.metric.startswith("audit/")],
         "chart": hacking_chart(history),
         "points": {name: chart for name, chart in points.items() if chart is not None},
         "suspicious": found.suspicious,
         "phrases": [{**phrase.as_dict(), "q": search_of(phrase.text)} for phrase in found.phrases],
-        "openings": [{**phrase.as_dict(), "q": search_of(phrase.text)} for phrase in found.openings],
+        "openings": [{**phrase.as_dict(), "q": search_of(phrase.text, is_opening=True)} for phrase in found.openings],
         "duplicates": found.duplicates,
         "duplicate_share": found.duplicate_share,
     }
@@ -68,12 +71,12 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [row.get(name) for row in rows]
 
 
-def search_of(phrase: str) -> str:
-    """A search that finds a phrase: whatever stands between its words in the text."""
-    words = r"\s*".join(escaped(word) for word in phrase.split(" "))
-    return f"response:/{words}/" if " " in phrase else f"response:{quoted(phrase)}"
+def with_errors(metric: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics of that name, with the standard error of each where that is known."""
+    return [{"metric": name, "value": row[name], "stderr": row.get(f"{name}{STDERR}")} for name in named(metric, row)]
 
 
-def escaped(word: str) -> str:
-    """A word so that a pattern takes it as it is."""
-    return "".join(c if c.isalnum() or c == "_" else "\\" + c for c in word)
+def audited(parts: Sequence[Part]) -> Mapping[str, float]:
+    """What the last audit of these places measured; nothing where none is audited yet."""
+    audits = [audit for part in parts for audit in part.audits]
+    return Manifest.read(audits[-1].directory).metrics if audits else {}
