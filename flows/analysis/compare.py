@@ -110,6 +110,9 @@ def compared(a: Side, b: Side, *, search: str = "", order: str = DOUBTFUL) -> Co
     means_a, means_b = means(a, one, columns_a), means(b, other, columns_b)
     joined = join(means_a, means_b, kinds)
     if not len(joined.prompt_ids):
+        if search and not (len(means_a.rows) and len(means_b.rows)):
+            empty = a.place if not len(means_a.rows) else b.place
+            raise RunError(f"{search}: finds nothing in {empty}; correct the search, or leave it out")
         raise RunError(
             f"{a.place} and {b.place} have no prompt in common; compare evaluations (RUN:ROUND), which all have the same"
         )

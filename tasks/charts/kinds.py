@@ -128,7 +128,9 @@ def traces_of(history: History, series: Series, color: str, axis: str, *, is_alo
     return [band, line]
 
 
-def histogram(title: str, unit: str, values: Mapping[str, Sequence[float]], *, num_bins: int = 30) -> Figure | None:
+def histogram(
+    title: str, unit: str, values: Mapping[str, Sequence[float]], *, counted: str = "responses", num_bins: int = 30
+) -> Figure | None:
     """One or more distributions over each other, in the same bins; None where there is no finite value."""
     known = {name: np.asarray(finite(own)) for name, own in values.items()}
     everything = np.concatenate(list(known.values())) if known else np.zeros(0)
@@ -150,7 +152,7 @@ def histogram(title: str, unit: str, values: Mapping[str, Sequence[float]], *, n
     ]
     layout = layout_of(title, barmode="overlay", bargap=0, showlegend=len(data) > 1)
     layout["xaxis"] = {"title": {"text": unit, "font": {"size": 11}}}
-    layout["yaxis"] = {"title": {"text": "responses", "font": {"size": 11}}}
+    layout["yaxis"] = {"title": {"text": counted, "font": {"size": 11}}}
     return {"data": data, "layout": layout}
 
 

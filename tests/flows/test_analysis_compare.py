@@ -134,8 +134,10 @@ def test_a_comparison_is_searched_sorted_and_cut(side):
     assert [pair.prompt_id for pair in compared(a, b, search="finish_reason:length").pairs()] == ["bb"]
     with pytest.raises(ConfigError, match="--sort nope: no such number; there are doubt, score, true_quality"):
         compared(a, b, order="nope")
-    with pytest.raises(RunError, match=r"1\.1 and 1\.2 have no prompt in common; compare evaluations"):
+    with pytest.raises(RunError, match=r"^nowhere: finds nothing in 1\.1; correct the search"):
         compared(a, b, search="nowhere")
+    with pytest.raises(RunError, match=r"finds nothing in 1\.2"):
+        compared(a, b, search='good -"a good dog"')
 
 
 def test_a_comparison_is_plain_json(side):
@@ -286,3 +288,22 @@ def test_the_page_compares_and_swaps_and_escapes(home):
     assert "has no evaluation yet" in get("/compare?run=one&run=two").text
     assert get("/json/compare?run=one").json()["comparison"] is None
     assert get("/compare").status_code == 200
+
+
+def test_the_page_searches_and_sorts_by_its_address(home):
+    get = client(home).get
+    facts = get("/json/compare?a=one:1.1&b=one:1.2&sort=-true_quality").json()
+    assert [row["changes"]["true_quality"] for row in facts["comparison"]["rows"]] == [1.0, -4.0]
+    assert facts["swapped"] == "/compare?a=one%3A1.2&b=one%3A1.1&sort=-true_quality"
+    by_name = {column["name"]: column for column in facts["comparison"]["columns"]}
+    assert list(by_name) == ["score", "true_quality", "length"]
+    assert (by_name["true_quality"]["sorted"], by_name["true_quality"]["next"]) == ("down", "doubt")
+    assert (by_name["score"]["sorted"], by_name["score"]["next"]) == ("", "score")
+    # What lies over each other: the score, and what training never sees.
+    assert list(facts["comparison"]["charts"]) == ["score", "true_quality"]
+    found = get("/json/compare?a=one:1.1&b=one:1.2&q=finish_reason:length").json()
+    assert found["comparison"]["prompts"] == 1
+    page = get("/compare?a=one:1.1&b=one:1.2&q=finish_reason:length").text
+    assert 'href="/compare?a=one%3A1.1&amp;b=one%3A1.2&amp;q=finish_reason%3Alength&amp;sort=score"' in page
+    assert "nowhere: finds nothing in one:1.1" in get("/compare?a=one:1.1&b=one:1.2&q=nowhere").text
+    assert get("/json/compare?a=one:1.1&b=one:1.2&sort=nope").status_code == 400

@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.addresses import page_path
 from flows.analysis.compare import Comparison, SideSummary, compared
-from flows.analysis.joined import Answer
+from flows.analysis.joined import DOUBTFUL, Answer
 from flows.analysis.sides import side_of
 from flows.pages.site import Asked, Site
 from flows.runs import Run
@@ -20,22 +20,23 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     """What differs between two places, which ``a`` and ``b`` name, or ``run`` twice."""
     ticked = asked.repeated.get("run", ())
     a, b = asked.text("a", ticked[0] if ticked else ""), asked.text("b", ticked[1] if len(ticked) > 1 else "")
+    q, sort = asked.text("q"), asked.text("sort", DOUBTFUL)
     runs = [called for called, _ in site.runs()]
+    here = {"a": a, "b": b, "q": q, "sort": sort, "runs": runs}
     if not a or not b:
-        return {"a": a, "b": b, "runs": runs, "comparison": None}
+        return {**here, "comparison": None}
 
     def find(name: str | None) -> Run:
         if name is None and not runs:
             raise RunError("there are no runs yet; start one with: rounds run quickstart")
         return site.run(runs[0] if name is None else name)
 
-    found = compared(side_of(a, find), side_of(b, find))
+    found = compared(side_of(a, find), side_of(b, find), search=q, order=sort)
     last_page = 1 + (found.prompts - 1) // ROWS_OF_A_PAGE
     number = asked.number("page", 1, low=1, high=last_page)
+    shown = ["score", *found.held_out, "length"]
     return {
-        "a": a,
-        "b": b,
-        "runs": runs,
+        **here,
         "comparison": {
             "names": [side.name for side in found.sides],
             "prompts": found.prompts,
@@ -45,22 +46,46 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
             "held_out": found.held_out,
             "summary": [asdict(change) for change in found.changes],
             "settings": [setting.as_dict() for setting in found.settings],
-            "chart": chart_of(found),
+            "charts": charts_of(found),
+            "columns": [
+                {"name": name, "is_held_out": name in found.held_out, **sorting_of(name, sort)}
+                for name in shown
+                if name in {change.name for change in found.changes}
+            ],
             "page_number": number,
             "pages": last_page,
             "rows": rows_of(found, (number - 1) * ROWS_OF_A_PAGE),
         },
-        "swapped": page_path("compare", a=b, b=a),
+        "swapped": page_path("compare", a=b, b=a, q=q, sort=None if sort == DOUBTFUL else sort),
     }
 
 
-def chart_of(found: Comparison) -> dict[str, Any] | None:
-    """How the scores of both sides lie."""
+def sorting_of(name: str, sort: str) -> dict[str, str]:
+    """How the prompts lie by a number, and how a click would sort them: the largest fall first, then the largest rise, then
+    doubtful ones again."""
+    if sort == name:
+        return {"sorted": "up", "next": f"-{name}"}
+    if sort == f"-{name}":
+        return {"sorted": "down", "next": DOUBTFUL}
+    return {"sorted": "", "next": name}
+
+
+def charts_of(found: Comparison) -> dict[str, dict[str, Any]]:
+    """How score and held-out rewards of both sides lie."""
     names = [side.name for side in found.sides]
     if names[0] == names[1]:
         raise ConfigError(f"both sides are {names[0]}; name two places")
-    values = [[score for score in own.tolist() if math.isfinite(score)] for own in found.values("score")]
-    return histogram("Scores, mean over the responses to a prompt", "score", dict(zip(names, values, strict=True)))
+    charts = {}
+    for number in ("score", *found.held_out):
+        if number not in {change.name for change in found.changes}:
+            continue
+        values = [[value for value in own.tolist() if math.isfinite(value)] for own in found.values(number)]
+        title = f"{number.replace('_', ' ').capitalize()}, mean over the responses to a prompt"
+        sides = dict(zip(names, values, strict=True))
+        chart = histogram(title, number.replace("_", " "), sides, counted="prompts")
+        if chart is not None:
+            charts[number] = chart
+    return charts
 
 
 def rows_of(found: Comparison, start: int) -> list[dict[str, Any]]:

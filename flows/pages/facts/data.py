@@ -17,7 +17,9 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     shown = {name: own for name, own in asdict(found).items() if name != "lengths"}
     longest = {name: max(own, default=0) for name, own in found.lengths.items()}
     charts = {
-        name: histogram(f"Length of {name.replace('_', ' ')}", "tokens", {name: [float(n) for n in own]})
+        name: histogram(
+            f"Length of {name.replace('_', ' ')}", "tokens", {name: [float(n) for n in own]}, counted="rows"
+        )
         for name, own in found.lengths.items()
     }
     return {
