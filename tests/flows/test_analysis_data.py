@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import fake_runs
 import numpy as np
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from flows.analysis.reward_model import length_bins, margin_bins
 from flows.cli.main import app
+from flows.config import checked
 from flows.pages.report import report_text, script, write_report
 from flows.runs import find_run
 from tasks.errors import ConfigError
@@ -78,7 +80,28 @@ def test_a_run_without_a_reward_model_says_so(tmp_path):
     fake_runs.finished_run(tmp_path, "none", document)
     answer = client(tmp_path).get("/runs/none/reward-model")
     assert answer.status_code == 404
-    assert "has trained no reward model" in answer.text
+    assert "trains no reward model; its rewards are" in answer.text
+
+
+def test_a_reward_model_that_is_not_there_yet_is_told(tmp_path):
+    fake_runs.finished_run(tmp_path, "begun", fake_runs.document(tmp_path), stop_before=("train_reward_model", 1, 0))
+    answer = client(tmp_path).get("/json/runs/begun/reward-model")
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith("run begun has trained no reward model yet; rounds status begun")
+
+
+def test_a_reward_model_of_before_is_shown_as_far_as_it_is_known(tmp_path):
+    document = fake_runs.document(tmp_path)
+    run = fake_runs.finished_run(tmp_path, "old", document)
+    (output,) = (run.root / "stages" / "round-001" / "train_reward_model").iterdir()
+    shutil.rmtree(output / "held_out_pairs")
+    fake_runs.recommit(output)
+    run.set_config(checked({**document, "seed": 7}, where="test"))
+    facts = client(tmp_path).get("/json/runs/old/reward-model").json()
+    assert (facts["is_current"], facts["has_pairs"], facts["rounds"][0]["accuracy"]) == (False, False, 0.8)
+    page = client(tmp_path).get("/runs/old/reward-model").text
+    assert "was trained before that" in page
+    assert "rounds rerun old --from train_reward_model" in page
 
 
 # Data

@@ -11,6 +11,7 @@ from test_pages import client
 from flows.analysis.duplicates import jaccard, near_duplicates, shingles_of, signature_of
 from flows.analysis.hacking import most_suspicious, sampled, standardized
 from flows.analysis.phrases import grown_phrases, ngrams_of, search_of, words_of
+from flows.config import checked
 from flows.query import parse, select, span
 from flows.query.conditions import mask_of
 from flows.runs import find_run
@@ -188,3 +189,17 @@ def test_the_page_tells_what_is_suspicious_and_escapes_it(home):
     assert facts["points"]["length"]["data"][0]["customdata"] == ["r2.i2.s0.aa.0", "r2.i2.s0.bb.0"]
     page = client(home).get("/runs/done/hacking").text
     assert "\x1b" not in page
+
+
+def test_the_audit_of_before_is_shown_where_the_configuration_has_changed(tmp_path):
+    document = fake_runs.document(tmp_path)
+    run = fake_runs.finished_run(tmp_path, "old", document)
+    run.set_config(checked({**document, "seed": 7}, where="test"))
+    facts = client(tmp_path).get("/json/runs/old/hacking?round=1&iteration=2").json()
+    assert facts["length_correlation"] == -1.0
+    assert (facts["round"], facts["iteration"], facts["places"]) == ("1", "2", [[1, 2]])
+
+
+def test_a_place_that_is_none_is_told_in_one_sentence(home):
+    answer = client(home).get("/json/runs/done/hacking?iteration=x")
+    assert (answer.status_code, answer.json()["error"]) == (400, "iteration x: not a number, a range like 2-5, or all")

@@ -4,54 +4,89 @@ from typing import Any
 
 from flows.analysis.reward_model import judgement_of
 from flows.analysis.words import word_differences
+from flows.outcomes import latest_variants
+from flows.outcomes.outputs import Found
 from flows.pages.site import Asked, Site
 from flows.plan import plan_of
-from flows.query import Span, select
+from flows.query import DataSet, Part
+from flows.runs import Run
 from tasks.charts import calibration_chart, histogram
-from tasks.errors import RunError
-from tasks.store import read_json, require_undamaged
+from tasks.errors import RunError, UserError
+from tasks.store import Manifest, read_json, require_undamaged
+
+STAGE, PAIRS = "train_reward_model", "held_out_pairs"
 
 
 def facts(site: Site, asked: Asked) -> dict[str, Any]:
     """The reward model of a round, by default of the last one that has trained one."""
     run = site.run(asked.path["run"])
-    trained = [p for p in plan_of(run).select("train_reward_model") if p.ref is not None]
-    if not trained:
-        raise RunError(f"run {run.name} has trained no reward model; its rewards are models or functions of their own")
-    numbers = [planned.place.round for planned in trained]
-    number = asked.number("round", numbers[-1], low=1, high=max(numbers))
-    if number not in numbers:
-        raise RunError(f"round={number}: no reward model was trained in that round; name one of {numbers}")
-    planned = trained[numbers.index(number)]
-    assert planned.ref is not None
-    require_undamaged(planned.ref, "calibration.json")
-    calibration = read_json(planned.ref.directory / "calibration.json")
-    found = judgement_of(select(run, "held_out_pairs", rounds=Span(number, number)).data_set)
-    metrics = {p.place.round: manifest.metrics for p in trained if (manifest := p.manifest()) is not None}
+    trained = trained_in(run)
+    number = asked.number("round", max(trained), low=1, high=max(trained))
+    if number not in trained:
+        raise RunError(f"round={number}: no reward model was trained in that round; name one of {sorted(trained)}")
+    chosen = trained[number]
+    require_undamaged(chosen.ref, "calibration.json")
+    calibration = read_json(chosen.ref.directory / "calibration.json")
     return {
         "called": asked.path["run"],
         "round": number,
-        "rounds": [
-            {
-                "round": n,
-                "accuracy": own.get("reward_model/accuracy"),
-                "stderr": own.get("reward_model/accuracy_error"),
-                "longer": own.get("reward_model/accuracy_chosen_longer"),
-                "shorter": own.get("reward_model/accuracy_chosen_shorter"),
-                "calibration_error": own.get("reward_model/calibration_error"),
-                "fingerprint": trained[numbers.index(n)].ref.directory.name,  # type: ignore[union-attr]
-            }
-            for n, own in metrics.items()
-        ],
+        "rounds": [row_of(found) for _, found in sorted(trained.items())],
+        "is_current": chosen.is_current,
         "pairs": calibration["pairs"],
         "calibration": calibration_chart(calibration),
+        **judged(run, chosen),
+    }
+
+
+def trained_in(run: Run) -> dict[int, Found]:
+    """The reward model of each round that trained one; where the run's plan finds none any more, as after another version
+    or another configuration, those that were trained last.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        planned = [p for p in plan_of(run).select(STAGE) if p.ref is not None]
+    except UserError:
+        planned = []
+    found = [Found(stage=STAGE, place=p.place, ref=p.ref, is_current=True) for p in planned if p.ref is not None]
+    found = found or latest_variants(run, STAGE)
+    if not found:
+        if run.config.reward_model is None:
+            raise RunError(f"run {run.name} trains no reward model; its rewards are models or functions of their own")
+        raise RunError(f"run {run.name} has trained no reward model yet; rounds status {run.name} shows how far it is")
+    return {one.place.round: one for one in found}
+
+
+def row_of(found: Found) -> dict[str, Any]:
+    """One round's line of the table."""
+    metrics = Manifest.read(found.ref.directory).metrics
+    return {
+        "round": found.place.round,
+        "accuracy": metrics.get("reward_model/accuracy"),
+        "stderr": metrics.get("reward_model/accuracy_error"),
+        "longer": metrics.get("reward_model/accuracy_chosen_longer"),
+        "shorter": metrics.get("reward_model/accuracy_chosen_shorter"),
+        "calibration_error": metrics.get("reward_model/calibration_error"),
+        "fingerprint": found.ref.directory.name,
+    }
+
+
+def judged(run: Run, found: Found) -> dict[str, Any]:
+    """What is known of single pairs; nothing where the output is older than the data set that holds them."""
+    if not (found.ref.directory / PAIRS).is_dir():
+        return {"has_pairs": False, "scores": None, "by_length": [], "by_margin": [], "num_wrong": 0, "wrong": []}
+    part = Part(run=run.name, place=found.place, stage=STAGE, name=PAIRS, ref=found.ref)
+    own = judgement_of(DataSet(parts=(part,)))
+    return {
+        "has_pairs": True,
         "scores": histogram(
             "Scores of what people chose and rejected",
             "score, on the scale of training",
-            {"chosen": found.chosen, "rejected": found.rejected},
+            {"chosen": own.chosen, "rejected": own.rejected},
         ),
-        "by_length": [own.as_dict() for own in found.by_length],
-        "by_margin": [own.as_dict() for own in found.by_margin],
-        "num_wrong": found.num_wrong,
-        "wrong": [{**row, "words": word_differences(row["rejected"], row["chosen"])} for row in found.wrong],
+        "by_length": [one.as_dict() for one in own.by_length],
+        "by_margin": [one.as_dict() for one in own.by_margin],
+        "num_wrong": own.num_wrong,
+        "wrong": [{**row, "words": word_differences(row["rejected"], row["chosen"])} for row in own.wrong],
     }
