@@ -1,6 +1,6 @@
 """What a round was prepared from: each source with its rows, what was left out, and the first rows as a model sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def prepared_data(run: Run, round: int | None) -> Prepared:
         sources=[
             SourceRows(
                 kind=kind,
-                name=source["path"] or source["dataset"] or source["function"],
+                name=source_name(source),
                 rows=rows_at(findings.get("rows_of_sources", {}).get(kind, []), i),
                 from_round=source.get("from_round", 1),
             )
@@ -88,6 +88,16 @@ def prepared_data(run: Run, round: int | None) -> Prepared:
         examples={name: [token_texts(directory, ids) for ids in first] for name, (first, _) in tokens.items()},
         lengths={name: lengths for name, (_, lengths) in tokens.items()},
     )
+
+
+def source_name(source: Mapping[str, Any]) -> str:
+    """Where rows come from, with what tells two sources of one function or data set apart."""
+    if source["path"]:
+        return str(source["path"])
+    if source["function"]:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in (source.get("arguments") or {}).items())
+        return f"{source['function']}({arguments})"
+    return " ".join(str(part) for part in (source["dataset"], source.get("subset"), source.get("split")) if part)
 
 
 def rows_at(counts: Sequence[int], position: int) -> int | None:

@@ -11,6 +11,7 @@ import pytest
 from test_pages import client
 from typer.testing import CliRunner
 
+from flows.analysis.data import source_name
 from flows.analysis.reward_model import length_bins, margin_bins
 from flows.cli.main import app
 from flows.config import checked
@@ -105,6 +106,14 @@ def test_a_reward_model_of_before_is_shown_as_far_as_it_is_known(tmp_path):
 
 
 # Data
+
+
+def test_two_sources_of_one_function_are_told_apart():
+    source = {"path": None, "dataset": None, "function": None}
+    assert source_name({**source, "path": "a/*.jsonl"}) == "a/*.jsonl"
+    assert source_name({**source, "function": "m:f", "arguments": {"part": 2, "kind": "x"}}) == "m:f(part=2, kind='x')"
+    assert source_name({**source, "function": "m:f"}) == "m:f()"
+    assert source_name({**source, "dataset": "org/x", "subset": None, "split": "train"}) == "org/x train"
 
 
 def test_the_data_of_a_round_names_its_sources_and_what_was_left_out(home):
