@@ -60,8 +60,8 @@ class Part:
         if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
             rows = pc.index_in(self.table.column("rollout_id"), self._audit.column("rollout_id"))
             return self._audit.column(name).take(rows)
-        if name in DERIVED:
-            # A search filters, sorts and shows by it: it is worked out once.
+        if name in DERIVED or name not in self.table.column_names:
+            # A search filters, sorts, counts and shows by it: it is worked out once.
             if name not in self._derived:
                 self._derived[name] = column_of(self.table, name)
             return self._derived[name]

@@ -38,6 +38,8 @@ class OneRollout:
 
     part: Part
     """Which committed data set it is of."""
+    index: int
+    """Which row of that."""
     row: dict[str, Any]
     """Its columns that are not per token."""
     tokens: list[dict[str, Any]]
@@ -98,19 +100,20 @@ def opened(run: Run, rows: Rows) -> list[OneRollout]:
         directory = tokenizer_of(run, part.ref)
         standing = range(before, before + len(indices)) if rows.order is None else rows.order[i].tolist()
         before += len(indices)
-        for position, row in zip(standing, part.rows(indices, None).to_pylist(), strict=True):
-            found[position] = _one(part, row, token_texts(directory, row["response_token_ids"]))
+        rows_of_part = zip(standing, indices.to_pylist(), part.rows(indices, None).to_pylist(), strict=True)
+        for position, index, row in rows_of_part:
+            found[position] = _one(part, index, row, token_texts(directory, row["response_token_ids"]))
     return [one for one in found if one is not None]
 
 
-def _one(part: Part, row: dict[str, Any], texts: list[str]) -> OneRollout:
+def _one(part: Part, index: int, row: dict[str, Any], texts: list[str]) -> OneRollout:
     names = {name: label for name, label in TOKEN_COLUMNS.items() if row.get(name) is not None}
     tokens = [
         {"token": text, "token_id": token_id, **{label: row[name][t] for name, label in names.items()}}
         for t, (text, token_id) in enumerate(zip(texts, row["response_token_ids"], strict=True))
     ]
     plain = {name: value for name, value in row.items() if not isinstance(value, list)}
-    return OneRollout(part=part, row=plain, tokens=tokens)
+    return OneRollout(part=part, index=index, row=plain, tokens=tokens)
 
 
 def tokenizer_of(run: Run, ref: Ref) -> Path | None:

@@ -1,13 +1,17 @@
 """One rollout: its tokens, its rewards, its siblings, and what else was said to its prompt."""
 
+from dataclasses import asdict
 from typing import Any
 
+from flows.pages.facts.rollouts import ROWS_OF_A_PAGE
 from flows.pages.site import Asked, Site
-from flows.query import OneRollout, Words, one_rollout, select, span
+from flows.query import OneRollout, Words, beside, one_rollout, parse, select, span
 from flows.query.grammar import Query
 from flows.query.tints import TINTS, tints_of
 from flows.runs import Run
+from ppo_core.config import COMPARES_SAMPLES
 from tasks.charts import lines
+from tasks.errors import ConfigError, RunError
 from tasks.stages import STAGES
 from tasks.store import Manifest
 
@@ -22,15 +26,19 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     attempt, sampled_by = asked.text("attempt"), asked.text("by")
     one = one_rollout(run, rollout_id, attempt or None, data=data, sampled_by=sampled_by)
     known = [name for name in TINTS if one.tokens and name in one.tokens[0]]
-    tint = asked.one_of("tint", tuple(TINTS), known[0] if known else "advantage")
+    tint = asked.one_of("tint", tuple(TINTS), "advantage")
+    # What colours a table's rollouts is not known of all of them.
+    tint = tint if tint in known or not known else known[0]
     tokens, scale = tints_of(one.tokens, tint)
     row = one.row
     return {
         "called": asked.path["run"],
         "data": data,
         "q": asked.text("q"),
+        "rounds": asked.text("rounds"),
+        "iterations": asked.text("iterations"),
         "attempt": attempt,
-        "by": sampled_by,
+        "by": one.row.get("sampled_by") or "",
         "rollout_id": rollout_id,
         "round": one.part.place.round,
         "iteration": one.part.place.iteration,
@@ -38,6 +46,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         "prompt": row["prompt"],
         "response": row["response"],
         "tint": tint,
+        "tint_asked": asked.text("tint"),
         "tints": known,
         "scale": scale,
         "tokens": tokens,
@@ -46,7 +55,30 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         "components": components_of(run, row),
         **of_the_prompt(run, one, data),
         "origin": origin_of(run, one),
+        "beside": beside_in_search(run, one, data, asked),
     }
+
+
+def beside_in_search(run: Run, one: OneRollout, data: str, asked: Asked) -> dict[str, Any] | None:
+    """Where the rollout stands in the search from which it was opened, else in its iteration, and those beside it; None
+    where the search does not find it, or cannot be carried out any more."""
+    place = one.part.place
+    try:
+        selection = select(
+            run,
+            data,
+            rounds=span(asked.text("rounds") or place.round, option="rounds"),
+            iterations=span(asked.text("iterations") or place.iteration, option="iterations"),
+            attempt=asked.text("attempt") or None,
+        )
+        query = parse(asked.text("q"))
+        rows = selection.data_set.matching(query).sorted_by(query.order)
+    except (ConfigError, RunError):
+        return None
+    found = beside(rows, one.part, one.index, ["rollout_id", "sampled_by"])
+    if found is None:
+        return None
+    return {**asdict(found), "found": rows.found, "page": 1 + found.place // ROWS_OF_A_PAGE}
 
 
 def chart_of(one: OneRollout) -> dict[str, Any] | None:
@@ -79,6 +111,7 @@ def components_of(run: Run, row: dict[str, Any]) -> list[dict[str, Any]]:
 def of_the_prompt(run: Run, one: OneRollout, data: str) -> dict[str, Any]:
     """The other responses to the prompt: in the same place, and in all other places, the reference's first."""
     own = Query(conditions=(Words(text=one.row["prompt_id"], column="prompt_id"),))
+    sampled_by = one.row.get("sampled_by")
     everywhere = select(run, data, rounds=span("all", option="round"), iterations=span("all", option="iteration"))
     found = everywhere.data_set.matching(own)
     start = max(0, found.found - MOST_ANSWERS)
@@ -91,13 +124,18 @@ def of_the_prompt(run: Run, one: OneRollout, data: str) -> dict[str, Any]:
         answer["is_reference"] = answer.get("sampled_by") == "reference" or (first and data == "rollouts")
     answers.sort(key=lambda answer: not answer["is_reference"])
     place = (one.part.place.round, one.part.place.iteration)
-    siblings = [answer for answer in answers if (answer["round"], answer["iteration"]) == place]
+    siblings = [
+        answer
+        for answer in answers
+        if (answer["round"], answer["iteration"]) == place and answer.get("sampled_by") == sampled_by
+    ]
     scores = {answer["score"] for answer in siblings if answer.get("score") is not None}
     return {
         "answers": answers,
         "answers_left_out": max(0, found.found - len(answers)),
         "siblings": siblings,
         "no_spread": len(siblings) > 1 and len(scores) == 1,
+        "is_compared": run.config.algorithm in COMPARES_SAMPLES and data == "rollouts",
     }
 
 
