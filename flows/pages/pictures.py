@@ -53,5 +53,6 @@ def two_histograms(
         mark = f'<rect class="mark" x="{left:.2f}" y="0" width="{max(right - left, 1.0):.2f}" height="{height}"/>'
     return Markup(
         f'<svg class="histogram" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'preserveAspectRatio="none" aria-label="from {low:.3g} to {high:.3g}">{mark}{bars(everything, "all")}{bars(found, "found")}</svg>'
+        f'preserveAspectRatio="none" aria-label="from {low:.3g} to {high:.3g}">'
+        f"{mark}{bars(everything, 'all')}{bars(found, 'found')}</svg>"
     )

@@ -1,15 +1,17 @@
 """One rollout: its tokens, its rewards, its siblings, and what else was said to its prompt."""
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
 from flows.pages.facts.rollouts import ROWS_OF_A_PAGE
 from flows.pages.site import Asked, Site
-from flows.query import OneRollout, Words, beside, one_rollout, parse, select, span
+from flows.query import OneRollout, Words, beside, one_rollout, parse, quoted, select, span
 from flows.query.grammar import Query
 from flows.query.tints import TINTS, tints_of
 from flows.runs import Run
 from ppo_core.config import COMPARES_SAMPLES
+from tasks import environment
 from tasks.charts import lines
 from tasks.errors import ConfigError, RunError
 from tasks.stages import STAGES
@@ -54,7 +56,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         "chart": chart_of(one),
         "components": components_of(run, row),
         **of_the_prompt(run, one, data),
-        "origin": origin_of(run, one),
+        "origin": origin_of(run, one, attempt),
         "beside": beside_in_search(run, one, data, asked),
     }
 
@@ -139,14 +141,20 @@ def of_the_prompt(run: Run, one: OneRollout, data: str) -> dict[str, Any]:
     }
 
 
-def origin_of(run: Run, one: OneRollout) -> dict[str, Any]:
+def origin_of(run: Run, one: OneRollout, attempt: str) -> dict[str, Any]:
     """Where the rollout came from, and the commands that show and replay it."""
     manifest = Manifest.read(one.part.ref.directory)
     place = one.part.place
-    at = f"--round {place.round}" + (f" --iteration {place.iteration}" if place.iteration else "")
-    commands = [f"rounds show {one.row['rollout_id']} --run {run.name}"]
+    rounds, rollout_id = f"rounds {environment.home_option(run.home)}", shlex.quote(one.row["rollout_id"])
+    # In an id of an evaluation's response no iteration is named, by which show could find it.
+    if place.iteration:
+        of_attempt = f" --attempt {attempt}" if attempt else ""
+        commands = [f"{rounds}show {rollout_id} --run {run.name}{of_attempt}"]
+    else:
+        search = shlex.quote(f"rollout_id:{quoted(one.row['rollout_id'])}")
+        commands = [f"{rounds}rollouts {run.name} --data {one.part.name} --round {place.round} --where {search}"]
     if manifest.stage in STAGES.replayed:
-        commands.append(f"rounds replay {run.name} {at}")
+        commands.append(f"{rounds}replay {run.name} --round {place.round} --iteration {place.iteration}")
     return {
         "stage": manifest.stage,
         "fingerprint": manifest.fingerprint,

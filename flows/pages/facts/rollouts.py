@@ -126,9 +126,7 @@ def has_data_set(run: Run, name: str) -> bool:
     return any(next(run.root.glob(place), None) is not None for place in places)
 
 
-def columns_of(
-    run: Run, selection: Selection, found: Rows, search: str, query: Query
-) -> list[dict[str, Any]]:
+def columns_of(run: Run, selection: Selection, found: Rows, search: str, query: Query) -> list[dict[str, Any]]:
     """The columns that stand in cells, the scores first, each with how its values lie, the range to which the search narrows
     it, and the search that sorts by it."""
     data_set = selection.data_set

@@ -7,7 +7,8 @@
 
   // A form's address says how a search came about; what is copied says what it is.
   const asked = new URL(location.href).searchParams;
-  if ((asked.has("column") || asked.has("kept")) && !document.querySelector("[role=alert]")) {
+  const isOfForm = asked.has("column") || asked.has("kept") || [...asked.values()].includes("");
+  if (isOfForm && !document.querySelector("[role=alert]")) {
     history.replaceState(null, "", table.dataset.address);
   }
 
