@@ -83,10 +83,12 @@ class Part:
         return [*stored, *(name for name in self.columns if name not in stored and name not in own)]
 
     def rows(self, indices: Any, columns: Sequence[str] | None) -> Table:
-        """The rows chosen: all columns, or those named."""
-        found = {}
+        """The rows chosen: all columns, or those named; a name that is none is not looked for in every row's JSON."""
+        found, known = {}, set(self.columns)
         for name in self.all_columns if columns is None else columns:
-            stored = self.table.column(name) if name in self.table.column_names else self.column(name)
+            stored = self.table.column(name) if name in self.table.column_names else None
+            if stored is None and name in known:
+                stored = self.column(name)
             if stored is not None:
                 found[name] = _taken(stored, indices)
         return pa.table(found)

@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.pages.facts.rollouts import ROWS_OF_A_PAGE
 from flows.pages.site import Asked, Site
-from flows.query import OneRollout, Words, beside, one_rollout, parse, quoted, select, span
+from flows.query import DataSet, OneRollout, Selection, Words, beside, one_rollout, parse, quoted, select, span
 from flows.query.grammar import Query
 from flows.query.tints import TINTS, tints_of
 from flows.runs import Run
@@ -33,6 +33,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     tint = tint if tint in known or not known else known[0]
     tokens, scale = tints_of(one.tokens, tint)
     row = one.row
+    everywhere = select(run, data, rounds=span("all", option="round"), iterations=span("all", option="iteration"))
     return {
         "called": asked.path["run"],
         "data": data,
@@ -55,32 +56,39 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         "numbers": one.names,
         "chart": chart_of(one),
         "components": components_of(run, row),
-        **of_the_prompt(run, one, data),
+        **of_the_prompt(run, one, everywhere),
         "origin": origin_of(run, one, attempt),
-        "beside": beside_in_search(run, one, data, asked),
+        "beside": beside_in_search(run, one, everywhere, asked),
     }
 
 
-def beside_in_search(run: Run, one: OneRollout, data: str, asked: Asked) -> dict[str, Any] | None:
+def beside_in_search(run: Run, one: OneRollout, everywhere: Selection, asked: Asked) -> dict[str, Any] | None:
     """Where the rollout stands in the search from which it was opened, else in its iteration, and those beside it; None
     where the search does not find it, or cannot be carried out any more."""
-    place = one.part.place
     try:
-        selection = select(
-            run,
-            data,
-            rounds=span(asked.text("rounds") or place.round, option="rounds"),
-            iterations=span(asked.text("iterations") or place.iteration, option="iterations"),
-            attempt=asked.text("attempt") or None,
-        )
         query = parse(asked.text("q"))
-        rows = selection.data_set.matching(query).sorted_by(query.order)
+        rows = searched_in(run, one, everywhere, asked).matching(query).sorted_by(query.order)
     except (ConfigError, RunError):
         return None
     found = beside(rows, one.part, one.index, ["rollout_id", "sampled_by"])
     if found is None:
         return None
     return {**asdict(found), "found": rows.found, "page": 1 + found.place // ROWS_OF_A_PAGE}
+
+
+def searched_in(run: Run, one: OneRollout, everywhere: Selection, asked: Asked) -> DataSet:
+    """The rows among which the rollout was found."""
+    if asked.text("attempt"):
+        return DataSet(parts=(one.part,))
+    if asked.text("rounds") or asked.text("iterations"):
+        rounds = span(asked.text("rounds") or None, option="rounds")
+        iterations = span(asked.text("iterations") or None, option="iterations")
+        return select(run, one.part.name, rounds=rounds, iterations=iterations).data_set
+    place = one.part.place
+    parts = (
+        part for part in everywhere.parts if (part.place.round, part.place.iteration) == (place.round, place.iteration)
+    )
+    return DataSet(parts=tuple(parts))
 
 
 def chart_of(one: OneRollout) -> dict[str, Any] | None:
@@ -110,11 +118,11 @@ def components_of(run: Run, row: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for part in [*inside, *outside] if part["value"] is not None]
 
 
-def of_the_prompt(run: Run, one: OneRollout, data: str) -> dict[str, Any]:
+def of_the_prompt(run: Run, one: OneRollout, everywhere: Selection) -> dict[str, Any]:
     """The other responses to the prompt: in the same place, and in all other places, the reference's first."""
     own = Query(conditions=(Words(text=one.row["prompt_id"], column="prompt_id"),))
     sampled_by = one.row.get("sampled_by")
-    everywhere = select(run, data, rounds=span("all", option="round"), iterations=span("all", option="iteration"))
+    is_training = one.part.name == "rollouts"
     found = everywhere.data_set.matching(own)
     start = max(0, found.found - MOST_ANSWERS)
     names = ["rollout_id", "round", "iteration", "score", "length", "response", "sampled_by"]
@@ -123,7 +131,7 @@ def of_the_prompt(run: Run, one: OneRollout, data: str) -> dict[str, Any]:
     answers += found.window(start, found.found).dicts(names)
     for answer in answers:
         first = (answer["round"], answer["iteration"]) == (1, 1)
-        answer["is_reference"] = answer.get("sampled_by") == "reference" or (first and data == "rollouts")
+        answer["is_reference"] = answer.get("sampled_by") == "reference" or (first and is_training)
     answers.sort(key=lambda answer: not answer["is_reference"])
     place = (one.part.place.round, one.part.place.iteration)
     siblings = [
@@ -137,7 +145,7 @@ def of_the_prompt(run: Run, one: OneRollout, data: str) -> dict[str, Any]:
         "answers_left_out": max(0, found.found - len(answers)),
         "siblings": siblings,
         "no_spread": len(siblings) > 1 and len(scores) == 1,
-        "is_compared": run.config.algorithm in COMPARES_SAMPLES and data == "rollouts",
+        "is_compared": run.config.algorithm in COMPARES_SAMPLES and is_training,
     }
 
 

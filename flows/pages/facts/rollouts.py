@@ -204,9 +204,7 @@ def rows_of(shown: Rows, columns: list[str]) -> list[dict[str, Any]]:
         "iteration",
         "sampled_by",
     ]
-    # A column that no part stores would be looked for among the user's own, in the JSON of every row.
-    there = set(shown.columns)
-    rows = shown.dicts([*dict.fromkeys([*(name for name in names if name in there), *columns])])
+    rows = shown.dicts([*dict.fromkeys([*names, *columns])])
     return [
         {
             "id": row.get("rollout_id") or row.get("preference_id") or row.get("prompt_id") or "",
