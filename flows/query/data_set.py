@@ -47,7 +47,7 @@ class Part:
     def _audit(self) -> Table | None:
         return pa.concat_tables([_checked(ref, "audit") for ref in self.audits]) if self.audits else None
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """What a search may name here, the data's own columns last."""
         audited = [] if self._audit is None else [n for n in self._audit.column_names if n != "rollout_id"]
@@ -75,7 +75,7 @@ class Part:
     def _derived(self) -> dict[str, Column | None]:
         return {}
 
-    @property
+    @cached_property
     def all_columns(self) -> list[str]:
         """Stored columns, lists too, then derived and audited ones. The data's own are together in ``extra``."""
         own = set(own_names(self.table))

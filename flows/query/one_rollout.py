@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.query.data_set import Part, Rows
-from flows.query.find import Span, select
+from flows.query.find import Selection, Span, select
 from flows.query.grammar import Query, Words
 from flows.query.tints import background, tints_of
 from flows.runs import Run
@@ -63,12 +63,18 @@ class OneRollout:
 
 
 def one_rollout(
-    run: Run, rollout_id: str, attempt: str | None = None, *, data: str = "rollouts", sampled_by: str = ""
+    run: Run,
+    rollout_id: str,
+    attempt: str | None = None,
+    *,
+    data: str = "rollouts",
+    sampled_by: str = "",
+    everywhere: Selection | None = None,
 ) -> OneRollout:
     """The rollout of that id, whose first parts say where it is; as it is now, or in one attempt.
 
     The ids of an evaluation's responses, of which ``data`` names the data set, have no iteration, and ``sampled_by`` says
-    whether the policy's or the reference's is meant.
+    whether the policy's or the reference's is meant. Who has all data sets of that name need not have them found again.
     """
     match = ROLLOUT_ID.fullmatch(rollout_id)
     if match is None:
@@ -76,7 +82,10 @@ def one_rollout(
             f"{rollout_id}: not a rollout id like r1.i3.s0.PROMPT.SAMPLE; rounds rollouts {run.name} lists them"
         )
     round, iteration = int(match[1]), int(match[2] or 0)
-    selection = select(run, data, rounds=Span(round, round), iterations=Span(iteration, iteration), attempt=attempt)
+    rounds, iterations = Span(round, round), Span(iteration, iteration)
+    selection = None if everywhere is None or attempt is not None else everywhere.at(rounds, iterations)
+    if selection is None or not selection.parts:
+        selection = select(run, data, rounds=rounds, iterations=iterations, attempt=attempt)
     conditions = [Words(text=rollout_id, column="rollout_id")]
     conditions += [Words(text=sampled_by, column="sampled_by")] if sampled_by else []
     rows = selection.data_set.search(Query(conditions=tuple(conditions)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.pages.facts.rollouts import ROWS_OF_A_PAGE
 from flows.pages.site import Asked, Site
-from flows.query import DataSet, OneRollout, Selection, Words, beside, one_rollout, parse, quoted, select, span
+from flows.query import DataSet, OneRollout, Selection, Span, Words, beside, one_rollout, parse, quoted, select, span
 from flows.query.grammar import Query
 from flows.query.tints import TINTS, tints_of
 from flows.runs import Run
@@ -26,14 +26,14 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     run, rollout_id = site.run(asked.path["run"]), asked.path["rollout_id"]
     data = asked.one_of("data", STAGES.data_sets, "rollouts")
     attempt, sampled_by = asked.text("attempt"), asked.text("by")
-    one = one_rollout(run, rollout_id, attempt or None, data=data, sampled_by=sampled_by)
+    everywhere = select(run, data, rounds=span("all", option="round"), iterations=span("all", option="iteration"))
+    one = one_rollout(run, rollout_id, attempt or None, data=data, sampled_by=sampled_by, everywhere=everywhere)
     known = [name for name in TINTS if one.tokens and name in one.tokens[0]]
     tint = asked.one_of("tint", tuple(TINTS), "advantage")
     # What colours a table's rollouts is not known of all of them.
     tint = tint if tint in known or not known else known[0]
     tokens, scale = tints_of(one.tokens, tint)
     row = one.row
-    everywhere = select(run, data, rounds=span("all", option="round"), iterations=span("all", option="iteration"))
     return {
         "called": asked.path["run"],
         "data": data,
@@ -85,10 +85,9 @@ def searched_in(run: Run, one: OneRollout, everywhere: Selection, asked: Asked) 
         iterations = span(asked.text("iterations") or None, option="iterations")
         return select(run, one.part.name, rounds=rounds, iterations=iterations).data_set
     place = one.part.place
-    parts = (
-        part for part in everywhere.parts if (part.place.round, part.place.iteration) == (place.round, place.iteration)
-    )
-    return DataSet(parts=tuple(parts))
+    here = everywhere.at(Span(place.round, place.round), Span(place.iteration, place.iteration)).data_set
+    # Of an iteration that is not current, where others are, its own part alone is known.
+    return here if here.parts else DataSet(parts=(one.part,))
 
 
 def chart_of(one: OneRollout) -> dict[str, Any] | None:
