@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names
+from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names, taken
 from flows.query.conditions import mask_of
 from flows.query.grammar import Order, Query, parse
 from tasks.errors import ConfigError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SEED_OF_SAMPLES = 0
 """What draws rows at random where somebody asks for some."""
-FEW_ROWS = 200
 PLACES = ("run", "round", "iteration")
 """Columns that say where a row comes from."""
 
@@ -90,16 +89,8 @@ class Part:
             if stored is None and name in known:
                 stored = self.column(name)
             if stored is not None:
-                found[name] = _taken(stored, indices)
+                found[name] = taken(stored, indices)
         return pa.table(found)
-
-
-def _taken(column: Column, indices: Any) -> Column:
-    """Some entries of a column. Of a few rows each by itself: Arrow would put all chunks of a column together first."""
-    if len(indices) > FEW_ROWS or not isinstance(column, pa.ChunkedArray):
-        return column.take(indices)
-    parts = [chunk for i in indices.to_pylist() for chunk in column.slice(i, 1).chunks]
-    return pa.chunked_array([pa.concat_arrays(parts)] if parts else [], type=column.type)
 
 
 def _checked(ref: Ref, name: str) -> Table:
