@@ -23,6 +23,8 @@ from tasks.errors import ConfigError, RunError
 
 KEPT_QUERY = ("round", "iteration", "data")
 """What of an address leads to another page of a bundle; with anything else, such as a search, it is left out."""
+OPENED_FROM = ("rounds", "iterations")
+"""What a rollout's address says of where it was opened from, which makes no other page of it."""
 # All attributes are ours: whatever a model wrote has its quotation marks escaped, and cannot look like one.
 LINK = re.compile(r'(?P<name>\s(?:href|src|data-points))="(?P<address>/[^"]*)"')
 Told = Callable[[str], None]
@@ -80,8 +82,7 @@ def write_bundle(site: Site, called: str, directory: Path, *, rollouts: int, tol
 def found_page(address: str, called: str) -> tuple[Page, Asked, str] | None:
     """The page of an address, what it asks, and its address in this one form; None where no bundle has it."""
     parts = urlsplit(address)
-    query = {name: value for name, value in parse_qsl(parts.query) if value}
-    # What the page says of itself, such as where it was opened from, makes no other page.
+    query = {name: value for name, value in parse_qsl(parts.query) if value and name not in OPENED_FROM}
     if set(query) - set(KEPT_QUERY):
         return None
     for page in PAGES:

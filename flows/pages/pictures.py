@@ -24,9 +24,16 @@ def sparkline(values: Iterable[float | None], width: int = 96, height: int = 22,
 
 
 def two_histograms(
-    everything: Sequence[int], found: Sequence[int], low: float, high: float, width: int = 72, height: int = 22
+    everything: Sequence[int],
+    found: Sequence[int],
+    low: float,
+    high: float,
+    marked: tuple[float | None, float | None] | None = None,
+    width: int = 72,
+    height: int = 22,
 ) -> Markup:
-    """Bars of one width from ``low`` to ``high``: pale of all rows, and before them full of those found."""
+    """Bars of one width from ``low`` to ``high``: pale of all rows, and before them full of those found. Behind them is
+    marked to which range the rows were narrowed, None where it has no such end."""
     if not everything or max(everything) == 0:
         return Markup("")
     bar, tallest = width / len(everything), max(everything)
@@ -39,7 +46,13 @@ def two_histograms(
             if n
         )
 
+    mark = ""
+    if marked is not None:
+        ends = (low if marked[0] is None else marked[0], high if marked[1] is None else marked[1])
+        left, right = (width * min(1.0, max(0.0, (end - low) / ((high - low) or 1.0))) for end in ends)
+        mark = f'<rect class="mark" x="{left:.2f}" y="0" width="{max(right - left, 1.0):.2f}" height="{height}"/>'
     return Markup(
         f'<svg class="histogram" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="from {low:.3g} to {high:.3g}">{bars(everything, "all")}{bars(found, "found")}</svg>'
+        f'preserveAspectRatio="none" aria-label="from {low:.3g} to {high:.3g}">'
+        f"{mark}{bars(everything, 'all')}{bars(found, 'found')}</svg>"
     )

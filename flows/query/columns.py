@@ -14,6 +14,7 @@ Column = Any
 """An array of Arrow, whole or in chunks; the library has no types."""
 DERIVED: Mapping[str, tuple[str, ...]] = {"length": ("response_token_ids",), "kl_sum": ("logprobs", "ref_logprobs")}
 """Columns of each response, and the lists that they follow from: tokens, and the sampled estimate of the KL in nats."""
+FEW_ROWS = 200
 
 
 def is_listed(table: Table, name: str) -> bool:
@@ -62,6 +63,14 @@ def own_names(table: Table) -> list[str]:
     if "extra" not in table.column_names or table.num_rows == 0:
         return []
     return list(json.loads(table.column("extra")[0].as_py() or "{}"))
+
+
+def taken(column: Column, indices: Any) -> Column:
+    """Some entries of a column. Of a few rows each by itself: Arrow would put all chunks of a column together first."""
+    if len(indices) > FEW_ROWS or not isinstance(column, pa.ChunkedArray):
+        return column.take(indices)
+    parts = [chunk for i in indices.to_pylist() for chunk in column.slice(i, 1).chunks]
+    return pa.chunked_array([pa.concat_arrays(parts)] if parts else [], type=column.type)
 
 
 def sums(lists: Column) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names
+from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names, taken
 from flows.query.conditions import mask_of
 from flows.query.grammar import Order, Query, parse
 from tasks.errors import ConfigError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SEED_OF_SAMPLES = 0
 """What draws rows at random where somebody asks for some."""
-FEW_ROWS = 200
 PLACES = ("run", "round", "iteration")
 """Columns that say where a row comes from."""
 
@@ -47,7 +46,7 @@ class Part:
     def _audit(self) -> Table | None:
         return pa.concat_tables([_checked(ref, "audit") for ref in self.audits]) if self.audits else None
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """What a search may name here, the data's own columns last."""
         audited = [] if self._audit is None else [n for n in self._audit.column_names if n != "rollout_id"]
@@ -60,8 +59,8 @@ class Part:
         if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
             rows = pc.index_in(self.table.column("rollout_id"), self._audit.column("rollout_id"))
             return self._audit.column(name).take(rows)
-        if name in DERIVED:
-            # A search filters, sorts and shows by it: it is worked out once.
+        if name in DERIVED or name not in self.table.column_names:
+            # A search filters, sorts, counts and shows by it: it is worked out once.
             if name not in self._derived:
                 self._derived[name] = column_of(self.table, name)
             return self._derived[name]
@@ -75,7 +74,7 @@ class Part:
     def _derived(self) -> dict[str, Column | None]:
         return {}
 
-    @property
+    @cached_property
     def all_columns(self) -> list[str]:
         """Stored columns, lists too, then derived and audited ones. The data's own are together in ``extra``."""
         own = set(own_names(self.table))
@@ -83,21 +82,15 @@ class Part:
         return [*stored, *(name for name in self.columns if name not in stored and name not in own)]
 
     def rows(self, indices: Any, columns: Sequence[str] | None) -> Table:
-        """The rows chosen: all columns, or those named."""
-        found = {}
+        """The rows chosen: all columns, or those named; a name that is none is not looked for in every row's JSON."""
+        found, known = {}, set(self.columns)
         for name in self.all_columns if columns is None else columns:
-            stored = self.table.column(name) if name in self.table.column_names else self.column(name)
+            stored = self.table.column(name) if name in self.table.column_names else None
+            if stored is None and name in known:
+                stored = self.column(name)
             if stored is not None:
-                found[name] = _taken(stored, indices)
+                found[name] = taken(stored, indices)
         return pa.table(found)
-
-
-def _taken(column: Column, indices: Any) -> Column:
-    """Some entries of a column. Of a few rows each by itself: Arrow would put all chunks of a column together first."""
-    if len(indices) > FEW_ROWS or not isinstance(column, pa.ChunkedArray):
-        return column.take(indices)
-    parts = [chunk for i in indices.to_pylist() for chunk in column.slice(i, 1).chunks]
-    return pa.chunked_array([pa.concat_arrays(parts)] if parts else [], type=column.type)
 
 
 def _checked(ref: Ref, name: str) -> Table:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flows.outcomes.outputs import Found, latest_variants
 from flows.plan import find_attempt, plan_of
@@ -60,6 +60,11 @@ class Selection:
     @property
     def parts(self) -> tuple[Part, ...]:
         return self.data_set.parts
+
+    def at(self, rounds: Span, iterations: Span) -> "Selection":
+        """What of it is of these places, which name them."""
+        parts = (p for p in self.parts if p.place.round in rounds and p.place.iteration in iterations)
+        return replace(self, data_set=DataSet(parts=tuple(parts)))
 
 
 def select(

@@ -61,16 +61,16 @@ class Query:
     order: tuple[Order, ...] = ()
 
 
-_NAME = r"[^\W\d][\w./]*"
+NAME = r"[^\W\d][\w./]*"
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _PATTERN = r"/(?:[^/\\]|\\.)*/"
 _TERM = re.compile(
     rf"""(?P<minus>-?)(?:
-        sort:(?P<descending>-?)(?P<sort>{_NAME})
-      | (?P<compared>{_NAME})(?P<operator><=|>=|!=|<|>|=)(?P<number>[^\s"/]+)
-      | (?:(?P<column>{_NAME}):)?(?:(?P<phrase>{_TEXT})|(?P<pattern>{_PATTERN}))
-      | (?P<named>{_NAME}):(?P<value>[^\s"/]\S*)
-      | (?!{_NAME}(?:[<>=]|!=|:(?:\s|$)))(?P<word>[^\s"/-]\S*)
+        sort:(?P<descending>-?)(?P<sort>{NAME})
+      | (?P<compared>{NAME})(?P<operator><=|>=|!=|<|>|=)(?P<number>[^\s"/]+)
+      | (?:(?P<column>{NAME}):)?(?:(?P<phrase>{_TEXT})|(?P<pattern>{_PATTERN}))
+      | (?P<named>{NAME}):(?P<value>[^\s"/]\S*)
+      | (?!{NAME}(?:[<>=]|!=|:(?:\s|$)))(?P<word>[^\s"/-]\S*)
     )(?=\s|$)""",
     re.VERBOSE,
 )

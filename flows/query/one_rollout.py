@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.query.data_set import Part, Rows
-from flows.query.find import Span, select
+from flows.query.find import Selection, Span, select
 from flows.query.grammar import Query, Words
 from flows.query.tints import background, tints_of
 from flows.runs import Run
@@ -38,6 +38,8 @@ class OneRollout:
 
     part: Part
     """Which committed data set it is of."""
+    index: int
+    """Which row of that."""
     row: dict[str, Any]
     """Its columns that are not per token."""
     tokens: list[dict[str, Any]]
@@ -61,12 +63,18 @@ class OneRollout:
 
 
 def one_rollout(
-    run: Run, rollout_id: str, attempt: str | None = None, *, data: str = "rollouts", sampled_by: str = ""
+    run: Run,
+    rollout_id: str,
+    attempt: str | None = None,
+    *,
+    data: str = "rollouts",
+    sampled_by: str = "",
+    everywhere: Selection | None = None,
 ) -> OneRollout:
     """The rollout of that id, whose first parts say where it is; as it is now, or in one attempt.
 
     The ids of an evaluation's responses, of which ``data`` names the data set, have no iteration, and ``sampled_by`` says
-    whether the policy's or the reference's is meant.
+    whether the policy's or the reference's is meant. Who has all data sets of that name need not have them found again.
     """
     match = ROLLOUT_ID.fullmatch(rollout_id)
     if match is None:
@@ -74,7 +82,10 @@ def one_rollout(
             f"{rollout_id}: not a rollout id like r1.i3.s0.PROMPT.SAMPLE; rounds rollouts {run.name} lists them"
         )
     round, iteration = int(match[1]), int(match[2] or 0)
-    selection = select(run, data, rounds=Span(round, round), iterations=Span(iteration, iteration), attempt=attempt)
+    rounds, iterations = Span(round, round), Span(iteration, iteration)
+    selection = None if everywhere is None or attempt is not None else everywhere.at(rounds, iterations)
+    if selection is None or not selection.parts:
+        selection = select(run, data, rounds=rounds, iterations=iterations, attempt=attempt)
     conditions = [Words(text=rollout_id, column="rollout_id")]
     conditions += [Words(text=sampled_by, column="sampled_by")] if sampled_by else []
     rows = selection.data_set.search(Query(conditions=tuple(conditions)))
@@ -98,19 +109,20 @@ def opened(run: Run, rows: Rows) -> list[OneRollout]:
         directory = tokenizer_of(run, part.ref)
         standing = range(before, before + len(indices)) if rows.order is None else rows.order[i].tolist()
         before += len(indices)
-        for position, row in zip(standing, part.rows(indices, None).to_pylist(), strict=True):
-            found[position] = _one(part, row, token_texts(directory, row["response_token_ids"]))
+        rows_of_part = zip(standing, indices.to_pylist(), part.rows(indices, None).to_pylist(), strict=True)
+        for position, index, row in rows_of_part:
+            found[position] = _one(part, index, row, token_texts(directory, row["response_token_ids"]))
     return [one for one in found if one is not None]
 
 
-def _one(part: Part, row: dict[str, Any], texts: list[str]) -> OneRollout:
+def _one(part: Part, index: int, row: dict[str, Any], texts: list[str]) -> OneRollout:
     names = {name: label for name, label in TOKEN_COLUMNS.items() if row.get(name) is not None}
     tokens = [
         {"token": text, "token_id": token_id, **{label: row[name][t] for name, label in names.items()}}
         for t, (text, token_id) in enumerate(zip(texts, row["response_token_ids"], strict=True))
     ]
     plain = {name: value for name, value in row.items() if not isinstance(value, list)}
-    return OneRollout(part=part, row=plain, tokens=tokens)
+    return OneRollout(part=part, index=index, row=plain, tokens=tokens)
 
 
 def tokenizer_of(run: Run, ref: Ref) -> Path | None:

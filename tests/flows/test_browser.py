@@ -161,6 +161,14 @@ def test_rollouts_are_read_by_keyboard_alone(page, address):
     until(page, "id => document.querySelector('.pane article').dataset.rollout !== id", first)
     page.keyboard.press("6")
     page.locator(".pane .tints [aria-current]", has_text="logprob").wait_for()
+    # The colour stays while one rollout after the other is opened.
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    until(
+        page,
+        "document.querySelector('.pane article').dataset.rollout === document.querySelector('tr.chosen').dataset.id",
+    )
+    assert "logprob" in page.locator(".pane .tints [aria-current]").inner_text()
     # What is seen is in the address: a colleague who opens it sees the same.
     second = page.locator("tr.chosen").get_attribute("data-id")
     page.reload()
@@ -171,32 +179,71 @@ def test_rollouts_are_read_by_keyboard_alone(page, address):
     page.wait_for_url("**tint=reward**")
     page.keyboard.press("t")
     page.wait_for_url("**tint=value**")
+    # The search goes on from rollout to rollout, and back to its table.
+    page.keyboard.press("k")
+    page.wait_for_url(f"**/rollouts/{first}?**tint=value**")
+    page.keyboard.press("u")
+    page.locator(f".pane article[data-rollout='{first}']").wait_for()
+    assert page.locator("[data-search]").input_value() == "sort:-score"
 
 
 @in_browser
 def test_dragging_over_a_histogram_filters(page, address):
     page.goto(f"{address}/runs/tiny/rollouts?round=all&iteration=all")
-    box = page.locator(".lies[data-column=score]").bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 5)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 5)
-    page.mouse.up()
-    page.wait_for_url("**score%3E%3D**")
+    drag(page, "score", 0.2, 0.8)
+    page.wait_for_url("**score%3E%3D**score%3C**")
+    assert "column=" not in page.url
     assert page.locator(".chip").count() == 2
     found, total = (int(text) for text in re.findall(r"\d+", page.locator(".count").inner_text())[:2])
     assert 0 < found < total
-    page.locator(".chip").first.click()
-    until(page, "document.querySelectorAll('.chip').length === 1")
+    # Up to the end of the histogram is up to whatever there is, and takes the place of the range before.
+    drag(page, "score", 0.5, 1.0)
+    page.wait_for_url(lambda url: "score%3E%3D" in url and "score%3C" not in url)
+    assert page.locator(".chip").count() == 1
+    assert page.locator("svg .mark").count() == 1
+    page.locator(".chip").click()
+    page.wait_for_url(lambda url: "score" not in url)
+    assert page.locator(".chip").count() == 0
+
+
+def drag(page, column, start, end):
+    """Over the histogram of a column, from one share of its width to another."""
+    box = page.locator(f".lies[data-column={column}]").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * start, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * end, box["y"] + 5)
+    page.mouse.up()
+
+
+@in_browser
+def test_a_range_is_set_by_keyboard(page, address):
+    page.goto(f"{address}/runs/tiny/rollouts?round=all&iteration=all")
+    page.keyboard.press("f")
+    until(page, "document.activeElement.name === 'column'")
+    page.keyboard.type("length")
+    page.keyboard.press("Tab")
+    page.keyboard.type("2")
+    page.keyboard.press("Tab")
+    page.keyboard.type("1000")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=length%3E%3D2+length%3C1000")
+    assert page.locator(".chip").count() == 2
+    # The heads of the columns stay in view.
+    page.keyboard.press("G")
+    until(page, "document.querySelector('thead th').getBoundingClientRect().top >= 0")
+    assert page.locator("thead .lies").first.is_visible()
 
 
 @in_browser
 def test_a_mistaken_search_is_told_on_the_page(page, address):
-    page.goto(f"{address}/runs/tiny/rollouts")
+    page.goto(f"{address}/runs/tiny/rollouts?q=sort:-score")
     page.locator("[data-search]").fill("nope<3")
     page.keyboard.press("Enter")
     page.locator("[role=alert]").wait_for()
     assert "no such column" in page.locator("[role=alert]").inner_text()
     assert page.locator("[data-search]").input_value() == "nope<3"
+    # What was found before is still there.
+    assert page.locator(".chip").inner_text() == "sort:-score ×"
 
 
 @in_browser

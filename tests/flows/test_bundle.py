@@ -41,6 +41,16 @@ def test_every_link_of_a_bundle_leads_to_a_file_of_it(bundle):
         assert name or fragment
 
 
+def test_rollouts_of_a_bundle_lead_to_each_other(bundle):
+    """From the table of all iterations, and from one answer to a prompt to those of other iterations."""
+    table = (bundle / "rollouts-round-all-iteration-all.html").read_text()
+    opened = re.findall(r'href="([^"]*)" data-open', table)
+    assert len(opened) == 4
+    for name in opened:
+        answers = (bundle / name).read_text().partition('class="list answers"')[2]
+        assert [link for link in LINKS.findall(answers) if link.startswith("rollout-")] == opened
+
+
 def test_a_bundle_tells_of_no_other_run(bundle):
     assert not any("secret" in page.read_text() for page in bundle.glob("*.html"))
 

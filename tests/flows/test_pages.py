@@ -288,7 +288,10 @@ def test_small_pictures_are_drawn_of_what_is_known():
     assert 'points="2.0,19.0 48.0,3.0 94.0,11.0"' in sparkline([0.0, 2.0, 1.0])
     assert two_histograms([0, 0], [0, 0], 0, 1) == ""
     drawn = str(two_histograms([1, 0, 2], [1, 0, 0], 0, 1))
-    assert (drawn.count('class="all"'), drawn.count('class="found"')) == (2, 1)
+    assert (drawn.count('class="all"'), drawn.count('class="found"'), drawn.count('class="mark"')) == (2, 1, 0)
+    assert '<rect class="mark" x="36.00" y="0" width="36.00"' in two_histograms([1, 2], [1, 2], 0, 4, (2.0, None))
+    assert '<rect class="mark" x="72.00" y="0" width="1.00"' in two_histograms([1, 2], [1, 2], 0, 4, (7.0, 9.0))
+    assert '<rect class="mark" x="0.00" y="0" width="72.00"' in two_histograms([2, 0], [2, 0], 1, 1, (None, 3.0))
 
 
 # The command

@@ -1,6 +1,8 @@
 """The pages of rollouts: what a search finds, how its values lie, and one rollout with all that is known of it."""
 
+import json
 import re
+import time
 from urllib.parse import parse_qs, urlsplit
 
 import fake_runs
@@ -55,7 +57,14 @@ def test_a_mistaken_search_is_told_where_it_was_written_and_the_rows_stay(home, 
     }.items():
         found = facts(q=search)
         assert told in found["mistake"]
+        assert (found["q"], found["written"], found["chips"]) == ("", search, [])
         assert ids(found) == IDS[6:]
+        # What was found before stays, and every link goes on from there.
+        found = facts(q=search, kept="score>0")
+        assert told in found["mistake"]
+        assert (ids(found), found["q"]) == (IDS[7:], "score>0")
+        assert [chip["term"] for chip in found["chips"]] == ["score>0"]
+        assert ids(facts(q=search, kept=search)) == IDS[6:]
         page = client(home).get("/runs/done/rollouts", params={"q": search})
         assert page.status_code == 200
         assert 'role="alert"' in page.text
@@ -87,6 +96,32 @@ def test_values_lie_between_their_ends_and_those_found_are_told_apart(facts):
     assert (lies["found"][0], lies["found"][-1], sum(lies["found"])) == (0, 1, 1)
 
 
+def test_a_range_takes_the_place_of_one_that_the_column_had(home, facts):
+    found = facts(q='"a  score<5 b" score>=9 -score<1 score=3 length>2', column="score", **{"from": "-1.5", "to": "2"})
+    assert found["q"] == '"a  score<5 b" -score<1 score=3 length>2 score>=-1.5 score<2'
+    ranges = {
+        column["name"]: column["range"] for column in facts(q="score>=0 score>1 length<9 -final_value<3")["columns"]
+    }
+    assert (ranges["score"], ranges["length"], ranges["kl_sum"]) == ([1.0, None], [None, 9.0], None)
+    assert facts(q="score<1", column="score", **{"from": "", "to": " "})["q"] == ""
+    assert ids(facts(column="score", **{"from": "0", "to": ""})) == IDS[7:]
+    for mistaken in (
+        {"column": "nope", "from": "1"},
+        {"column": "score", "from": "x"},
+        {"column": "response", "to": "1"},
+    ):
+        found = facts(q="good", kept="good", **mistaken)
+        assert mistaken["column"] in found["mistake"]
+        assert ids(found) == IDS[6:7]
+    page = client(home).get("/runs/done/rollouts", params={"q": "score>=0"}).text
+    assert page.count('class="mark"') == 1
+    # The address of what is shown, for scripts to put in the place of that of a form.
+    page = (
+        client(home).get("/runs/done/rollouts", params={"q": "good", "column": "score", "to": "1", "kept": "good"}).text
+    )
+    assert 'data-address="/runs/done/rollouts?q=good+score%3C1"' in page
+
+
 def test_facets_count_what_is_found_and_lead_to_it(facts):
     found = facts(round="all", iteration="all", q="good")
     facets = {facet["name"]: facet["values"] for facet in found["facets"]}
@@ -98,6 +133,32 @@ def test_facets_count_what_is_found_and_lead_to_it(facts):
     every = {facet["name"]: facet["values"] for facet in facts(round="all", iteration="all")["facets"]}
     assert [(value["value"], value["count"]) for value in every["finish_reason"]] == [("length", 4), ("stop", 4)]
     assert ids(facts(round="all", iteration="all", q=every["finish_reason"][1]["q"])) == [n for n in IDS if ".aa." in n]
+
+
+def test_columns_of_the_users_data_are_facets_that_find_what_they_count(tmp_path, monkeypatch):
+    own = [
+        {"kind": 'a "b"', "level": 1, "my column": "x", "sort": "up"},
+        {"kind": "c", "level": 2.5, "my column": "y", "sort": "down"},
+    ]
+    alone = fake_runs.rollouts
+
+    def with_own(place, columns):
+        table = alone(place, columns)
+        return table.set_column(
+            table.column_names.index("extra"), columns.field("extra"), [[json.dumps(row) for row in own]]
+        )
+
+    monkeypatch.setattr(fake_runs, "rollouts", with_own)
+    fake_runs.finished_run(tmp_path, "done", fake_runs.document(tmp_path))
+    get = client(tmp_path).get
+    facets = {facet["name"]: facet["values"] for facet in get("/json/runs/done/rollouts?q=-zzz").json()["facets"]}
+    # A name that no search can say is no facet.
+    assert facets.keys() == {"finish_reason", "kind", "level", "sort"}
+    for values in facets.values():
+        assert len(values) == 2
+        for value in values:
+            found = get("/json/runs/done/rollouts", params={"q": value["q"]}).json()
+            assert (found["found"], found["mistake"]) == (value["count"], ""), value
 
 
 def test_a_page_has_fifty_rows_and_the_next_one_goes_on(tmp_path):
@@ -166,8 +227,15 @@ def test_the_same_prompt_is_shown_through_all_rounds_the_references_answer_first
     assert [answer["is_reference"] for answer in found["answers"]] == [True, False, False, False]
 
 
-@pytest.mark.parametrize(("scores", "no_spread"), [([2.0, 2.0], True), ([2.0, 2.5], False)])
-def test_siblings_of_one_score_are_marked(tmp_path, monkeypatch, scores, no_spread):
+@pytest.mark.parametrize(
+    ("scores", "algorithm", "told"),
+    [
+        ([2.0, 2.0], "ppo", "all of one score<"),
+        ([2.0, 2.0], "rloo", "all of one score, from which no gradient comes<"),
+        ([2.0, 2.5], "rloo", None),
+    ],
+)
+def test_siblings_of_one_score_are_marked(tmp_path, monkeypatch, scores, algorithm, told):
     alone = fake_runs.rollouts
 
     def together(place, columns):
@@ -179,21 +247,71 @@ def test_siblings_of_one_score_are_marked(tmp_path, monkeypatch, scores, no_spre
         return table
 
     monkeypatch.setattr(fake_runs, "rollouts", together)
-    fake_runs.finished_run(tmp_path, "done", fake_runs.document(tmp_path))
+    document = fake_runs.document(tmp_path, algorithm=algorithm)
+    document["rollouts"]["samples_per_prompt"] = 2
+    fake_runs.finished_run(tmp_path, "done", document)
     found = client(tmp_path).get("/json/runs/done/rollouts/r2.i2.s0.aa.0").json()
     assert [answer["rollout_id"] for answer in found["siblings"]] == ["r2.i2.s0.aa.0", "r2.i2.s0.bb.0"]
-    assert found["no_spread"] == no_spread
+    assert found["no_spread"] == (told is not None)
     text = client(tmp_path).get("/runs/done/rollouts/r2.i2.s0.aa.0").text
-    assert ("no gradient comes from this group" in text) == no_spread
+    assert told in text if told else "all of one score" not in text
 
 
 def test_it_says_where_it_came_from(home, one):
     origin = one()["origin"]
     assert origin["stage"] == "compute_advantages"
     assert client(home).get(f"/runs/done/stages/{origin['fingerprint']}").status_code == 200
+    rounds = f"rounds --home {home} "
     assert origin["commands"] == [
-        "rounds show r2.i2.s0.aa.0 --run done", "rounds replay done --round 2 --iteration 2",
+        f"{rounds}show r2.i2.s0.aa.0 --run done", f"{rounds}replay done --round 2 --iteration 2",
     ]  # fmt: skip
+
+
+def test_the_rollouts_beside_it_are_those_of_the_search_that_it_was_opened_from(home, one):
+    def beside(name, **query):
+        found = one(name, **query)["beside"]
+        names = [row and row["rollout_id"] for row in (found["before"], found["after"])]
+        return found["place"], found["found"], *names
+
+    # Without a search those of its iteration.
+    assert beside("r1.i2.s0.bb.0") == (1, 2, "r1.i2.s0.aa.0", None)
+    search = {"q": "score>0 sort:-round", "rounds": "all", "iterations": "all"}
+    assert beside("r1.i1.s0.bb.0", **search) == (2, 4, "r2.i2.s0.bb.0", "r1.i2.s0.bb.0")
+    assert beside("r1.i1.s0.bb.0", q="score>0") == (0, 1, None, None)
+    for query in (
+        {"q": "score<0"},
+        {"q": '"open'},
+        {"q": "nope<1"},
+        {"q": "sort:nope"},
+        {"rounds": "x"},
+        {"rounds": 2, "iterations": "all"},
+    ):
+        assert one("r1.i1.s0.bb.0", **query)["beside"] is None
+        assert client(home).get("/runs/done/rollouts/r1.i1.s0.bb.0", params=query).status_code == 200
+    page = client(home).get("/runs/done/rollouts/r1.i1.s0.bb.0", params={**search, "tint": "kl"}).text
+    assert (
+        'href="/runs/done/rollouts/r2.i2.s0.bb.0?tint=kl&amp;q=score%3E0+sort%3A-round&amp;rounds=all&amp;iterations=all"'
+        in page
+    )
+    assert (
+        'href="/runs/done/rollouts?round=all&amp;iteration=all&amp;q=score%3E0+sort%3A-round&amp;open=r1.i1.s0.bb.0&amp;tint=kl"'
+        in page
+    )
+    table = (
+        client(home)
+        .get("/runs/done/rollouts", params={"q": "bad", "round": "all", "iteration": "all", "tint": "kl"})
+        .text
+    )
+    assert (
+        'href="/runs/done/rollouts/r1.i1.s0.bb.0?q=bad&amp;rounds=all&amp;iterations=all&amp;tint=kl" data-open'
+        in table
+    )
+
+
+def test_a_colour_that_a_rollout_lacks_gives_way_to_one_that_it_has(tmp_path):
+    fake_runs.finished_run(tmp_path, "done", fake_runs.document(tmp_path), stop_before=("score_rollouts", 1, 1))
+    found = client(tmp_path).get("/json/runs/done/rollouts/r1.i1.s0.aa.0?tint=value").json()
+    assert (found["tint"], found["tints"]) == ("logprob", ["logprob"])
 
 
 @pytest.mark.parametrize(("name", "told"), [
@@ -243,7 +361,32 @@ def test_every_text_is_shown_and_none_obeyed(tmp_path, monkeypatch, text):
         assert "49" not in re.findall(r'class="response">([^<]*)', page)
 
 
-def test_a_megabyte_is_cut_in_the_table_and_whole_on_its_page(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "pattern", ["(a*)*b", "(a|aa)+$", "(x+x+)+y", "(((a{100}){100}){100})", "(?=a)", r"(a)\1", "[", "a" * 1900]
+)
+def test_a_pattern_ends_or_is_refused(facts, pattern):
+    began = time.monotonic()
+    found = facts(q=f"/{pattern}/", round="all", iteration="all")
+    assert time.monotonic() - began < 2
+    assert found["mistake"] == "" or "is no pattern that can be searched for" in found["mistake"]
+
+
+def test_an_attempt_that_is_gone_is_told(home):
+    for path in ("rollouts", "rollouts/r2.i2.s0.aa.0"):
+        answer = client(home).get(f"/runs/done/{path}", params={"attempt": "0123abcd"})
+        assert answer.status_code in (400, 404)
+        assert "0123abcd" in answer.text
+
+
+def test_a_token_of_a_megabyte_is_cut_on_its_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(fake_runs, "VOCABULARY", {**fake_runs.VOCABULARY, "z" * 1_000_000: 2, "good": 5})
+    fake_runs.finished_run(tmp_path, "done", fake_runs.document(tmp_path))
+    page = client(tmp_path).get("/runs/done/rollouts/r2.i2.s0.aa.0").text
+    assert "… and 996,000 more characters" in page
+    assert len(page) < 60_000
+
+
+def test_a_megabyte_is_cut_in_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(fake_runs, "HOSTILE", "x" * 1_000_000)
     fake_runs.finished_run(tmp_path, "done", fake_runs.document(tmp_path))
     page = client(tmp_path).get("/runs/done/rollouts").text

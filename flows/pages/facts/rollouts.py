@@ -6,19 +6,24 @@ from typing import Any
 from flows.addresses import page_path
 from flows.pages.site import Asked, Site
 from flows.query import (
-    Order,
+    DataSet,
     Query,
     Rows,
     Selection,
+    bounds,
     distribution,
     is_numeric,
+    narrowed,
     parse,
-    quoted,
     select,
     span,
     value_counts,
+    with_order,
+    with_value,
+    without,
     written_terms,
 )
+from flows.query.tints import TINTS
 from flows.runs import Run
 from tasks.errors import ConfigError
 from tasks.stages import STAGES
@@ -29,7 +34,7 @@ MOST_COUNTED = 50_000
 TEXTS = ("prompt", "response", "responses")
 UNSHOWN = {
     *TEXTS, "messages", "extra", "rollout_id", "prompt_id", "preference_id", "policy_version", "sample_index",
-    "run", "round", "iteration", "treated_score", "final_value",
+    "run", "round", "iteration", "sampled_by", "treated_score", "final_value",
 }  # fmt: skip
 """Columns that stand in no cell of their own: texts, names of rows and of places, and what only the arithmetic needs."""
 
@@ -45,23 +50,21 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         iterations=span(asked.text("iteration") or None, option="iteration"),
         attempt=asked.text("attempt") or None,
     )
-    search, mistake = asked.text("q"), ""
+    written = search_of(asked)
+    search, query, found, mistake = searched(selection.data_set, written, asked.text("kept"))
+    pages = 1 + max(0, found.found - 1) // ROWS_OF_A_PAGE
     try:
-        query = parse(search)
-        found = selection.data_set.matching(query)
-        number = asked.number("page", 1, low=1, high=1 + max(0, found.found - 1) // ROWS_OF_A_PAGE)
-        rows = found.sorted_by(query.order, number * ROWS_OF_A_PAGE)
+        number = asked.number("page", 1, low=1, high=pages)
     except ConfigError as error:
-        # All rows stay in view, so that a search can be mended while one looks at them.
-        query, mistake, number = Query(), str(error), 1
-        found = selection.data_set.matching(query)
-        rows = found.window(0, ROWS_OF_A_PAGE)
+        number, mistake = 1, mistake or str(error)
+    rows = found.sorted_by(query.order, number * ROWS_OF_A_PAGE)
     shown = rows.window((number - 1) * ROWS_OF_A_PAGE, number * ROWS_OF_A_PAGE)
-    columns = columns_of(selection, found, query, search)
+    columns = columns_of(run, selection, found, search, query)
     return {
         "called": asked.path["run"],
         "data": name,
         "data_sets": data_sets_of(run),
+        "written": written,
         "q": search,
         "mistake": mistake,
         "is_current": selection.is_current,
@@ -70,17 +73,41 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
         "iteration": asked.text("iteration"),
         "attempt": asked.text("attempt"),
         "opened": asked.text("open"),
+        "tint": asked.one_of("tint", ("", *TINTS), ""),
         "found": found.found,
         "total": selection.data_set.num_rows,
         "page_number": number,
-        "pages": 1 + max(0, found.found - 1) // ROWS_OF_A_PAGE,
+        "pages": pages,
         "columns": columns,
         "texts": [text for text in TEXTS if text in selection.data_set.columns or text in shown.lists],
         "rows": rows_of(shown, [column["name"] for column in columns]),
         "chips": [{"term": term, "without": without(search, term)} for term in written_terms(search)],
         "facets": facets_of(found, search),
-        "neighbours": neighbours_of(run, name, selection),
+        "neighbours": neighbours_of(run, asked.path["run"], selection, search, name),
     }
+
+
+def search_of(asked: Asked) -> str:
+    """The search that is asked for, with the range of a column that a histogram or the form of filters adds to it."""
+    search, column = asked.text("q"), asked.text("column")
+    return narrowed(search, column, asked.text("from"), asked.text("to")) if column else search
+
+
+def searched(data_set: DataSet, *searches: str) -> tuple[str, Query, Rows, str]:
+    """The first search that can be carried out, with the rows that it finds, and what is wrong with those before it: rows
+    stay in view, so that a search can be mended while one looks at them."""
+    mistake = ""
+    for search in (*searches, ""):
+        try:
+            query = parse(search)
+            found = data_set.matching(query)
+            for order in query.order:
+                data_set.require_column(order.column)
+        except ConfigError as error:
+            mistake = mistake or str(error)
+        else:
+            return search, query, found, mistake
+    raise AssertionError("an empty search can be carried out")
 
 
 def data_sets_of(run: Run) -> list[str]:
@@ -99,15 +126,15 @@ def has_data_set(run: Run, name: str) -> bool:
     return any(next(run.root.glob(place), None) is not None for place in places)
 
 
-def columns_of(selection: Selection, found: Rows, query: Query, search: str) -> list[dict[str, Any]]:
-    """The columns that stand in cells, the scores first, each with how its values lie and the address that sorts by it."""
+def columns_of(run: Run, selection: Selection, found: Rows, search: str, query: Query) -> list[dict[str, Any]]:
+    """The columns that stand in cells, the scores first, each with how its values lie, the range to which the search narrows
+    it, and the search that sorts by it."""
     data_set = selection.data_set
     names = [name for name in data_set.columns if name not in UNSHOWN and not is_own(selection, name)]
     names.sort(key=lambda name: (name != "score", not name.startswith("score_"), not name.startswith("held_out_")))
     # The one component of a score is the score itself, up to its weight.
-    components = [name for name in names if name.startswith("score_")]
-    if len(components) == 1 and "score" in names:
-        names.remove(components[0])
+    if len(run.config.rewards) == 1 and "score" in names:
+        names = [name for name in names if name != f"score_{next(iter(run.config.rewards))}"]
     columns = []
     for name in names:
         numeric = is_numeric(data_set, name)
@@ -120,6 +147,7 @@ def columns_of(selection: Selection, found: Rows, query: Query, search: str) -> 
                 "is_numeric": numeric,
                 "sorted": None if order is None else ("down" if order.largest_first else "up"),
                 "sort": with_order(search, name, order),
+                "range": bounds(query, name),
                 "distribution": None
                 if lies is None
                 else {"low": lies.low, "high": lies.high, "all": lies.all, "found": lies.found},
@@ -138,21 +166,6 @@ def label_of(name: str) -> str:
     return words.get(name, re.sub(r"^(score|held_out)_", "", name).replace("_", " "))
 
 
-def with_order(search: str, name: str, order: Order | None) -> str:
-    """The search sorted by a column: first the largest, then the smallest, then as the rows stand."""
-    kept = [term for term in written_terms(search) if not term.startswith("sort:")]
-    if order is None:
-        return " ".join([*kept, f"sort:-{name}"])
-    return " ".join([*kept, f"sort:{name}"] if order.largest_first else kept)
-
-
-def without(search: str, term: str) -> str:
-    """The search without one of its terms."""
-    terms = written_terms(search)
-    terms.remove(term)
-    return " ".join(terms)
-
-
 def facets_of(found: Rows, search: str) -> list[dict[str, Any]]:
     """Columns of few values, each with the number of rows and the search that keeps those alone."""
     data_set = found.data_set
@@ -167,20 +180,14 @@ def facets_of(found: Rows, search: str) -> list[dict[str, Any]]:
         counts = value_counts(found, name)
         if counts is None or len(counts) < 2:
             continue
-        place = name in ("round", "iteration")
-        counts = sorted(counts, key=lambda item: int(item[0])) if place else counts
+        is_number = is_numeric(data_set, name)
+        counts = sorted(counts, key=lambda item: float(item[0])) if is_number else counts
         values = [
-            {"value": value, "count": count, "q": " ".join(filter(None, [search, term_of(name, value, place)]))}
+            {"value": value, "count": count, "q": with_value(search, name, value, is_number=is_number)}
             for value, count in counts
         ]
-        facets.append({"name": name, "values": values})
+        facets += [{"name": name, "values": values}] if all(value["q"] is not None for value in values) else []
     return facets
-
-
-def term_of(name: str, value: str, place: bool) -> str:
-    if place:
-        return f"{name}={value}"
-    return f"{name}:{value}" if re.fullmatch(r"[\w.-]+", value) else f"{name}:{quoted(value)}"
 
 
 def rows_of(shown: Rows, columns: list[str]) -> list[dict[str, Any]]:
@@ -195,10 +202,9 @@ def rows_of(shown: Rows, columns: list[str]) -> list[dict[str, Any]]:
         "ranks",
         "round",
         "iteration",
+        "sampled_by",
     ]
-    # A column that no part stores would be looked for among the user's own, in the JSON of every row.
-    there = set(shown.columns)
-    rows = shown.dicts([*dict.fromkeys([*(name for name in names if name in there), *columns])])
+    rows = shown.dicts([*dict.fromkeys([*names, *columns])])
     return [
         {
             "id": row.get("rollout_id") or row.get("preference_id") or row.get("prompt_id") or "",
@@ -216,8 +222,8 @@ def rows_of(shown: Rows, columns: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def neighbours_of(run: Run, name: str, selection: Selection) -> dict[str, str | None]:
-    """The addresses of the iterations before and after the one that is shown; none where several are."""
+def neighbours_of(run: Run, called: str, selection: Selection, search: str, name: str) -> dict[str, str | None]:
+    """The addresses of the same search in the iterations before and after the one that is shown; none where several are."""
     here = {(part.place.round, part.place.iteration) for part in selection.parts}
     if len(here) != 1 or name != "rollouts":
         return {"previous": None, "next": None}
@@ -229,6 +235,7 @@ def neighbours_of(run: Run, name: str, selection: Selection) -> dict[str, str | 
     def address(position: int) -> str | None:
         if not 0 <= position < len(places):
             return None
-        return page_path("runs", run.name, "rollouts", round=places[position][0], iteration=places[position][1])
+        round, iteration = places[position]
+        return page_path("runs", called, "rollouts", round=round, iteration=iteration, q=search)
 
     return {"previous": address(at - 1), "next": address(at + 1)}
