@@ -177,24 +177,20 @@ def mlflow(
 
 
 @commands.command()
-def doctor(ctx: typer.Context, as_json: Json = False) -> None:
-    """What is installed, reachable and mismatched on this machine, with the next move; ends with 1 at a problem."""
-    from dataclasses import asdict
+def doctor(
+    ctx: typer.Context,
+    hub: Annotated[bool, typer.Option("--hub", help="Ask the model hub too; nothing is told to it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Whether versions, machine, home, network and servers are fit for runs, and what to do where not; then ends with 1."""
+    from flows.doctor import PROBLEM, examine
 
-    from flows.doctor import examine
-    from flows.terminal.tables import BAD, DOUBTFUL, Column, Table
-    from flows.text import printable
-
-    found = examine(ctx.obj)
+    findings = examine(ctx.obj, asks_hub=hub)
     if as_json:
-        print_json([asdict(check) for check in found])
+        print_json([finding.as_dict() for finding in findings])
     else:
-        colors = {"ok": "", "warning": DOUBTFUL, "problem": f"bold {BAD}"}
-        texts = [Column(title=title, wraps=True) for title in ("check", "found", "next move")]
-        table = Table(columns=[Column(title=""), *texts])
-        for check in found:
-            cells = (check.state, *map(printable, (check.name, check.found, check.move)))
-            table.add_row(*cells, style=colors[check.state])
-        show(table)
-    if any(check.state == "problem" for check in found):
+        from flows.terminal.doctor_view import doctor_table
+
+        show(doctor_table(findings))
+    if any(finding.state == PROBLEM for finding in findings):
         raise typer.Exit(FAILED)

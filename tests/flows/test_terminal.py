@@ -1,6 +1,5 @@
-"""A terminal's surroundings: its shell, its pipes, a run that goes on; the doctor and MLflow's pages."""
+"""A terminal's surroundings: its shell, its pipes, a run that goes on, MLflow's pages."""
 
-import json
 import os
 import socket
 import subprocess
@@ -13,7 +12,6 @@ from typer.testing import CliRunner
 
 from flows.cli import completion
 from flows.cli.main import app
-from flows.doctor import checks
 from flows.runs import find_run
 from tasks import environment
 
@@ -113,59 +111,6 @@ def test_a_pipe_that_ends_early_ends_the_command_quietly(home, command):
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
-
-
-# The doctor
-
-
-@pytest.fixture
-def well(monkeypatch):
-    """Without asking torch, which takes seconds."""
-    monkeypatch.setattr(checks, "devices", lambda: iter(()))
-
-
-def test_a_machine_that_is_well_has_no_problem(home, well, rounds):
-    found = json.loads(rounds("doctor", "--json"))
-    assert {check["name"] for check in found} >= {
-        "versions",
-        "disk",
-        "memory",
-        "file system",
-        "pages",
-        "proxies",
-        "runs",
-    }
-    assert all(check["state"] != "problem" for check in found)
-    assert "runs" in rounds("doctor")
-
-
-def test_what_is_wrong_is_told_with_the_next_move(tmp_path, well, monkeypatch, rounds):
-    monkeypatch.setattr(checks, "requires", lambda _: ["torch>=99", "no-such-package", 'other; extra == "dev"'])
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
-    (tmp_path / "mlflow").mkdir()
-    (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"not a database, but long enough to be one" * 100)
-    (tmp_path / "runs" / "half").mkdir(parents=True)
-    (tmp_path / "runs" / "half" / "run.json").write_text("{")
-    found = {check.name: check for check in checks.examine(tmp_path)}
-    assert found["version of torch"].move == "pip install 'torch>=99'"
-    assert found["version of no-such-package"].found == "no-such-package is not installed"
-    assert found["PREFECT_API_URL"].state == found["mlflow.db"].state == "problem"
-    assert "unset PREFECT_API_URL" in found["PREFECT_API_URL"].move
-    assert "secret" not in found["proxies"].found
-    assert found["run half"].state == "warning"
-    assert (
-        "no-such-package" in CliRunner().invoke(app, ["--home", str(tmp_path), "doctor"], env=dict(os.environ)).stdout
-    )
-
-
-def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    def refused(*_args, **_options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(checks.tempfile, "TemporaryDirectory", refused)
-    (found,) = checks.locks(tmp_path)
-    assert (found.state, found.move) == ("problem", "choose another --home, on a local disk")
 
 
 # MLflow's pages
