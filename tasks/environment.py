@@ -93,8 +93,10 @@ def keep_loopback_direct() -> None:
 
 
 def mlflow_server_environment() -> dict[str, str]:
-    """For MLflow's own server: without the processes that execute jobs, of which it has eight and we none."""
-    return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    """For MLflow's own server over the home's database: nothing of another MLflow's, and without the processes that execute
+    jobs, of which it has eight and we none."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return {**others, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def hidden_proxies() -> dict[str, str]:

@@ -1,6 +1,9 @@
 """Commands of servers and of the machine: up, down, schedule, serve, mlflow, doctor."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -159,21 +162,38 @@ def mlflow(
     port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="0 takes a free one.")] = 5000,
 ) -> None:
     """Serve MLflow's pages of this home until Ctrl-C: on this machine alone, with one worker and without its job runner."""
-    from flows.pages.serve import listening
+    from flows.server import listening
     from tasks import environment
     from tasks.errors import ConfigError
 
-    environment.quieten(hub=False)
-    if (named := environment.mlflow_tracking_uri()) is not None:
-        raise ConfigError(f"MLFLOW_TRACKING_URI={named}: runs are logged there; open its pages, or unset it")
+    if environment.mlflow_tracking_uri() is not None:
+        from tasks.tracking.addresses import server_page
+
+        # The address of a database holds its password.
+        where = server_page(ctx.obj) or "a database"
+        raise ConfigError(f"MLFLOW_TRACKING_URI names {where}: runs are logged there; open its pages, or unset it")
     # Taken and let go of again, so that a port in use is one sentence and not the server's traceback.
     with listening("127.0.0.1", port) as free:
         port = free.getsockname()[1]
-    from tasks.tracking.server import serve_mlflow
+    from tasks.tracking.server import mlflow_server
 
-    print(f"http://127.0.0.1:{port}", flush=True)
-    if code := serve_mlflow(ctx.obj, port):
-        raise typer.Exit(FAILED if code > 0 else code)
+    say("MLflow is starting; Ctrl-C ends it")
+    with suppress(KeyboardInterrupt), ended_as_by_ctrl_c(), mlflow_server(ctx.obj, port) as server:
+        print(f"http://127.0.0.1:{port}", flush=True)
+        server.wait()
+        say(f"MLflow's server ended by itself; its log is {ctx.obj / 'mlflow' / 'server.log'}")
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """A process that is told to end, or whose terminal is closed, leaves no server behind."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @commands.command()

@@ -10,6 +10,7 @@ from flows.server.embedded import (
     running_server,
     server_state,
 )
+from flows.server.listening import listening
 
 __all__ = [
     "asked",
@@ -17,6 +18,7 @@ __all__ = [
     "ensure_embedded",
     "is_healthy",
     "kept_alive",
+    "listening",
     "log_of",
     "running_server",
     "server_state",

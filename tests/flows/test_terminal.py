@@ -1,9 +1,11 @@
 """A terminal's surroundings: its shell, its pipes, a run that goes on, MLflow's pages."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import fake_runs
@@ -13,7 +15,6 @@ from typer.testing import CliRunner
 from flows.cli import completion
 from flows.cli.main import app
 from flows.runs import find_run
-from tasks import environment
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
 
@@ -121,29 +122,40 @@ def test_a_port_in_use_and_a_store_of_ones_own_are_told(rounds, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert "taken by another program" in rounds("mlflow", "--port", taken.getsockname()[1], code=2)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert "runs are logged there; open its pages, or unset it" in rounds("mlflow", code=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@tracking:5000")
+    said = rounds("mlflow", code=2)
+    assert "MLFLOW_TRACKING_URI names http://tracking:5000: runs are logged there; open its pages, or unset it" in said
 
 
-def test_its_server_has_one_worker_and_no_job_runner(tmp_path, monkeypatch):
-    from tasks.tracking import server
+def below(pid):
+    """A process and all that it has started."""
+    stats = {int(path.parent.name): path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()}
+    children = [own for own, stat in stats.items() if int(stat.rpartition(")")[2].split()[1]) == pid]
+    return [pid, *(deeper for child in children for deeper in below(child))]
 
-    started = {}
 
-    class Started:
-        def __init__(self, command, env, **_):
-            started.update(command=command, jobs=env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"])
+def test_mlflow_is_served_by_one_worker_until_a_signal_comes_and_nothing_is_left(tmp_path):
+    environ = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true",
+        "MLFLOW_BACKEND_STORE_URI": "sqlite:///else.db",
+    }
+    command = [ROUNDS, "--home", str(tmp_path), "mlflow", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as started:
+        address = started.stdout.readline().strip()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{address}/health") as answer:
+            assert answer.read() == b"OK"
+        processes = below(started.pid)
+        # The command, MLflow's own, and its worker.
+        assert len(processes) == 3
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(30) == 0
+        assert started.stderr.read() == "MLflow is starting; Ctrl-C ends it\n"
+    assert [pid for pid in processes if Path(f"/proc/{pid}").exists()] == []
+    assert (tmp_path / "mlflow" / "mlflow.db").exists()
 
-        def wait(self, *_):
-            return 0
 
-        def poll(self):
-            return 0
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(server.subprocess, "Popen", Started)
-    assert server.serve_mlflow(tmp_path, 5000) == 0
-    assert started["jobs"] == "false"
-    assert started["command"][started["command"].index("--workers") :][:2] == ["--workers", "1"]
-    assert started["command"][started["command"].index("--host") :][:2] == ["--host", "127.0.0.1"]
-    assert environment.mlflow_tracking_uri() is None
+def test_an_mlflow_that_does_not_start_is_told_with_its_log(rounds, monkeypatch, tmp_path):
+    monkeypatch.setattr("tasks.tracking.server.sys.executable", "/bin/false")
+    said = rounds("mlflow", "--port", 0, code=1)
+    assert "MLflow's server ended with exit code 1; its log is" in said
