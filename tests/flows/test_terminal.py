@@ -1,5 +1,6 @@
 """A terminal's surroundings: its shell, its pipes, a run that goes on, MLflow's pages."""
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from flows.cli import completion
 from flows.cli.main import app
+from flows.cli.options import NO_READER
 from flows.runs import find_run
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
@@ -101,17 +103,44 @@ def test_a_completion_that_goes_wrong_says_nothing():
     assert broken(None, "") == []
 
 
+@pytest.mark.parametrize("is_buffered", [True, False])
 @pytest.mark.parametrize("command", [
-    ("rollouts", "one", "--round", "all", "--iteration", "all", "--format", "jsonl"),
-    ("rollouts", "one", "--format", "csv"), ("rollouts", "one", "--json"), ("list",), ("status", "one"), ("logs", "one"),
+    ("rollouts", "one", "--round", "all", "--iteration", "all", "--format", "jsonl"), ("rollouts", "one", "--wide"),
+    ("rollouts", "one", "--format", "csv"), ("rollouts", "one", "--json"), ("list",), ("list", "--json"),
+    ("status", "one"), ("logs", "one"), ("--help",), ("--version",),
 ])  # fmt: skip
-def test_a_pipe_that_ends_early_ends_the_command_quietly(home, command):
+def test_a_pipe_that_ends_early_ends_the_command_quietly(home, command, is_buffered):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([ROUNDS, "--home", str(home), *command], stdout=writing, stderr=subprocess.PIPE, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    env |= {} if is_buffered else {"PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        [ROUNDS, "--home", str(home), *command], stdout=writing, stderr=subprocess.PIPE, text=True, env=env
+    )
     os.close(writing)
+    assert (done.stderr, done.returncode) == ("", NO_READER)
+
+
+def test_what_a_reader_has_taken_is_whole_and_the_code_is_that_of_other_programs(home):
+    script = (
+        f"set -o pipefail; {ROUNDS} --home {home} rollouts one --round all --iteration all --format jsonl | head -1"
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert json.loads(done.stdout)["rollout_id"]
     assert done.stderr == ""
-    assert done.returncode in (0, 1)
+    # A short answer may have gone through before head has ended.
+    assert done.returncode in (0, NO_READER)
+    others = subprocess.run(["bash", "-c", "set -o pipefail; yes | head -1"], capture_output=True)
+    assert others.returncode == NO_READER
+
+
+def test_a_connection_that_breaks_is_not_taken_for_a_reader_that_has_ended(home, monkeypatch):
+    def broken(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("flows.runs.list_runs", broken)
+    monkeypatch.setattr("flows.cli.app.is_unread", lambda stream: False)
+    assert CliRunner().invoke(app, ["--home", str(home), "list"]).exit_code == 1
 
 
 # MLflow's pages
