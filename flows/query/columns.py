@@ -64,6 +64,23 @@ def own_names(table: Table) -> list[str]:
     return list(json.loads(table.column("extra")[0].as_py() or "{}"))
 
 
+def rows_at(table: Table, indices: pa.Array) -> Table:
+    """The rows at these positions. Of a memory-mapped table only the batches that hold them are read: Arrow's own ``take``
+    first looks through all of them."""
+    batches = table.to_batches()
+    if len(batches) < 2:
+        return table.take(indices)
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    positions = indices.to_numpy()
+    holders = np.searchsorted(starts, positions, side="right") - 1
+    by_holder = np.argsort(holders, kind="stable")
+    groups = np.split(by_holder, np.flatnonzero(np.diff(holders[by_holder])) + 1) if len(positions) else []
+    found = [batches[holders[own[0]]].take(pa.array(positions[own] - starts[holders[own[0]]])) for own in groups]
+    whole = pa.Table.from_batches(found, schema=table.schema)
+    is_in_order = bool((by_holder[1:] > by_holder[:-1]).all())
+    return whole if is_in_order else whole.take(pa.array(np.argsort(by_holder)))
+
+
 def sums(lists: Column) -> np.ndarray:
     """(B,) the sum of each row's list, in double precision."""
     chunks = lists.chunks if isinstance(lists, pa.ChunkedArray) else [lists]

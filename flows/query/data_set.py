@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names
+from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names, rows_at
 from flows.query.conditions import mask_of
 from flows.query.grammar import Order, Query, parse
 from tasks.errors import ConfigError
@@ -23,6 +23,8 @@ SEED_OF_SAMPLES = 0
 """What draws rows at random where somebody asks for some."""
 PLACES = ("run", "round", "iteration")
 """Columns that say where a row comes from."""
+BEHIND = ("rollout_id", "extra")
+"""Stored columns that audited ones and the user's own follow from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +55,22 @@ class Part:
         return [*column_names(self.table), *audited, *PLACES, *own_names(self.table)]
 
     def column(self, name: str) -> Column | None:
-        if name in PLACES:
-            value = self.run if name == "run" else getattr(self.place, name)
-            return pa.repeat(value, self.table.num_rows)
-        if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
-            rows = pc.index_in(self.table.column("rollout_id"), self._audit.column("rollout_id"))
-            return self._audit.column(name).take(rows)
         if name in DERIVED:
             # A search filters, sorts and shows by it: it is worked out once.
             if name not in self._derived:
                 self._derived[name] = column_of(self.table, name)
             return self._derived[name]
-        return column_of(self.table, name)
+        return self._column_of(self.table, name)
+
+    def _column_of(self, table: Table, name: str) -> Column | None:
+        """A column of some of the rows; ``table`` holds what it follows from."""
+        if name in PLACES:
+            value = self.run if name == "run" else getattr(self.place, name)
+            return pa.repeat(value, table.num_rows)
+        if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
+            rows = pc.index_in(table.column("rollout_id"), self._audit.column("rollout_id"))
+            return self._audit.column(name).take(rows)
+        return column_of(table, name)
 
     def text(self, name: str) -> Column | None:
         """A stored column, and none of the user's own: those would have to be read out of every row's JSON."""
@@ -82,13 +88,15 @@ class Part:
         return [*stored, *(name for name in self.columns if name not in stored and name not in own)]
 
     def rows(self, indices: Any, columns: Sequence[str] | None) -> Table:
-        """The rows chosen: all columns, or those named."""
-        found = {}
-        for name in self.all_columns if columns is None else columns:
-            stored = self.table.column(name) if name in self.table.column_names else self.column(name)
-            if stored is not None:
-                found[name] = stored.take(indices)
-        return pa.table(found)
+        """The rows chosen: all columns, or those named. What follows from stored columns is worked out for these alone."""
+        names = self.all_columns if columns is None else columns
+        stored = set(self.table.column_names)
+        sources = [own for name in names for own in ((name,) if name in stored else DERIVED.get(name, BEHIND))]
+        # One at least, so that places are repeated as often as there are rows.
+        sources.append(self.table.column_names[0])
+        chosen = rows_at(self.table.select([own for own in dict.fromkeys(sources) if own in stored]), indices)
+        found = {name: chosen.column(name) if name in stored else self._column_of(chosen, name) for name in names}
+        return pa.table({name: column for name, column in found.items() if column is not None})
 
 
 def _checked(ref: Ref, name: str) -> Table:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from flows.query import DataSet, Order, Part, Query, Span, parse, span
-from flows.query.columns import column_of, sums
+from flows.query.columns import column_of, rows_at, sums
 from flows.query.grammar import LONGEST, Comparison, Words
 from tasks.errors import ConfigError
 from tasks.store import Place, Ref
@@ -277,3 +277,21 @@ def test_words_are_looked_for_in_the_texts_that_a_data_set_has():
     assert data_set.search("no").dicts()[0]["responses"] == ["A lamp.", "No"]
     with pytest.raises(ConfigError, match="response: no such column"):
         data_set.search("response:no")
+
+
+@pytest.mark.parametrize("positions", [[], [0], [6], [4, 1, 1, 6], list(range(7)), [6, 5, 4, 3, 2, 1, 0]])
+def test_rows_of_a_table_in_batches_are_those_at_their_positions(positions):
+    whole = pa.table({"x": pa.chunked_array([[0, 1, 2], [3], [4, 5, 6]]), "y": pa.chunked_array([list("abcdefg")])})
+    indices = pa.array(positions, pa.int64())
+    assert rows_at(whole, indices).to_pylist() == whole.take(indices).to_pylist()
+
+
+def test_what_follows_from_lists_is_worked_out_for_the_rows_that_are_shown_alone(monkeypatch):
+    whole = DataSet(parts=(a_part(a_table()),)).search("", top=2)
+    expected = whole.dicts(["rollout_id", "kl_sum", "kind", "iteration"])
+    assert [row["kl_sum"] for row in expected] == [1.5, 0.5]
+    assert [(row["kind"], row["iteration"]) for row in expected] == [("x", 1), ("y", 1)]
+    seen = []
+    monkeypatch.setattr("flows.query.data_set.column_of", lambda table, name: seen.append((name, table.num_rows)))
+    DataSet(parts=(a_part(a_table()),)).search("", top=2).dicts(["rollout_id", "kl_sum", "kind"])
+    assert seen == [("kl_sum", 2), ("kind", 2)]
