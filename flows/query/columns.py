@@ -71,7 +71,7 @@ def rows_at(table: Table, indices: pa.Array) -> Table:
     if len(batches) < 2:
         return table.take(indices)
     starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
-    positions = indices.to_numpy()
+    positions = indices.cast(pa.int64()).to_numpy()
     holders = np.searchsorted(starts, positions, side="right") - 1
     by_holder = np.argsort(holders, kind="stable")
     groups = np.split(by_holder, np.flatnonzero(np.diff(holders[by_holder])) + 1) if len(positions) else []

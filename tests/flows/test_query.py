@@ -282,8 +282,10 @@ def test_words_are_looked_for_in_the_texts_that_a_data_set_has():
 @pytest.mark.parametrize("positions", [[], [0], [6], [4, 1, 1, 6], list(range(7)), [6, 5, 4, 3, 2, 1, 0]])
 def test_rows_of_a_table_in_batches_are_those_at_their_positions(positions):
     whole = pa.table({"x": pa.chunked_array([[0, 1, 2], [3], [4, 5, 6]]), "y": pa.chunked_array([list("abcdefg")])})
-    indices = pa.array(positions, pa.int64())
-    assert rows_at(whole, indices).to_pylist() == whole.take(indices).to_pylist()
+    # Of either kind, as conditions and orders make them.
+    for kind in (pa.int64(), pa.uint64()):
+        indices = pa.array(positions, kind)
+        assert rows_at(whole, indices).to_pylist() == whole.take(indices).to_pylist()
 
 
 def test_what_follows_from_lists_is_worked_out_for_the_rows_that_are_shown_alone(monkeypatch):
