@@ -9,7 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names, rows_at
+from flows.query.columns import (
+    DERIVED,
+    Column,
+    column_names,
+    column_of,
+    from_numpy,
+    is_listed,
+    own_names,
+    rows_at,
+    to_numpy,
+)
 from flows.query.conditions import mask_of
 from flows.query.grammar import Order, Query, parse
 from tasks.errors import ConfigError
@@ -146,7 +156,7 @@ class DataSet:
             own = mask_of(condition, column, part.table.num_rows)
             mask = own if mask is None else pc.and_(mask, own)
         if mask is None:
-            return pa.array(np.arange(part.table.num_rows))
+            return from_numpy(np.arange(part.table.num_rows))
         return pc.indices_nonzero(mask)
 
     def column(self, part: Part, name: str) -> Column | None:
@@ -193,7 +203,7 @@ class Rows:
         keys: dict[str, list[Column]] = {str(i): [] for i in range(len(order))}
         numbers, positions = [], []
         for number, indices in self.chosen:
-            numbers.append(pa.repeat(number, len(indices)))
+            numbers.append(from_numpy(np.full(len(indices), number)))
             positions.append(indices.cast(pa.int64()))
             for i, own in enumerate(order):
                 column = self.data_set.column(self.data_set.parts[number], own.column)
@@ -202,12 +212,12 @@ class Rows:
         by = [(str(i), "descending" if own.largest_first else "ascending") for i, own in enumerate(order)]
         ranked = pc.sort_indices(pa.table(index), sort_keys=by)
         ranked = ranked if top is None else ranked[:top]
-        number_of = _joined(numbers).take(ranked).to_numpy()
-        position_of = _joined(positions).take(ranked).to_numpy()
+        number_of = to_numpy(_joined(numbers).take(ranked).combine_chunks())
+        position_of = to_numpy(_joined(positions).take(ranked).combine_chunks())
         kept, order_of = [], []
         for number in dict.fromkeys(number_of.tolist()):
             (mine,) = (number_of == number).nonzero()
-            kept.append((number, pa.array(position_of[mine])))
+            kept.append((number, from_numpy(position_of[mine])))
             order_of.append(mine)
         return Rows(data_set=self.data_set, chosen=tuple(kept), order=tuple(order_of), found=self.found)
 
@@ -248,7 +258,7 @@ class Rows:
         for number, indices in self.chosen:
             (own,) = ((wanted >= before) & (wanted < before + len(indices))).nonzero()
             if len(own):
-                kept.append((number, indices.take(pa.array(wanted[own] - before))))
+                kept.append((number, indices.take(from_numpy(wanted[own] - before))))
                 order.append(own)
             before += len(indices)
         return replace(self, chosen=tuple(kept), order=tuple(order))
@@ -263,7 +273,7 @@ class Rows:
             (own,) = ((standing >= start) & (standing < stop)).nonzero()
             before += len(indices)
             if len(own):
-                kept.append((number, indices.take(pa.array(own))))
+                kept.append((number, indices.take(from_numpy(own))))
                 order.append(standing[own] - start)
         is_sorted = self.order is not None
         return replace(self, chosen=tuple(kept), order=tuple(order) if is_sorted else None)
@@ -276,7 +286,7 @@ class Rows:
         whole = pa.concat_tables(tables, promote_options="permissive")
         if self.order is None:
             return whole
-        return whole.take(pa.array(np.argsort(np.concatenate(self.order))))
+        return whole.take(from_numpy(np.argsort(np.concatenate(self.order))))
 
     def dicts(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows as plain values."""

@@ -7,12 +7,11 @@ own, whose files are in the system's cache.
 """
 
 import argparse
-import os
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -73,17 +72,24 @@ def make_large(home, num_rows):
     return rollouts.column("rollout_id")[num_rows // 2].as_py()
 
 
+# In a small process, because a process begins with the peak of the one that it was made from.
+TURN = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(json.dumps({"seconds": time.perf_counter() - began, "code": os.waitstatus_to_exitcode(status),
+                  "cpu": used.ru_utime + used.ru_stime, "mib": used.ru_maxrss / 1024}))
+"""
+
+
 def one_turn(home, arguments):
     """Wall and processor seconds of a command, and the most memory that it had, in MiB."""
-    began = time.perf_counter()
-    with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen([ROUNDS, "--home", str(home), *arguments], stdout=nowhere)
-        _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"rounds {' '.join(arguments)} ended with {process.returncode}")
-    return {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "mib": used.ru_maxrss / 1024}
+    command = [sys.executable, "-S", "-c", TURN, ROUNDS, "--home", str(home), *arguments]
+    turn = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    if turn["code"]:
+        raise SystemExit(f"rounds {' '.join(arguments)} ended with {turn['code']}")
+    return turn
 
 
 def main():

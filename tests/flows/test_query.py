@@ -1,9 +1,12 @@
 """The search grammar, and what it finds in small tables."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
+from fake_runs import document, finished_run
 
 from flows.query import DataSet, Order, Part, Query, Span, parse, span
 from flows.query.columns import column_of, rows_at, sums
@@ -297,3 +300,16 @@ def test_what_follows_from_lists_is_worked_out_for_the_rows_that_are_shown_alone
     monkeypatch.setattr("flows.query.data_set.column_of", lambda table, name: seen.append((name, table.num_rows)))
     DataSet(parts=(a_part(a_table()),)).search("", top=2).dicts(["rollout_id", "kl_sum", "kind"])
     assert seen == [("kl_sum", 2), ("kind", 2)]
+
+
+@pytest.mark.parametrize("command", [("rollouts",), ("rollouts", "--sort", "-score")])
+def test_looking_at_rollouts_imports_no_library_that_takes_long(tmp_path, command):
+    finished_run(tmp_path, "one", document(tmp_path, rounds=1, iterations=1))
+    code = (
+        "import sys; from flows.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+        "print({'pandas', 'datasets', 'transformers', 'torch', 'prefect', 'mlflow'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--home", str(tmp_path), *command], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
