@@ -92,19 +92,32 @@ def keep_loopback_direct() -> None:
             os.environ[HIDDEN_PROXIES] = json.dumps({**hidden_proxies(), **hidden})
 
 
-def proxies() -> dict[str, str]:
-    """The proxies that the environment names, for HTTP and the like."""
-    return {name: value for name, value in os.environ.items() if name.lower() in PROXIES and value}
-
-
 def mlflow_server_environment() -> dict[str, str]:
-    """For MLflow's own server: without the processes that execute jobs, of which it has eight and we none."""
-    return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    """For MLflow's own server over the home's database: nothing of another MLflow's, and without the processes that execute
+    jobs, of which it has eight and we none."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return {**others, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def hidden_proxies() -> dict[str, str]:
     """Proxies of the user that only the worker, which needs no server of ours, is told of."""
     return dict(json.loads(os.environ.get(HIDDEN_PROXIES, "{}")))
+
+
+def proxies() -> dict[str, str]:
+    """All proxies that the environment names, by variable."""
+    named = {name: value for name, value in os.environ.items() if name.lower() in PROXIES and value}
+    return {**hidden_proxies(), **named}
+
+
+def hub_endpoint() -> str:
+    """The address of the model hub."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def is_hub_offline() -> bool:
+    """Whether the user has told the hub's client to fetch nothing."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def home_directory(option: str | Path | None) -> Path:

@@ -1,13 +1,16 @@
 """The command line's application: its options, and how it tells a mistake."""
 
+import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from flows.cli.options import CANCELLED, FAILED, MISTAKE
+from flows.cli.options import CANCELLED, FAILED, MISTAKE, NO_READER
 
 if TYPE_CHECKING:
     from tasks.contract import StageError
@@ -16,12 +19,18 @@ if TYPE_CHECKING:
 class Commands(TyperGroup):
     """Turns our errors into one sentence and an exit code, and takes ``--home`` behind a command too."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        # What --help and --version print is printed here.
+        with until_nobody_reads():
+            return super().make_context(*args, **options)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return list(super().parse_args(ctx, home_first(args)))
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with until_nobody_reads():
+                return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             say("cancelled")
             raise typer.Exit(CANCELLED) from interrupt
@@ -31,6 +40,31 @@ class Commands(TyperGroup):
                 raise
             say(sentence)
             raise typer.Exit(code) from error
+
+
+@contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """A reader that has seen enough, such as ``head``, ends a command without a word: with the exit code that a shell shows
+    for the signal by which other programs end then."""
+    try:
+        try:
+            yield
+        finally:
+            # What is still on its way, of which the interpreter would complain as it ends.
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not is_unread(sys.stdout):
+            raise
+        # The rest of what is buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(NO_READER) from error
+
+
+def is_unread(stream: Any) -> bool:
+    """Whether a stream is a pipe of which nobody has the other end any more; a connection to a server may break too."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def home_first(args: Sequence[str]) -> list[str]:

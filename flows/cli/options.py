@@ -1,5 +1,6 @@
 """Options that several commands share, exit codes, and how a command shows what it found."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 WIDTH_OF_A_PIPE = 240
 WARNING = "yellow"
-FAILED, MISTAKE, UNREPORTED, CANCELLED = 1, 2, 3, 130
+FAILED, MISTAKE, UNREPORTED, CANCELLED, NO_READER = 1, 2, 3, 130, 141
 AttemptId = Annotated[
     str | None, typer.Option(metavar="ID", help="An earlier attempt, as rounds status --attempts lists it.")
 ]
@@ -41,7 +42,11 @@ def show(renderable: "RenderableType", *, is_line: bool = False) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_OF_A_PIPE)
-    console.print(renderable, soft_wrap=is_line, highlight=False)
+    # Rich ends the process by itself where nobody reads any more, and flushes what was printed before.
+    sys.stdout.flush()
+    with console.capture() as captured:
+        console.print(renderable, soft_wrap=is_line, highlight=False)
+    print(captured.get(), end="")
 
 
 def show_lines(lines: Sequence[str], *, style: str = "") -> None:

@@ -1,6 +1,9 @@
 """Commands of servers and of the machine: up, down, schedule, serve, mlflow, doctor."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -159,42 +162,55 @@ def mlflow(
     port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="0 takes a free one.")] = 5000,
 ) -> None:
     """Serve MLflow's pages of this home until Ctrl-C: on this machine alone, with one worker and without its job runner."""
-    from flows.pages.serve import listening
+    from flows.server import listening
     from tasks import environment
     from tasks.errors import ConfigError
 
-    environment.quieten(hub=False)
-    if (named := environment.mlflow_tracking_uri()) is not None:
-        raise ConfigError(f"MLFLOW_TRACKING_URI={named}: runs are logged there; open its pages, or unset it")
+    if environment.mlflow_tracking_uri() is not None:
+        from tasks.tracking.addresses import server_page
+
+        # The address of a database holds its password.
+        where = server_page(ctx.obj) or "a database"
+        raise ConfigError(f"MLFLOW_TRACKING_URI names {where}: runs are logged there; open its pages, or unset it")
     # Taken and let go of again, so that a port in use is one sentence and not the server's traceback.
     with listening("127.0.0.1", port) as free:
         port = free.getsockname()[1]
-    from tasks.tracking.server import serve_mlflow
+    from tasks.tracking.server import mlflow_server
 
-    print(f"http://127.0.0.1:{port}", flush=True)
-    if code := serve_mlflow(ctx.obj, port):
-        raise typer.Exit(FAILED if code > 0 else code)
+    say("MLflow is starting; Ctrl-C ends it")
+    with suppress(KeyboardInterrupt), ended_as_by_ctrl_c(), mlflow_server(ctx.obj, port) as server:
+        print(f"http://127.0.0.1:{port}", flush=True)
+        server.wait()
+        say(f"MLflow's server ended by itself; its log is {ctx.obj / 'mlflow' / 'server.log'}")
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """A process that is told to end, or whose terminal is closed, leaves no server behind."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @commands.command()
-def doctor(ctx: typer.Context, as_json: Json = False) -> None:
-    """What is installed, reachable and mismatched on this machine, with the next move; ends with 1 at a problem."""
-    from dataclasses import asdict
+def doctor(
+    ctx: typer.Context,
+    hub: Annotated[bool, typer.Option("--hub", help="Ask the model hub too; nothing is told to it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Whether versions, machine, home, network and servers are fit for runs, and what to do where not; then ends with 1."""
+    from flows.doctor import PROBLEM, examine
 
-    from flows.doctor import examine
-    from flows.terminal.tables import BAD, DOUBTFUL, Column, Table
-    from flows.text import printable
-
-    found = examine(ctx.obj)
+    findings = examine(ctx.obj, asks_hub=hub)
     if as_json:
-        print_json([asdict(check) for check in found])
+        print_json([finding.as_dict() for finding in findings])
     else:
-        colors = {"ok": "", "warning": DOUBTFUL, "problem": f"bold {BAD}"}
-        texts = [Column(title=title, wraps=True) for title in ("check", "found", "next move")]
-        table = Table(columns=[Column(title=""), *texts])
-        for check in found:
-            cells = (check.state, *map(printable, (check.name, check.found, check.move)))
-            table.add_row(*cells, style=colors[check.state])
-        show(table)
-    if any(check.state == "problem" for check in found):
+        from flows.terminal.doctor_view import doctor_table
+
+        show(doctor_table(findings))
+    if any(finding.state == PROBLEM for finding in findings):
         raise typer.Exit(FAILED)

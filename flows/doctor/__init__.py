@@ -1,5 +1,6 @@
-"""What is installed, reachable and mismatched on this machine."""
+"""What of a machine and a home is fit for runs, and what to do about the rest."""
 
-from flows.doctor.checks import Check, examine
+from flows.doctor.examination import examine
+from flows.doctor.finding import OK, PROBLEM, WARNING, Finding
 
-__all__ = ["Check", "examine"]
+__all__ = ["OK", "PROBLEM", "WARNING", "Finding", "examine"]

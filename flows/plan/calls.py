@@ -1,5 +1,6 @@
 """From a run's configuration to the calls of its stages, and to the models that it names."""
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ def stage_call(
     return StageCall(
         stage=stage,
         place=place,
-        settings=dump(settings),
+        settings=_plain(settings.model_dump_json()),
         seed=config.seed,
         run_root=str(run.root),
         execution=_dumped(config.execution),
@@ -29,6 +30,13 @@ def stage_call(
         keeps_recoverable=keeps_checkpoint(config, place),
         generation=generations.get(directory_of(stage, place), 0),
     )
+
+
+@lru_cache(maxsize=256)
+def _plain(settings: str) -> dict[str, Any]:
+    """One object for settings that are written alike, as those of a stage at thousands of places are. Nobody changes it."""
+    plain: dict[str, Any] = json.loads(settings)
+    return plain
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,6 @@ Column = Any
 """An array of Arrow, whole or in chunks; the library has no types."""
 DERIVED: Mapping[str, tuple[str, ...]] = {"length": ("response_token_ids",), "kl_sum": ("logprobs", "ref_logprobs")}
 """Columns of each response, and the lists that they follow from: tokens, and the sampled estimate of the KL in nats."""
-FEW_ROWS = 200
 
 
 def is_listed(table: Table, name: str) -> bool:
@@ -34,7 +33,7 @@ def column_of(table: Table, name: str) -> Column | None:
         return pc.list_value_length(table.column("response_token_ids"))
     if name == "kl_sum" and set(DERIVED["kl_sum"]) <= set(table.column_names):
         own, reference = (sums(table.column(part)) for part in DERIVED["kl_sum"])
-        return pa.array(own - reference)
+        return from_numpy(own - reference)
     if name in table.column_names:
         stored = table.column(name)
         if not is_listed(table, name):
@@ -65,12 +64,36 @@ def own_names(table: Table) -> list[str]:
     return list(json.loads(table.column("extra")[0].as_py() or "{}"))
 
 
-def taken(column: Column, indices: Any) -> Column:
-    """Some entries of a column. Of a few rows each by itself: Arrow would put all chunks of a column together first."""
-    if len(indices) > FEW_ROWS or not isinstance(column, pa.ChunkedArray):
-        return column.take(indices)
-    parts = [chunk for i in indices.to_pylist() for chunk in column.slice(i, 1).chunks]
-    return pa.chunked_array([pa.concat_arrays(parts)] if parts else [], type=column.type)
+def from_numpy(values: np.ndarray) -> pa.Array:
+    """An array of Arrow over the same numbers. ``pyarrow.array`` would import pandas, which takes a fifth of a second."""
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def to_numpy(values: pa.Array) -> np.ndarray:
+    """Numbers of an array of Arrow, without the import of pandas that its own ``to_numpy`` begins with; NaN for null."""
+    if values.null_count:
+        converted: np.ndarray = values.to_numpy(zero_copy_only=False)
+        return converted
+    return np.from_dlpack(values)
+
+
+def rows_at(table: Table, indices: pa.Array) -> Table:
+    """The rows at these positions. Of a memory-mapped table only the batches that hold them are read: Arrow's own ``take``
+    first looks through all of them."""
+    batches = table.to_batches()
+    if len(batches) < 2:
+        return table.take(indices)
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    positions = to_numpy(indices.cast(pa.int64()))
+    holders = np.searchsorted(starts, positions, side="right") - 1
+    by_holder = np.argsort(holders, kind="stable")
+    groups = np.split(by_holder, np.flatnonzero(np.diff(holders[by_holder])) + 1) if len(positions) else []
+    found = [batches[holders[own[0]]].take(from_numpy(positions[own] - starts[holders[own[0]]])) for own in groups]
+    whole = pa.Table.from_batches(found, schema=table.schema)
+    is_in_order = bool((by_holder[1:] > by_holder[:-1]).all())
+    return whole if is_in_order else whole.take(from_numpy(np.argsort(by_holder)))
 
 
 def sums(lists: Column) -> np.ndarray:
@@ -80,8 +103,8 @@ def sums(lists: Column) -> np.ndarray:
 
 
 def _sums(lists: pa.ListArray) -> np.ndarray:
-    offsets = lists.offsets.to_numpy()
-    values = lists.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    offsets = to_numpy(lists.offsets)
+    values = to_numpy(lists.values)[offsets[0] : offsets[-1]]
     totals = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return totals[offsets[1:] - offsets[0]] - totals[offsets[:-1] - offsets[0]]
 

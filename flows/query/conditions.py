@@ -29,7 +29,7 @@ def mask_of(condition: Condition, column: Lookup, num_rows: int) -> Column:
     """
     mask = _compared(condition, column) if isinstance(condition, Comparison) else _found(condition, column)
     if mask is None:
-        mask = pa.array([False] * num_rows)
+        mask = pa.repeat(False, num_rows)
     mask = pc.fill_null(mask, False)
     return pc.invert(mask) if condition.is_negated else mask
 

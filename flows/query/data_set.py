@@ -9,7 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.query.columns import DERIVED, Column, column_names, column_of, is_listed, own_names, taken
+from flows.query.columns import (
+    DERIVED,
+    Column,
+    column_names,
+    column_of,
+    from_numpy,
+    is_listed,
+    own_names,
+    rows_at,
+    to_numpy,
+)
 from flows.query.conditions import mask_of
 from flows.query.grammar import Order, Query, parse
 from tasks.errors import ConfigError
@@ -23,6 +33,8 @@ SEED_OF_SAMPLES = 0
 """What draws rows at random where somebody asks for some."""
 PLACES = ("run", "round", "iteration")
 """Columns that say where a row comes from."""
+BEHIND = ("rollout_id", "extra")
+"""Stored columns that audited ones and the user's own follow from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +65,22 @@ class Part:
         return [*column_names(self.table), *audited, *PLACES, *own_names(self.table)]
 
     def column(self, name: str) -> Column | None:
+        if name in self.table.column_names:
+            return self._column_of(self.table, name)
+        # A search filters, sorts, counts and shows by it: it is worked out once.
+        if name not in self._derived:
+            self._derived[name] = self._column_of(self.table, name)
+        return self._derived[name]
+
+    def _column_of(self, table: Table, name: str) -> Column | None:
+        """A column of some of the rows; ``table`` holds what it follows from."""
         if name in PLACES:
             value = self.run if name == "run" else getattr(self.place, name)
-            return pa.repeat(value, self.table.num_rows)
+            return pa.repeat(value, table.num_rows)
         if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
-            rows = pc.index_in(self.table.column("rollout_id"), self._audit.column("rollout_id"))
+            rows = pc.index_in(table.column("rollout_id"), self._audit.column("rollout_id"))
             return self._audit.column(name).take(rows)
-        if name in DERIVED or name not in self.table.column_names:
-            # A search filters, sorts, counts and shows by it: it is worked out once.
-            if name not in self._derived:
-                self._derived[name] = column_of(self.table, name)
-            return self._derived[name]
-        return column_of(self.table, name)
+        return column_of(table, name)
 
     def text(self, name: str) -> Column | None:
         """A stored column, and none of the user's own: those would have to be read out of every row's JSON."""
@@ -82,15 +98,15 @@ class Part:
         return [*stored, *(name for name in self.columns if name not in stored and name not in own)]
 
     def rows(self, indices: Any, columns: Sequence[str] | None) -> Table:
-        """The rows chosen: all columns, or those named; a name that is none is not looked for in every row's JSON."""
-        found, known = {}, set(self.columns)
-        for name in self.all_columns if columns is None else columns:
-            stored = self.table.column(name) if name in self.table.column_names else None
-            if stored is None and name in known:
-                stored = self.column(name)
-            if stored is not None:
-                found[name] = taken(stored, indices)
-        return pa.table(found)
+        """The rows chosen: all columns, or those named. What follows from stored columns is worked out for these alone."""
+        names = self.all_columns if columns is None else columns
+        stored = set(self.table.column_names)
+        sources = [own for name in names for own in ((name,) if name in stored else DERIVED.get(name, BEHIND))]
+        # One at least, so that places are repeated as often as there are rows.
+        sources.append(self.table.column_names[0])
+        chosen = rows_at(self.table.select([own for own in dict.fromkeys(sources) if own in stored]), indices)
+        found = {name: chosen.column(name) if name in stored else self._column_of(chosen, name) for name in names}
+        return pa.table({name: column for name, column in found.items() if column is not None})
 
 
 def _checked(ref: Ref, name: str) -> Table:
@@ -140,7 +156,7 @@ class DataSet:
             own = mask_of(condition, column, part.table.num_rows)
             mask = own if mask is None else pc.and_(mask, own)
         if mask is None:
-            return pa.array(np.arange(part.table.num_rows))
+            return from_numpy(np.arange(part.table.num_rows))
         return pc.indices_nonzero(mask)
 
     def column(self, part: Part, name: str) -> Column | None:
@@ -187,7 +203,7 @@ class Rows:
         keys: dict[str, list[Column]] = {str(i): [] for i in range(len(order))}
         numbers, positions = [], []
         for number, indices in self.chosen:
-            numbers.append(pa.repeat(number, len(indices)))
+            numbers.append(from_numpy(np.full(len(indices), number)))
             positions.append(indices.cast(pa.int64()))
             for i, own in enumerate(order):
                 column = self.data_set.column(self.data_set.parts[number], own.column)
@@ -196,12 +212,12 @@ class Rows:
         by = [(str(i), "descending" if own.largest_first else "ascending") for i, own in enumerate(order)]
         ranked = pc.sort_indices(pa.table(index), sort_keys=by)
         ranked = ranked if top is None else ranked[:top]
-        number_of = _joined(numbers).take(ranked).to_numpy()
-        position_of = _joined(positions).take(ranked).to_numpy()
+        number_of = to_numpy(_joined(numbers).take(ranked).combine_chunks())
+        position_of = to_numpy(_joined(positions).take(ranked).combine_chunks())
         kept, order_of = [], []
         for number in dict.fromkeys(number_of.tolist()):
             (mine,) = (number_of == number).nonzero()
-            kept.append((number, pa.array(position_of[mine])))
+            kept.append((number, from_numpy(position_of[mine])))
             order_of.append(mine)
         return Rows(data_set=self.data_set, chosen=tuple(kept), order=tuple(order_of), found=self.found)
 
@@ -242,7 +258,7 @@ class Rows:
         for number, indices in self.chosen:
             (own,) = ((wanted >= before) & (wanted < before + len(indices))).nonzero()
             if len(own):
-                kept.append((number, indices.take(pa.array(wanted[own] - before))))
+                kept.append((number, indices.take(from_numpy(wanted[own] - before))))
                 order.append(own)
             before += len(indices)
         return replace(self, chosen=tuple(kept), order=tuple(order))
@@ -257,7 +273,7 @@ class Rows:
             (own,) = ((standing >= start) & (standing < stop)).nonzero()
             before += len(indices)
             if len(own):
-                kept.append((number, indices.take(pa.array(own))))
+                kept.append((number, indices.take(from_numpy(own))))
                 order.append(standing[own] - start)
         is_sorted = self.order is not None
         return replace(self, chosen=tuple(kept), order=tuple(order) if is_sorted else None)
@@ -270,7 +286,7 @@ class Rows:
         whole = pa.concat_tables(tables, promote_options="permissive")
         if self.order is None:
             return whole
-        return whole.take(pa.array(np.argsort(np.concatenate(self.order))))
+        return whole.take(from_numpy(np.argsort(np.concatenate(self.order))))
 
     def dicts(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows as plain values."""

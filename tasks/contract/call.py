@@ -1,9 +1,7 @@
 """One stage at one place of one run: all that a process needs to execute it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 from tasks.config import decided, decided_precision
@@ -13,9 +11,15 @@ from tasks.store import Inputs, Place, Recipe, input_digests
 MICRO_BATCH = "micro_batch_tokens"
 
 
-@lru_cache(maxsize=256)
-def _decided(settings: str, config: type) -> dict[str, Any]:
-    return decided(json.loads(settings), config)
+_last_decided: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+
+
+def _decided(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Worked out once for settings that are the same object, as those of one stage at thousands of places are."""
+    known = _last_decided.get(stage)
+    if known is None or known[0] is not settings:
+        known = _last_decided[stage] = (settings, decided(settings, STAGES[stage].config))
+    return known[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +44,7 @@ class StageCall:
 
     def recipe(self) -> Recipe:
         stage = STAGES[self.stage]
-        # As text, because stages of all iterations have the same settings, and there may be thousands.
-        settings = dict(_decided(json.dumps(self.settings, sort_keys=True), stage.config))
+        settings = dict(_decided(self.stage, self.settings))
         if stage.uses_models:
             settings |= decided_precision(self.execution)
         return Recipe(

@@ -7,7 +7,7 @@ readings are possible, there is doubt, and doubt is refused: shared first words 
 import re
 from dataclasses import dataclass
 
-from tasks.errors import DataError, shorten
+from tasks.errors import shorten
 
 PARTED = "conversations that part before their last message"
 
@@ -127,22 +127,10 @@ class Split:
         return [re.sub(ends, "", response, count=1) for response in self.responses]
 
 
-def split_transcripts(first: str, second: str) -> tuple[str, str, str]:
-    """``(prompt, response of first, response of second)``: the responses begin after the last opening of an assistant's
-    turn that both share. White space goes with them, unless it is the template's own.
-
-    Raises:
-        DataError: no known template opens such a turn there, or it could be meant in two ways.
-    """
-    found = split(first, second)
-    if isinstance(found, str):
-        raise DataError(f"{found}; add a column prompt")
-    return (found.prompt, *found.responses)
-
-
 def split(first: str, second: str) -> Split | str:
-    """How two transcripts of one prompt split; ``PARTED`` where they differ before their last turn, else where the doubt
-    lies, in words."""
+    """How two transcripts of one prompt split: the responses begin after the last opening of an assistant's turn that both
+    share, and white space goes with them, unless it is the template's own. ``PARTED`` where they differ before their last
+    turn, else where the doubt lies, in words."""
     shared = next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )

@@ -16,9 +16,9 @@ from playwright.sync_api import sync_playwright
 from flows.pages.application import application
 from flows.pages.bundle import write_bundle
 from flows.pages.report import write_report
-from flows.pages.serve import listening
 from flows.pages.site import Site
 from flows.runs import find_run
+from flows.server import listening
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TOKEN = "token-of-the-test"

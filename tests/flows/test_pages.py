@@ -17,9 +17,9 @@ from flows.pages.application import application
 from flows.pages.guard import HEADERS, token_of
 from flows.pages.pictures import sparkline, two_histograms
 from flows.pages.rendering import ago, as_data, cut, short_number, signed
-from flows.pages.serve import listening
 from flows.pages.site import Asked, Site
 from flows.runs.workspace import create_or_open
+from flows.server import listening
 from tasks.errors import ConfigError
 
 TOKEN, PORT = "the-token", 7400

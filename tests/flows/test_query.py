@@ -1,12 +1,15 @@
 """The search grammar, and what it finds in small tables."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
+from fake_runs import document, finished_run
 
 from flows.query import DataSet, Order, Part, Query, Span, parse, span
-from flows.query.columns import column_of, sums
+from flows.query.columns import column_of, rows_at, sums
 from flows.query.grammar import LONGEST, Comparison, Words
 from tasks.errors import ConfigError
 from tasks.store import Place, Ref
@@ -277,3 +280,36 @@ def test_words_are_looked_for_in_the_texts_that_a_data_set_has():
     assert data_set.search("no").dicts()[0]["responses"] == ["A lamp.", "No"]
     with pytest.raises(ConfigError, match="response: no such column"):
         data_set.search("response:no")
+
+
+@pytest.mark.parametrize("positions", [[], [0], [6], [4, 1, 1, 6], list(range(7)), [6, 5, 4, 3, 2, 1, 0]])
+def test_rows_of_a_table_in_batches_are_those_at_their_positions(positions):
+    whole = pa.table({"x": pa.chunked_array([[0, 1, 2], [3], [4, 5, 6]]), "y": pa.chunked_array([list("abcdefg")])})
+    # Of either kind, as conditions and orders make them.
+    for kind in (pa.int64(), pa.uint64()):
+        indices = pa.array(positions, kind)
+        assert rows_at(whole, indices).to_pylist() == whole.take(indices).to_pylist()
+
+
+def test_what_follows_from_lists_is_worked_out_for_the_rows_that_are_shown_alone(monkeypatch):
+    whole = DataSet(parts=(a_part(a_table()),)).search("", top=2)
+    expected = whole.dicts(["rollout_id", "kl_sum", "kind", "iteration"])
+    assert [row["kl_sum"] for row in expected] == [1.5, 0.5]
+    assert [(row["kind"], row["iteration"]) for row in expected] == [("x", 1), ("y", 1)]
+    seen = []
+    monkeypatch.setattr("flows.query.data_set.column_of", lambda table, name: seen.append((name, table.num_rows)))
+    DataSet(parts=(a_part(a_table()),)).search("", top=2).dicts(["rollout_id", "kl_sum", "kind"])
+    assert seen == [("kl_sum", 2), ("kind", 2)]
+
+
+@pytest.mark.parametrize("command", [("rollouts",), ("rollouts", "--sort", "-score")])
+def test_looking_at_rollouts_imports_no_library_that_takes_long(tmp_path, command):
+    finished_run(tmp_path, "one", document(tmp_path, rounds=1, iterations=1))
+    code = (
+        "import sys; from flows.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+        "print({'pandas', 'datasets', 'transformers', 'torch', 'prefect', 'mlflow'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--home", str(tmp_path), *command], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -1,10 +1,12 @@
-"""A terminal's surroundings: its shell, its pipes, a run that goes on; the doctor and MLflow's pages."""
+"""A terminal's surroundings: its shell, its pipes, a run that goes on, MLflow's pages."""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import fake_runs
@@ -13,9 +15,8 @@ from typer.testing import CliRunner
 
 from flows.cli import completion
 from flows.cli.main import app
-from flows.doctor import checks
+from flows.cli.options import NO_READER
 from flows.runs import find_run
-from tasks import environment
 
 ROUNDS = str(Path(sys.executable).with_name("rounds"))
 
@@ -102,70 +103,44 @@ def test_a_completion_that_goes_wrong_says_nothing():
     assert broken(None, "") == []
 
 
+@pytest.mark.parametrize("is_buffered", [True, False])
 @pytest.mark.parametrize("command", [
-    ("rollouts", "one", "--round", "all", "--iteration", "all", "--format", "jsonl"),
-    ("rollouts", "one", "--format", "csv"), ("rollouts", "one", "--json"), ("list",), ("status", "one"), ("logs", "one"),
+    ("rollouts", "one", "--round", "all", "--iteration", "all", "--format", "jsonl"), ("rollouts", "one", "--wide"),
+    ("rollouts", "one", "--format", "csv"), ("rollouts", "one", "--json"), ("list",), ("list", "--json"),
+    ("status", "one"), ("logs", "one"), ("--help",), ("--version",),
 ])  # fmt: skip
-def test_a_pipe_that_ends_early_ends_the_command_quietly(home, command):
+def test_a_pipe_that_ends_early_ends_the_command_quietly(home, command, is_buffered):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([ROUNDS, "--home", str(home), *command], stdout=writing, stderr=subprocess.PIPE, text=True)
-    os.close(writing)
-    assert done.stderr == ""
-    assert done.returncode in (0, 1)
-
-
-# The doctor
-
-
-@pytest.fixture
-def well(monkeypatch):
-    """Without asking torch, which takes seconds."""
-    monkeypatch.setattr(checks, "devices", lambda: iter(()))
-
-
-def test_a_machine_that_is_well_has_no_problem(home, well, rounds):
-    found = json.loads(rounds("doctor", "--json"))
-    assert {check["name"] for check in found} >= {
-        "versions",
-        "disk",
-        "memory",
-        "file system",
-        "pages",
-        "proxies",
-        "runs",
-    }
-    assert all(check["state"] != "problem" for check in found)
-    assert "runs" in rounds("doctor")
-
-
-def test_what_is_wrong_is_told_with_the_next_move(tmp_path, well, monkeypatch, rounds):
-    monkeypatch.setattr(checks, "requires", lambda _: ["torch>=99", "no-such-package", 'other; extra == "dev"'])
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
-    (tmp_path / "mlflow").mkdir()
-    (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"not a database, but long enough to be one" * 100)
-    (tmp_path / "runs" / "half").mkdir(parents=True)
-    (tmp_path / "runs" / "half" / "run.json").write_text("{")
-    found = {check.name: check for check in checks.examine(tmp_path)}
-    assert found["version of torch"].move == "pip install 'torch>=99'"
-    assert found["version of no-such-package"].found == "no-such-package is not installed"
-    assert found["PREFECT_API_URL"].state == found["mlflow.db"].state == "problem"
-    assert "unset PREFECT_API_URL" in found["PREFECT_API_URL"].move
-    assert "secret" not in found["proxies"].found
-    assert found["run half"].state == "warning"
-    assert (
-        "no-such-package" in CliRunner().invoke(app, ["--home", str(tmp_path), "doctor"], env=dict(os.environ)).stdout
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    env |= {} if is_buffered else {"PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        [ROUNDS, "--home", str(home), *command], stdout=writing, stderr=subprocess.PIPE, text=True, env=env
     )
+    os.close(writing)
+    assert (done.stderr, done.returncode) == ("", NO_READER)
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    def refused(*_args, **_options):
-        raise PermissionError(13, "Permission denied")
+def test_what_a_reader_has_taken_is_whole_and_the_code_is_that_of_other_programs(home):
+    script = (
+        f"set -o pipefail; {ROUNDS} --home {home} rollouts one --round all --iteration all --format jsonl | head -1"
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert json.loads(done.stdout)["rollout_id"]
+    assert done.stderr == ""
+    # A short answer may have gone through before head has ended.
+    assert done.returncode in (0, NO_READER)
+    others = subprocess.run(["bash", "-c", "set -o pipefail; yes | head -1"], capture_output=True)
+    assert others.returncode == NO_READER
 
-    monkeypatch.setattr(checks.tempfile, "TemporaryDirectory", refused)
-    (found,) = checks.locks(tmp_path)
-    assert (found.state, found.move) == ("problem", "choose another --home, on a local disk")
+
+def test_a_connection_that_breaks_is_not_taken_for_a_reader_that_has_ended(home, monkeypatch):
+    def broken(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("flows.runs.list_runs", broken)
+    monkeypatch.setattr("flows.cli.app.is_unread", lambda stream: False)
+    assert CliRunner().invoke(app, ["--home", str(home), "list"]).exit_code == 1
 
 
 # MLflow's pages
@@ -176,29 +151,40 @@ def test_a_port_in_use_and_a_store_of_ones_own_are_told(rounds, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert "taken by another program" in rounds("mlflow", "--port", taken.getsockname()[1], code=2)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert "runs are logged there; open its pages, or unset it" in rounds("mlflow", code=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@tracking:5000")
+    said = rounds("mlflow", code=2)
+    assert "MLFLOW_TRACKING_URI names http://tracking:5000: runs are logged there; open its pages, or unset it" in said
 
 
-def test_its_server_has_one_worker_and_no_job_runner(tmp_path, monkeypatch):
-    from tasks.tracking import server
+def below(pid):
+    """A process and all that it has started."""
+    stats = {int(path.parent.name): path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()}
+    children = [own for own, stat in stats.items() if int(stat.rpartition(")")[2].split()[1]) == pid]
+    return [pid, *(deeper for child in children for deeper in below(child))]
 
-    started = {}
 
-    class Started:
-        def __init__(self, command, env, **_):
-            started.update(command=command, jobs=env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"])
+def test_mlflow_is_served_by_one_worker_until_a_signal_comes_and_nothing_is_left(tmp_path):
+    environ = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true",
+        "MLFLOW_BACKEND_STORE_URI": "sqlite:///else.db",
+    }
+    command = [ROUNDS, "--home", str(tmp_path), "mlflow", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as started:
+        address = started.stdout.readline().strip()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{address}/health") as answer:
+            assert answer.read() == b"OK"
+        processes = below(started.pid)
+        # The command, MLflow's own, and its worker.
+        assert len(processes) == 3
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(30) == 0
+        assert started.stderr.read() == "MLflow is starting; Ctrl-C ends it\n"
+    assert [pid for pid in processes if Path(f"/proc/{pid}").exists()] == []
+    assert (tmp_path / "mlflow" / "mlflow.db").exists()
 
-        def wait(self, *_):
-            return 0
 
-        def poll(self):
-            return 0
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(server.subprocess, "Popen", Started)
-    assert server.serve_mlflow(tmp_path, 5000) == 0
-    assert started["jobs"] == "false"
-    assert started["command"][started["command"].index("--workers") :][:2] == ["--workers", "1"]
-    assert started["command"][started["command"].index("--host") :][:2] == ["--host", "127.0.0.1"]
-    assert environment.mlflow_tracking_uri() is None
+def test_an_mlflow_that_does_not_start_is_told_with_its_log(rounds, monkeypatch, tmp_path):
+    monkeypatch.setattr("tasks.tracking.server.sys.executable", "/bin/false")
+    said = rounds("mlflow", "--port", 0, code=1)
+    assert "MLflow's server ended with exit code 1; its log is" in said

@@ -7,18 +7,25 @@ from transcripts import WRITTEN, written
 
 from tasks.data.bad_rows import Findings, Row
 from tasks.data.preferences import to_preferences
-from tasks.data.transcripts import split_transcripts
+from tasks.data.transcripts import split
 from tasks.errors import DataError
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Who are you?\n\nAssistant:"
 
 
+def parts(first: str, second: str) -> tuple[str, str, str]:
+    """Prompt and responses of two transcripts that can be split."""
+    found = split(first, second)
+    assert not isinstance(found, str), found
+    return (found.prompt, *found.responses)
+
+
 def doubt(first: str, second: str) -> str:
-    with pytest.raises(DataError) as caught:
-        split_transcripts(first, second)
+    said = split(first, second)
+    assert isinstance(said, str)
     with pytest.raises(DataError, match=r"a\.jsonl, row 1: .*add a column prompt"):
         to_preferences([Row("a.jsonl, row 1", {"chosen": first, "rejected": second})])
-    return str(caught.value)
+    return said
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -31,7 +38,7 @@ def doubt(first: str, second: str) -> str:
 def test_every_template_is_split_at_the_opening_of_the_last_answer(name, turns, answers):
     begin, *_ = written(name, turns, "")
     first, second = (written(name, turns, answer) for answer in answers)
-    prompt, *responses = split_transcripts(first.whole, second.whole)
+    prompt, *responses = parts(first.whole, second.whole)
     assert prompt == begin
     assert [prompt + response for response in responses] == [first.whole, second.whole]
     findings = Findings()
@@ -68,8 +75,8 @@ def test_transcripts_whose_conversations_part_earlier_are_no_pair(name):
     ],
 )
 def test_the_opening_decides_and_not_the_common_beginning(prompt, first, second):
-    assert split_transcripts(prompt + first, prompt + second) == (prompt, first, second)
-    assert split_transcripts(prompt + second, prompt + first) == (prompt, second, first)
+    assert parts(prompt + first, prompt + second) == (prompt, first, second)
+    assert parts(prompt + second, prompt + first) == (prompt, second, first)
 
 
 SAME, ELSE = "The lamp is on the table.", "The lamp is none of your business."
@@ -108,7 +115,7 @@ def test_two_readings_are_told_apart_by_nobody_and_refused():
     both = "Take it.\nQ: Where?\nA: Here.\nHuman: Where?\nBot: The lamp is"
     assert "after 'Answer:' or 'AI:'" in doubt(f"{both} on.", f"{both} off.")
     mixed = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n<|start_header_id|>assistant<|end_header_id|>\n\n"
-    assert split_transcripts(mixed + "a", mixed + "b")[0] == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    assert parts(mixed + "a", mixed + "b")[0] == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_an_answer_of_several_parts_begins_with_the_first_of_them():
@@ -116,7 +123,7 @@ def test_an_answer_of_several_parts_begins_with_the_first_of_them():
     thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
     for same, other in ((thought, thought), (thought, "<|channel|>final<|message|>")):
         first, second = f"{same}yes<|return|>", f"{other}no<|return|>"
-        assert split_transcripts(begin + first, begin + second) == (begin, first, second)
+        assert parts(begin + first, begin + second) == (begin, first, second)
 
 
 def test_text_after_the_end_of_an_answer_is_doubt():
@@ -136,10 +143,9 @@ pieces = st.lists(
 @given(pieces, pieces, pieces)
 def test_what_is_split_is_whole_and_split_right_after_an_opening(shared, first, second):
     assume(first != second)
-    try:
-        prompt, a, b = split_transcripts(shared + first, shared + second)
-    except DataError:
+    if isinstance(split(shared + first, shared + second), str):
         return
+    prompt, a, b = parts(shared + first, shared + second)
     assert (prompt + a, prompt + b) == (shared + first, shared + second)
     assert prompt.endswith((":", "[/INST]"))
-    assert split_transcripts(shared + second, shared + first) == (prompt, b, a)
+    assert parts(shared + second, shared + first) == (prompt, b, a)
