@@ -27,6 +27,9 @@ def ui(
     also: Annotated[
         list[Path] | None, typer.Option("--also", metavar="DIR", help="Another home to show beside; repeatable.")
     ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Nothing is written: no queue is made, and nobody answers.")
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the address in the browser.")] = False,
     bundle: Annotated[
         Path | None,
@@ -56,7 +59,7 @@ def ui(
 
     homes = [ctx.obj if found is None else found.home, *(also or [])]
     begin = "/" if found is None else f"/runs/{found.name}"
-    serve(homes, host=host, port=port, begin=begin, ready=ready)
+    serve(homes, host=host, port=port, begin=begin, read_only=read_only, ready=ready)
 
 
 @commands.command()

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from flows.labels import find_queue
+from flows.pages.actions import action_routes
+from flows.pages.answers import annotator_routes
 from flows.pages.guard import Guard
 from flows.pages.pages import PAGES, Page
 from flows.pages.rendering import finite, render
@@ -29,15 +33,30 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def application(site: Site, *, token: str, hosts: Sequence[str], port: int) -> ASGIApp:
-    """The pages of some homes, for who has the token."""
+    """The pages of some homes, for who has the token; those of a queue for its annotators."""
+    home = site.homes[0]
+    writing = [] if site.is_read_only else [*action_routes(site, partial(refused, site)), *annotator_routes(home)]
     routes = [
+        *writing,
         *(Route(page.path, html_of(site, page)) for page in PAGES),
         *(Route(f"/json{page.path}".rstrip("/"), json_of(site, page)) for page in PAGES),
         Route("/static/plotly.js", plotly),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
     pages = Starlette(routes=routes, exception_handlers={HTTPException: not_found, Exception: defect})
-    return Guard(pages, token=token, hosts=hosts, port=port)
+    return Guard(pages, token=token, hosts=hosts, port=port, people=partial(people_of_queue, home))
+
+
+def people_of_queue(home: Path, name: str) -> Mapping[str, str]:
+    """The annotators of a queue with their tokens; none where there is no such queue."""
+    try:
+        return find_queue(home, name).people()
+    except UserError:
+        return {}
+
+
+def refused(site: Site, error: Exception) -> tuple[str, int]:
+    return error_text(site, *told(error))
 
 
 def html_of(site: Site, page: Page) -> Endpoint:
@@ -48,7 +67,7 @@ def html_of(site: Site, page: Page) -> Endpoint:
             try:
                 return page_text(site, page, asked_of(request)), 200
             except (UserError, DamagedError, OSError) as error:
-                return error_text(site, *told(error))
+                return refused(site, error)
 
         text, status = await run_in_threadpool(make)
         return HTMLResponse(text, status_code=status, headers={"cache-control": "no-store"})

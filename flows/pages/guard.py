@@ -1,14 +1,15 @@
 """Who may read the pages: whoever has the token, from an address of ours, on no other site's behalf.
 
 Other users of this machine reach 127.0.0.1 too, and so does every page that a browser here has open. The first need the
-token, which only the owner of the home can read; for the second, ``Host`` and ``Origin`` must be ours.
+token, which only the owner of the home can read; for the second, ``Host`` and ``Origin`` must be ours. An annotator has a
+token of their own, which opens the pages of one queue and nothing else.
 """
 
 import hmac
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -19,6 +20,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN_FILE = "ui/token"
+ANSWERS, STATIC = "label", "static"
+"""The first part of the path of an annotator's pages, and of what all pages are drawn with."""
+People = Callable[[str], Mapping[str, str]]
+"""The annotators of a queue, each with the token of their link; none where there is no such queue."""
 HEADERS = {
     # Plotly draws with style attributes and with images of its own.
     "content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -50,8 +55,9 @@ def token_of(home: Path) -> str:
 class Guard:
     """An application in front of the pages that lets through what may be read."""
 
-    def __init__(self, pages: ASGIApp, *, token: str, hosts: Sequence[str], port: int) -> None:
+    def __init__(self, pages: ASGIApp, *, token: str, hosts: Sequence[str], port: int, people: People) -> None:
         self._pages = pages
+        self._people = people
         self._token = token
         self._hosts = hosts
         self._port = port
@@ -61,7 +67,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            refused = self._refused(headers) or self._token_asked_for(scope, headers)
+            refused = self._refused(headers) or self._not_let_in(scope, headers)
             await (refused or self._pages)(scope, receive, with_headers(send))
         elif scope["type"] == "lifespan":
             await self._pages(scope, receive, send)
@@ -88,23 +94,50 @@ class Guard:
         name = parts.hostname or ""
         return port in (self._port, None) and (name in self._hosts or ("*" in self._hosts and is_own_name(name)))
 
-    def _token_asked_for(self, scope: Scope, headers: Headers) -> Response | None:
-        """A token in the address becomes a cookie, so that no address that is copied has it."""
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        given = [value for name, value in query if name == "token"]
-        if given and self._is_token(given[0]) and scope["method"] in ("GET", "HEAD"):
-            rest = urlencode([(name, value) for name, value in query if name != "token"])
-            answer = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), status_code=303)
-            answer.set_cookie(self._cookie, self._token, max_age=365 * 86400, httponly=True, samesite="lax")
-            return answer
-        known = [cookie_parser(headers.get("cookie", "")).get(self._cookie, ""), bearer(headers)]
-        if not given and any(self._is_token(one) for one in known):
-            return None
-        what = "the token in this address is not that of this home" if given else "this needs the token of the home"
-        return sentence(f"{what}; open the address that rounds ui printed", 401)
+    def _not_let_in(self, scope: Scope, headers: Headers) -> Response | None:
+        """The answer to who may not see this, or a redirection to it without the token; None for who may.
 
-    def _is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode(), self._token.encode())
+        A token in the address becomes a cookie, so that no address that is copied has it.
+        """
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        given = next((value for name, value in query if name == "token"), None)
+        cookies = cookie_parser(headers.get("cookie", ""))
+        first, queue = [*scope["path"].split("/"), "", ""][1:3]
+        if first == ANSWERS:
+            cookie, people = f"{self._cookie}-{queue}", self._people(queue)
+            scope["annotator"] = next((name for name, own in people.items() if is_same(own, given or "")), None)
+            if given is None:
+                scope["annotator"] = self._annotator(cookies, queue)
+            is_known = scope["annotator"] is not None
+            whose = "an annotator of this queue; open the link that you were given"
+        else:
+            cookie = self._cookie
+            known = (cookies.get(cookie, ""), bearer(headers)) if given is None else (given,)
+            is_known = any(is_same(self._token, one) for one in known)
+            whose = "the home; open the address that rounds ui printed"
+            if first == STATIC and not is_known:
+                queues = [name.removeprefix(f"{cookie}-") for name in cookies if name.startswith(f"{cookie}-")]
+                is_known = any(self._annotator(cookies, name) for name in queues)
+        if not is_known:
+            what = "this needs the token" if given is None else "the token in this address is not that"
+            return sentence(f"{what} of {whose}", 401)
+        if given is None:
+            return None
+        if scope["method"] not in ("GET", "HEAD"):
+            return sentence("a token in an address is for reading; open the page first", 401)
+        rest = urlencode([(name, value) for name, value in query if name != "token"])
+        answer = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), status_code=303)
+        answer.set_cookie(cookie, given, max_age=365 * 86400, httponly=True, samesite="lax")
+        return answer
+
+    def _annotator(self, cookies: Mapping[str, str], queue: str) -> str | None:
+        """Whose cookie it is."""
+        cookie = cookies.get(f"{self._cookie}-{queue}", "")
+        return next((name for name, token in self._people(queue).items() if is_same(token, cookie)), None)
+
+
+def is_same(token: str, text: str) -> bool:
+    return hmac.compare_digest(text.encode(), token.encode())
 
 
 def bearer(headers: Headers) -> str:

@@ -4,7 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flows.pages.facts import compare, data, hacking, reward_model, rollout, rollouts, run, runs, schedules, stage
+from flows.pages.facts import (
+    compare,
+    data,
+    hacking,
+    labels,
+    reward_model,
+    rollout,
+    rollouts,
+    run,
+    runs,
+    schedules,
+    stage,
+)
 from flows.pages.site import Asked, Site
 
 
@@ -32,5 +44,7 @@ PAGES = (
     Page(name="reward_model", path="/runs/{run}/reward-model", facts=reward_model.facts),
     Page(name="data", path="/runs/{run}/data", facts=data.facts),
     Page(name="stage", path="/runs/{run}/stages/{fingerprint}", facts=stage.facts),
+    Page(name="labels", path="/labels", facts=labels.facts),
+    Page(name="queue", path="/labels/{queue}", facts=labels.facts_of_queue),
     Page(name="schedules", path="/schedules", facts=schedules.facts),
 )

@@ -39,6 +39,7 @@ def environment() -> Environment:
         "line": printable,
         "number": short_number,
         "signed": signed,
+        "share": share,
         "sparkline": sparkline,
         "state_class": state_class,
         "text": printable_lines,
@@ -77,6 +78,11 @@ def signed(value: float | None) -> str:
     """A difference, with its sign."""
     shown = short_number(value)
     return shown if value is None or shown.startswith("−") or not value else f"+{shown}"
+
+
+def share(value: float | None) -> str:
+    """A part of a whole, in percent."""
+    return "–" if value is None else f"{round(100 * value)} %"
 
 
 def words(name: object) -> str:

@@ -17,7 +17,15 @@ LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
 
 
-def serve(homes: Sequence[Path], *, host: str, port: int, begin: str = "/", ready: Callable[[str], None]) -> None:
+def serve(
+    homes: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    begin: str = "/",
+    read_only: bool = False,
+    ready: Callable[[str], None],
+) -> None:
     """Serve until the process is interrupted; ``ready`` is told the address of the page to begin at, once the
     port is ours.
 
@@ -27,7 +35,7 @@ def serve(homes: Sequence[Path], *, host: str, port: int, begin: str = "/", read
     token = token_of(homes[0])
     with closing(listening(host, port)) as listener:
         port = listener.getsockname()[1]
-        site = Site(homes=tuple(homes))
+        site = Site(homes=tuple(homes), is_read_only=read_only)
         hosts = ["*"] if host in EVERYWHERE else [host, LOOPBACK, "localhost"]
         pages = application(site, token=token, hosts=hosts, port=port)
         name = socket.gethostname() if host in EVERYWHERE else host

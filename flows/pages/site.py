@@ -20,6 +20,8 @@ class Site:
     homes: tuple[Path, ...]
     only: str | None = None
     """The one run that there is to see, as its address calls it; None shows all."""
+    is_read_only: bool = False
+    """Whether no queue is made and nobody answers."""
 
     def runs(self) -> list[tuple[str, Run]]:
         """All runs with what each is called in an address; home by home, the one worked on last first."""

@@ -68,7 +68,7 @@ def test_a_wrong_token_is_told_even_to_who_has_the_right_cookie(home):
     browser.get(f"/?token={TOKEN}")
     answer = browser.get("/?token=stale")
     assert answer.status_code == 401
-    assert answer.text.startswith("the token in this address is not that of this home; ")
+    assert answer.text.startswith("the token in this address is not that of the home; ")
 
 
 @pytest.mark.parametrize(
