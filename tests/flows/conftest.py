@@ -11,7 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from browsers import CHROMIUM, there
 from direct_run import run_directly
+from playwright.sync_api import sync_playwright
 
 from flows.config.reading import load_config
 
@@ -111,3 +113,11 @@ def wait_for(condition, *, seconds=120):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = there(sync_playwright().start)
+    # The sandbox of Chromium refuses root, as whom containers run.
+    yield there(playwright.chromium.launch, executable_path=CHROMIUM, args=["--no-sandbox"])
+    there(playwright.stop)

@@ -1,47 +1,19 @@
 """The pages over a real run, in a real browser, as people use them: by keyboard, in light and dark, on a small screen."""
 
-import functools
 import re
-import shutil
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import fake_runs
 import pytest
-import uvicorn
-from playwright.sync_api import sync_playwright
+from browsers import CHROMIUM, TOKEN, in_browser, served_home, there, until
 
-from flows.pages.application import application
 from flows.pages.bundle import write_bundle
 from flows.pages.report import write_report
 from flows.pages.site import Site
 from flows.runs import find_run
-from flows.server import listening
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-TOKEN = "token-of-the-test"
 PAGES_OF_A_RUN = ("", "/rollouts", "/rollouts?data=evaluation", "/hacking", "/reward-model", "/data")
 ALL_DRAWN = "document.querySelectorAll('.chart').length === document.querySelectorAll('[data-drawn]').length"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt-get install chromium")
-
-
-@contextmanager
-def served_home(home):
-    """The address of the pages of a home, while they are served in a thread."""
-    listener = listening("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    pages = application(Site(homes=(home,)), token=TOKEN, hosts=("127.0.0.1",), port=port)
-    server = uvicorn.Server(uvicorn.Config(pages, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
 
 
 @pytest.fixture(scope="session")
@@ -49,41 +21,6 @@ def address(looked_at):
     """Where the pages of a home with one real run are served."""
     with served_home(looked_at) as address:
         yield address
-
-
-# Playwright keeps an event loop running in its thread, in which no other test of this process could start one.
-THREAD = ThreadPoolExecutor(1)
-
-
-def there(function, *args, **kwargs):
-    """Call a function in the thread of the browser."""
-    return THREAD.submit(function, *args, **kwargs).result()
-
-
-def until(page, expression, argument=None):
-    """Wait for a condition. Playwright's own way asks the page to run text as code, which our pages forbid."""
-    deadline = time.monotonic() + 15
-    while not page.evaluate(expression, argument):
-        assert time.monotonic() < deadline, expression
-        page.wait_for_timeout(50)
-
-
-def in_browser(test):
-    """A test whose body runs in the thread of the browser."""
-
-    @functools.wraps(test)
-    def run(**fixtures):
-        there(test, **fixtures)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def browser():
-    playwright = there(sync_playwright().start)
-    # The sandbox of Chromium refuses root, as whom containers run.
-    yield there(playwright.chromium.launch, executable_path=CHROMIUM, args=["--no-sandbox"])
-    there(playwright.stop)
 
 
 @pytest.fixture(params=["light", "dark"])

@@ -96,7 +96,8 @@
       own.querySelector(".rank").textContent = rank === undefined ? "" : `${rank}.`;
     });
     const words = places.map(({ i, ties: tied }, at) => (at ? (tied ? " = " : " > ") : "") + LETTERS[i].toUpperCase());
-    find("said").textContent = said ?? words.join("") + (margin ? ", much better" : "");
+    const hint = "press the letters of the responses, the best one first";
+    find("said").textContent = said ?? (words.length ? words.join("") + (margin ? ", much better" : "") : hint);
     document.querySelector('[data-do="tie"]').setAttribute("aria-pressed", String(ties));
     document.querySelector('[data-do="much"]').setAttribute("aria-pressed", String(Boolean(margin)));
     const total = answered.length + left;
