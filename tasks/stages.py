@@ -13,6 +13,7 @@ from tasks.config import (
     CriticPretrainingStageConfig,
     EvaluatePolicyConfig,
     ExecutionConfig,
+    GenerateCandidatesConfig,
     GenerateRolloutsConfig,
     PrepareDataConfig,
     ReportRoundConfig,
@@ -45,6 +46,8 @@ class Stage:
     """Whether forward passes decide what it writes, so that their precision is part of the recipe."""
     data_sets: tuple[str, ...] = ()
     """The data sets in its output; those of rollouts have the columns of the stages before it."""
+    is_asked_for: bool = False
+    """Whether it is no part of a run's chain, and executes where somebody asks for what it makes."""
     is_replayed: bool = False
     """Whether ``rounds replay`` makes it again."""
     models: tuple[str, ...] = ()
@@ -83,7 +86,7 @@ class Stages:
     @property
     def of_an_iteration(self) -> tuple[str, ...]:
         """What an iteration consists of, in order."""
-        return tuple(stage.name for stage in self.rows if stage.belongs_to != "round")
+        return tuple(stage.name for stage in self.rows if stage.belongs_to != "round" and not stage.is_asked_for)
 
     def with_data_set(self, name: str) -> tuple[str, ...]:
         """Whose outputs hold a data set of this name, the ones with the most columns first."""
@@ -155,6 +158,15 @@ STAGES = Stages(
             inputs=("policy", "data"),
             data_sets=("rollouts",),
             headlines=(("rollouts/response_length", "length", 1),),
+        ),
+        Stage(
+            name="generate_candidates",
+            version="1",
+            config=GenerateCandidatesConfig,
+            belongs_to="iteration",
+            inputs=("policy", "data"),
+            data_sets=("candidates",),
+            is_asked_for=True,
         ),
         Stage(
             name="score_rollouts",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flows.labels import Queue
+    from flows.labels.make import Wish
+    from flows.runs import Run
 
 commands = typer.Typer()
 label = typer.Typer(help="Ask people to rank responses, and make preferences of their answers.", no_args_is_help=True)
@@ -41,13 +43,13 @@ def make(
     prompts: Annotated[int, typer.Option(metavar="N", help="How many prompts people are asked about.")] = 100,
     candidates: Annotated[int, typer.Option(metavar="K", help="Responses to each, 2 to 9.")] = 4,
     by: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="WAY",
-            help="uncertainty (the score nearest to a tie), disagreement (score and held-out rewards differ most), gap "
-            "(the score highest above them), random.",
+            help="uncertainty (the default: the score nearest to a tie), disagreement (score and held-out rewards differ "
+            "most), gap (the score highest above them), random.",
         ),
-    ] = "uncertainty",
+    ] = None,
     annotators: Annotated[int, typer.Option(metavar="N", help="How many people answer each task.")] = 1,
     round: Annotated[
         str | None, typer.Option(metavar="R", help="A number, a range, or all; default: the last.")
@@ -57,9 +59,13 @@ def make(
         Path | None, typer.Option(metavar="FILE", help="A Markdown file that says what is a good response.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Draws prompts and orders.")] = 0,
+    generate: Annotated[
+        bool,
+        typer.Option("--generate", help="Sample new responses from the policy of that place; default: the latest."),
+    ] = False,
 ) -> None:
-    """Make a queue of a run's rollouts: nothing is generated. A tenth of the prompts is drawn at random, and one in twenty
-    is asked twice."""
+    """Make a queue of a run's rollouts: nothing is generated, unless it is asked for. A tenth of the prompts is drawn at
+    random, and one in twenty is asked twice."""
     from flows.cli.app import say
     from flows.labels import WAYS
     from flows.labels.make import Wish, make_from_run
@@ -67,7 +73,8 @@ def make(
     from flows.runs import find_run
     from tasks.errors import ConfigError
 
-    way = next((own for own in WAYS if own == by), None)
+    asked = by or ("random" if generate else WAYS[0])
+    way = next((own for own in WAYS if own == asked), None)
     if way is None:
         raise ConfigError(f"--by {by}: not one of {', '.join(WAYS)}")
     wish = Wish(
@@ -79,12 +86,45 @@ def make(
         rounds=span(round, option="--round"),
         iterations=span(iteration, option="--iteration"),
     )
-    queue, fewer = make_from_run(find_run(ctx.obj, run), wish, name=name, guidelines=guidelines)
+    found = find_run(ctx.obj, run)
+    if generate:
+        wish = generated(found, wish)
+    queue, fewer = make_from_run(found, wish, name=name, guidelines=guidelines)
     if fewer:
         say(fewer)
     print(
         f"queue {queue.name} with {len(queue.tasks)} tasks; give people their links: rounds label invite {queue.name} NAME"
     )
+
+
+def generated(run: "Run", wish: "Wish") -> "Wish":
+    """The same of responses that are sampled now."""
+    from dataclasses import replace
+
+    from tasks import environment
+
+    environment.quieten(hub=run.config.needs_hub())
+    from flows.orchestration.candidates import generate_candidates
+    from flows.query import Span
+    from flows.terminal.display import display_for
+    from tasks.errors import ConfigError
+
+    for option, own in (("--round", wish.rounds), ("--iteration", wish.iterations)):
+        if own.first != own.last and own.last is not None:
+            raise ConfigError(
+                f"{option} {own.first}-{own.last}: --generate samples from one checkpoint; name one number"
+            )
+    with display_for(1) as display:
+        place = generate_candidates(
+            run,
+            prompts=wish.prompts,
+            samples_per_prompt=wish.candidates,
+            round=wish.rounds.last,
+            iteration=wish.iterations.last,
+            observer=display,
+        )
+    at = Span(place.round, place.round), Span(place.iteration, place.iteration)
+    return replace(wish, data="candidates", rounds=at[0], iterations=at[1])
 
 
 @label.command()

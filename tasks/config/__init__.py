@@ -17,7 +17,7 @@ from tasks.config.rewards import (
     ScoreRolloutsConfig,
     collision,
 )
-from tasks.config.rollouts import GenerateRolloutsConfig, RolloutsConfig
+from tasks.config.rollouts import GenerateCandidatesConfig, GenerateRolloutsConfig, RolloutsConfig
 from tasks.config.training import (
     CriticPretrainingConfig,
     CriticPretrainingStageConfig,
@@ -47,6 +47,7 @@ __all__ = [
     "EvaluationConfig",
     "ExecutionConfig",
     "FromScratchConfig",
+    "GenerateCandidatesConfig",
     "GenerateRolloutsConfig",
     "HealthConfig",
     "LengthCutConfig",

@@ -25,3 +25,13 @@ class RolloutsConfig(StageConfig):
 
 class GenerateRolloutsConfig(RolloutsConfig, ModelStageConfig):
     """What the stage reads."""
+
+
+class GenerateCandidatesConfig(ModelStageConfig):
+    """What the stage reads."""
+
+    prompts: int = Field(gt=0)
+    samples_per_prompt: int = Field(gt=1)
+    engine: SamplingEngine = "builtin"
+    sampling: SamplingConfig
+    stop_strings: tuple[str, ...] = ()

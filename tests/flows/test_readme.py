@@ -75,6 +75,7 @@ def test_every_column_of_a_data_set_is_listed_with_the_stage_that_adds_it():
         ([], PREFERENCES, "prepare_data"),
         ([], TEXTS, "prepare_data"),
         (PROMPTS, rollouts_schema(has_sampling_logprobs=True), "generate_rollouts"),
+        ([], [], "generate_candidates"),
         (rollouts_schema(has_sampling_logprobs=True), of_scored, "score_rollouts"),
         (of_scored, advantages_schema(of_scored, has_returns=True), "compute_advantages"),
         ([], audit_schema(["<reward>"]), "audit_rollouts"),

@@ -79,13 +79,21 @@ def test_every_command_that_is_shown_is_one(name):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_that_is_mentioned_is_one(name):
     for text in words_in_code(name):
-        command = re.match(r"rounds ([a-z]+)", text)
-        if command:
-            assert command[1] in COMMANDS, text
-            known = {option for parameter in COMMANDS[command[1]].params for option in parameter.opts}
+        words = text.removeprefix("rounds ").split()
+        if text.startswith("rounds ") and re.match("[a-z]", words[0]):
+            found, _ = command_of(words)
+            known = {option for parameter in found.params for option in parameter.opts}
             assert {*re.findall(r"--[a-z-]+", text)} <= {*known, "--help", "--home"}, text
         for setting in re.findall(r"--set ([a-z][\w.]*)=", text):
             assert is_setting(setting), text
+
+
+def command_of(words):
+    """A command, which may be one of a group, and the words behind its name."""
+    found, rest = COMMANDS[words[0]], words[1:]
+    if rest and rest[0] in getattr(found, "commands", {}):
+        return found.commands[rest[0]], rest[1:]
+    return found, rest
 
 
 def require_command(words):
@@ -93,7 +101,8 @@ def require_command(words):
     words = home_first(words)
     if words[0] == "--home":
         words = words[2:]
-    given = COMMANDS[words[0]].make_context(words[0], words[1:]).params
+    found, rest = command_of(words)
+    given = found.make_context(words[0], rest).params
     overrides = given.get("set_") or []
     if words[0] in ("run", "schedule") and (config := given["config"]) is not None:
         is_preset = (PRESETS / f"{config}.yaml").exists()

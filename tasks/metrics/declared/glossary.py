@@ -16,6 +16,7 @@ LOGGED_BY: Mapping[str, tuple[Metric, ...]] = {
     "train_reward_model": OF_REWARD_MODEL,
     "critic_pretraining": OF_CRITIC_PRETRAINING,
     "generate_rollouts": OF_ROLLOUTS,
+    "generate_candidates": (),
     "score_rollouts": OF_SCORES,
     "compute_advantages": OF_ADVANTAGES,
     "update_policy": OF_UPDATE,
