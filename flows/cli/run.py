@@ -11,6 +11,8 @@ import typer
 from flows.cli.app import say
 from flows.cli.completion import configurations, stages
 from flows.cli.options import UNREPORTED, WARNING, Json, Overrides, RunName, print_json, show, show_lines
+from flows.text import printable
+from flows.waiting import WAITING
 
 if TYPE_CHECKING:
     from flows.config import RunConfig
@@ -27,7 +29,6 @@ def init(
 ) -> None:
     """Write a commented configuration to start from."""
     from flows.config import commented
-    from flows.text import printable
     from tasks.errors import ConfigError
     from tasks.paths import shown, user_path
 
@@ -54,6 +55,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run all rounds with live progress. The same command continues a run that was stopped."""
+    WAITING.on(f"reading {printable(config)} and what is committed of the run")
     from tasks import environment
 
     environment.quieten(hub=True)
@@ -74,6 +76,7 @@ def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
     from flows.outcomes import result_columns, summary_of, warnings_of
     from flows.terminal.views import next_steps, results_table, warning_lines
 
+    WAITING.over()
     run = outcome.run
     results = [summary_of(report) for report in outcome.reports]
     if as_json:
@@ -122,6 +125,7 @@ def rerun(
     as_json: Json = False,
 ) -> None:
     """Recompute what a stage or a changed setting reaches, and nothing else; without either, continue the run."""
+    WAITING.on("reading the run and what is committed of it")
     from tasks import environment
 
     environment.quieten(hub=True)
@@ -156,6 +160,7 @@ def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bo
     from flows.terminal.views import steps_table, steps_total
 
     found = steps(run, plan, forced)
+    WAITING.over()
     if as_json:
         expected = sum(step.expected_seconds or 0.0 for step in found if step.executes)
         print_json({"run": run.name, "stages": [asdict(step) for step in found], "expected_seconds": expected})
