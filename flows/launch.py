@@ -52,24 +52,29 @@ def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
 
 def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
-    require_available(config.rollouts.engine, config.execution.engine_server)
     run.make_directory()
     is_new = not (run.root / RUN_FILE).exists()
     try:
         with run.locked():
-            run.set_config(config)
-            run.store.sweep()
-            if force:
-                set_damaged_aside(run, plan, force)
-                run.raise_generations(list(force))
-            elif (reports := told_reports(run, config, plan)) is not None:
-                return nothing_to_do(run, plan, reports)
-            return execute(run, config, plan)
+            return begin(run, config, plan, force=force)
     except (UserError, StageError) as error:
         is_mistake = isinstance(error, UserError) or error.kind == "user"
         if is_new and is_mistake and not run.is_in_progress() and run.is_empty():
             run.remove()
         raise
+
+
+def begin(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
+    """Bring a run that this process has locked to what a configuration says."""
+    require_available(config.rollouts.engine, config.execution.engine_server)
+    run.set_config(config)
+    run.store.sweep()
+    if force:
+        set_damaged_aside(run, plan, force)
+        run.raise_generations(list(force))
+    elif (reports := told_reports(run, config, plan)) is not None:
+        return nothing_to_do(run, plan, reports)
+    return execute(run, config, plan)
 
 
 def nothing_to_do(run: Run, plan: Plan, reports: Sequence[Ref]) -> Outcome:

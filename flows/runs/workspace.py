@@ -131,10 +131,7 @@ class Run:
         with (self.root / "lock").open("a+") as stream:
             if not exclusive(stream):
                 stream.seek(0)
-                raise RunError(
-                    f"run {self.name} is in progress in {stream.read().strip() or 'another process'}; "
-                    "wait for it, or stop it first"
-                )
+                raise self._in_use(stream.read())
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv[:1] + sys.argv[1:4])})")
             stream.flush()
@@ -142,6 +139,15 @@ class Run:
                 yield
             finally:
                 stream.truncate(0)
+
+    def require_idle(self) -> None:
+        """Refuse a run on which some process works now."""
+        if self.is_in_progress():
+            raise self._in_use((self.root / "lock").read_text())
+
+    def _in_use(self, who: str) -> RunError:
+        where = who.strip() or "another process"
+        return RunError(f"run {self.name} is in progress in {where}; wait for it, or stop it first")
 
     def is_in_progress(self) -> bool:
         """Whether some process works on this run now."""
