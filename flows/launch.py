@@ -2,21 +2,24 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from flows.addresses import pages_of_run
 from flows.config import RunConfig
+from flows.outcomes import note_reported, told_reports
 from flows.plan import Plan, make_plan
 from flows.runs import RUN_FILE, Run
 from flows.server import embedded as servers
 from flows.terminal.display import display_for
+from flows.waiting import WAITING
 from tasks import environment
 from tasks.config import RewardConfig, require_available
 from tasks.contract import StageError
 from tasks.data import reward_function
 from tasks.errors import TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
+from tasks.worker import Supervisor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +52,37 @@ def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
 
 def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
-    require_available(config.rollouts.engine, config.execution.engine_server)
     run.make_directory()
     is_new = not (run.root / RUN_FILE).exists()
     try:
         with run.locked():
-            run.set_config(config)
-            run.store.sweep()
-            if force:
-                set_damaged_aside(run, plan, force)
-                run.raise_generations(list(force))
-            return execute(run, config, plan)
+            return begin(run, config, plan, force=force)
     except (UserError, StageError) as error:
         is_mistake = isinstance(error, UserError) or error.kind == "user"
         if is_new and is_mistake and not run.is_in_progress() and run.is_empty():
             run.remove()
         raise
+
+
+def begin(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
+    """Bring a run that this process has locked to what a configuration says."""
+    require_available(config.rollouts.engine, config.execution.engine_server)
+    run.set_config(config)
+    run.store.sweep()
+    if force:
+        set_damaged_aside(run, plan, force)
+        run.raise_generations(list(force))
+    elif (reports := told_reports(run, config, plan)) is not None:
+        return nothing_to_do(run, plan, reports)
+    return execute(run, config, plan)
+
+
+def nothing_to_do(run: Run, plan: Plan, reports: Sequence[Ref]) -> Outcome:
+    """What a run came to of which nothing is left: no server is asked, and no library of models imported."""
+    WAITING.over()
+    with display_for(len(plan.stages)) as display:
+        display.note(f"nothing to do: all {len(plan.stages)} stages are committed, and reported")
+    return Outcome(run=run, reports=reports, unreported=(), lost_server=False)
 
 
 def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
@@ -78,7 +96,17 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run all rounds with live progress; raises ``StageError``."""
+    with closing(Supervisor(run.worker_log)) as worker:
+        if any(planned.ref is None for planned in plan.stages):
+            # Beside the start of the server, which takes as long.
+            worker.begin()
+        return execute_with(worker, run, config, plan)
+
+
+def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan) -> Outcome:
+    """Find or start the Prefect server, and run all rounds."""
     asked_for = environment.prefect_api_url()
+    WAITING.on("starting the Prefect server and the process that holds the models")
     try:
         url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
     except TransientError:
@@ -87,12 +115,15 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     # Prefect reads where its server is when it is imported.
     from flows.rlhf import run_rounds
 
+    WAITING.over()
     with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
         if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
         display.note(f"pages: {pages_of_run(run.home, run.name)}")
-        unreported = run_rounds(run, config, display, plan=plan, awaits_server=url is None)
+        unreported = run_rounds(run, config, display, worker, plan=plan, awaits_server=url is None)
     reports = [display.reports[number] for number in sorted(display.reports)]
+    if not unreported and not display.lost_server:
+        note_reported(run, config, reports)
     return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
 
 

@@ -16,10 +16,17 @@ from flows.runs import Run
 from flows.state import Output, RoundState, TrainState
 from flows.terminal import Observer
 from tasks.contract import StageError
+from tasks.worker import Supervisor
 
 
 def run_rounds(
-    run: Run, config: RunConfig, observer: Observer, *, plan: Plan | None = None, awaits_server: bool = False
+    run: Run,
+    config: RunConfig,
+    observer: Observer,
+    worker: Supervisor,
+    *,
+    plan: Plan | None = None,
+    awaits_server: bool = False,
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
     server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run. Returns what could
@@ -27,10 +34,10 @@ def run_rounds(
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
-    session = Session(run, config, observer, externals)
+    session = Session(run, config, observer, worker, externals)
 
     def one_round(number: int, before: RoundState | None) -> RoundState:
-        with interrupts_cancel(session.worker):
+        with interrupts_cancel(worker):
             state = rlhf_round(session, config, number, before, externals)
             session.finish_round()
         return settled(state)
@@ -74,8 +81,6 @@ def run_rounds(
             if error.kind == "cancelled" and not is_served:
                 session.tell_cancelled()
             raise
-        finally:
-            session.worker.close()
     run.finish_rerun()
     return session.unreported
 

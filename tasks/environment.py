@@ -136,6 +136,13 @@ def home_option(home: Path) -> str:
     return "" if is_found else f"--home {shlex.quote(str(home))} "
 
 
+def cache_directory() -> Path:
+    """Where on this machine the user keeps what can be made anew at any time."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # The standard has relative ones ignored.
+    return (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "rlhf-rounds"
+
+
 def prefect_api_url() -> str | None:
     """The user's own Prefect server, if one is named."""
     return os.environ.get("PREFECT_API_URL")
@@ -201,14 +208,14 @@ def server_environment() -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}, **QUIET}
 
 
-def be_server(url: str, auth_string: str) -> None:
+def be_server(url: str, auth_string: str, database: str) -> None:
     """Make this process the embedded Prefect server that listens at ``url`` (…/api), at home in its working directory."""
     settings = {
         **PREFECT_SERVER,
         "PREFECT_HOME": str(Path.cwd()),
         "PREFECT_PROFILES_PATH": str(Path.cwd() / "profiles.toml"),
         # Relative, so that no character of the path is taken for a part of the address, and a moved home keeps it.
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": url.rsplit(":", 1)[1].split("/")[0],
         "PREFECT_SERVER_API_AUTH_STRING": auth_string,

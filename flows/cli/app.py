@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows.cli.options import CANCELLED, FAILED, MISTAKE, NO_READER
+from flows.waiting import WAITING
 
 if TYPE_CHECKING:
     from tasks.contract import StageError
@@ -121,6 +122,7 @@ def say(sentence: str) -> None:
     """One line on standard error; it may quote what a model or a file says."""
     from flows.text import printable
 
+    WAITING.over()
     print(printable(sentence), file=sys.stderr, flush=True)
 
 

@@ -11,6 +11,8 @@ import typer
 from flows.cli.app import say
 from flows.cli.completion import configurations, stages
 from flows.cli.options import UNREPORTED, WARNING, Json, Overrides, RunName, print_json, show, show_lines
+from flows.text import printable
+from flows.waiting import WAITING
 
 if TYPE_CHECKING:
     from flows.config import RunConfig
@@ -27,7 +29,6 @@ def init(
 ) -> None:
     """Write a commented configuration to start from."""
     from flows.config import commented
-    from flows.text import printable
     from tasks.errors import ConfigError
     from tasks.paths import shown, user_path
 
@@ -54,6 +55,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run all rounds with live progress. The same command continues a run that was stopped."""
+    WAITING.on(f"reading {printable(config)} and what is committed of the run")
     from tasks import environment
 
     environment.quieten(hub=True)
@@ -62,10 +64,12 @@ def run(
     loaded = load_config(config, set_ or [])
     environment.quieten(hub=loaded.needs_hub())
     from flows.launch import prepared, start
+    from flows.plan import require_same_data
     from flows.runs import named_run
 
     chosen = named_run(ctx.obj, Path(config).stem if name is None else name)
     plan = prepared(chosen, loaded)
+    require_same_data(chosen, loaded.data, plan)
     finish(start(chosen, loaded, plan), loaded, as_json=as_json)
 
 
@@ -74,6 +78,7 @@ def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
     from flows.outcomes import result_columns, summary_of, warnings_of
     from flows.terminal.views import next_steps, results_table, warning_lines
 
+    WAITING.over()
     run = outcome.run
     results = [summary_of(report) for report in outcome.reports]
     if as_json:
@@ -122,6 +127,7 @@ def rerun(
     as_json: Json = False,
 ) -> None:
     """Recompute what a stage or a changed setting reaches, and nothing else; without either, continue the run."""
+    WAITING.on("reading the run and what is committed of it")
     from tasks import environment
 
     environment.quieten(hub=True)
@@ -133,7 +139,7 @@ def rerun(
     config = checked(with_overrides(dump(found.config), set_ or []), where=f"run {found.name}")
     environment.quieten(hub=config.needs_hub())
     from flows.launch import prepared, start
-    from flows.plan import forced_by
+    from flows.plan import forced_by, require_same_data
 
     if from_ is None and (round is not None or iteration is not None):
         raise ConfigError("--round and --iteration say where --from begins; name the stage with --from too")
@@ -142,10 +148,49 @@ def rerun(
     if forced and sorted(planned.key for planned in forced) == found.unfinished_rerun:
         # What it has done already is not done again.
         forced = []
+    require_same_data(found, config.data, plan, forced=[planned.key for planned in forced])
     if dry_run:
         show_steps(found, plan, forced, as_json=as_json)
     else:
         finish(start(found, config, plan, force=[p.key for p in forced]), config, as_json=as_json)
+
+
+@commands.command()
+def add_round(
+    ctx: typer.Context,
+    run: RunName = None,
+    preferences: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="New preferences; repeatable, or a quoted pattern.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="New prompts; repeatable, or a quoted pattern.")
+    ] = None,
+    set_: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be executed and reused.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Add one more round, with data that arrived as files of its own; nothing before it is executed again."""
+    WAITING.on("reading the files, the run, and what is committed of it")
+    from tasks import environment
+
+    environment.quieten(hub=True)
+    from flows.config import checked, dump, with_overrides
+    from flows.runs import find_run
+
+    found = find_run(ctx.obj, run)
+    config = checked(with_overrides(dump(found.config), set_ or []), where=f"run {found.name}")
+    environment.quieten(hub=config.needs_hub())
+    from flows.schedules.by_hand import add_round, planned_round
+
+    files = {"preferences": preferences or [], "prompts": prompts or []}
+    if dry_run:
+        found.require_idle()
+        step, _, plan = planned_round(found, config, files)
+        say(step.what)
+        show_steps(found, plan, [], as_json=as_json)
+    else:
+        outcome = add_round(found, config, files, say)
+        finish(outcome, outcome.run.config, as_json=as_json)
 
 
 def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bool) -> None:
@@ -156,6 +201,7 @@ def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bo
     from flows.terminal.views import steps_table, steps_total
 
     found = steps(run, plan, forced)
+    WAITING.over()
     if as_json:
         expected = sum(step.expected_seconds or 0.0 for step in found if step.executes)
         print_json({"run": run.name, "stages": [asdict(step) for step in found], "expected_seconds": expected})

@@ -20,7 +20,7 @@ from tasks.charts import charts_of
 from tasks.errors import DamagedError, UserError
 from tasks.metrics import COUNTED, combine, through_rounds
 from tasks.stages import STAGES
-from tasks.store import Manifest, Ref, canonical_json, digest_files, digest_text, read_json
+from tasks.store import Manifest, Ref, digest_files, read_json
 from tasks.tracking import Point, Published, TrackedData, TrackedRound, TrackedRun, Tracking
 
 EVALUATION = "evaluation.json"
@@ -63,7 +63,7 @@ def publish(run: Run, config: RunConfig, rounds: Sequence[CommittedRound]) -> Pu
     calibration = None if last.reward_model is None else read_json(last.reward_model / "calibration.json")
     return Tracking(run.home, config.tracking.experiment).publish(
         TrackedRun(
-            uid=run_uid(run),
+            uid=run.uid,
             name=run.name,
             created_at=run.created_at,
             config=dump(with_code_digests(config)),
@@ -85,11 +85,6 @@ def report_page(run: Run) -> str | None:
         return report_text(run, rollouts=REPORTED_ROLLOUTS)
     except (UserError, DamagedError):
         return None
-
-
-def run_uid(run: Run) -> str:
-    """What tells a run from every other one, wherever its home is moved to."""
-    return digest_text(canonical_json([run.name, run.created_at]))
 
 
 def tracked_round(run: Run, committed: CommittedRound) -> TrackedRound:

@@ -38,12 +38,14 @@ CANCEL_POLL_S = 5.0
 class Session:
     """One execution of a run: its worker, its observer, and the Prefect tasks that send stages to the worker."""
 
-    def __init__(self, run: Run, config: RunConfig, observer: Observer, externals: Externals) -> None:
+    def __init__(
+        self, run: Run, config: RunConfig, observer: Observer, worker: Supervisor, externals: Externals
+    ) -> None:
         self.run = run
         self.config = config
         self.externals = externals
         self.observer = observer
-        self.worker = Supervisor(run.root / "worker.log")
+        self.worker = worker
         self.unreported: list[str] = []
         self._generations = run.generations
         self._tasks: dict[str, Task[..., Any]] = {}

@@ -1,6 +1,7 @@
 """What a run came to: states and numbers, rollouts, models; verified, replayed, exported, cleaned."""
 
 from flows.outcomes.outputs import latest_variants
+from flows.outcomes.reported import note_reported, told_reports
 from flows.outcomes.results import Column, result_columns, result_rows, summary_of, warning_markdown, warnings_of
 from flows.outcomes.status import (
     Overview,
@@ -25,6 +26,7 @@ __all__ = [
     "Step",
     "clean",
     "latest_variants",
+    "note_reported",
     "overview",
     "reports_of",
     "result_columns",
@@ -35,6 +37,7 @@ __all__ = [
     "standing_of",
     "steps",
     "summary_of",
+    "told_reports",
     "verify",
     "warning_markdown",
     "warnings_of",

@@ -2,11 +2,14 @@
 
 from flows.plan.attempts import Attempt, attempts_of, find_attempt
 from flows.plan.calls import external_models, model_checks, stage_call, with_code_digests
+from flows.plan.changed_data import KINDS, PREPARE, identity, require_same_data, require_unchanged
 from flows.plan.plan import forced_by, make_plan, plan_of, what_is_seen
 from flows.plan.planned import Plan, Planned
 from flows.plan.reasons import changed_fields
 
 __all__ = [
+    "KINDS",
+    "PREPARE",
     "Attempt",
     "Plan",
     "Planned",
@@ -15,9 +18,12 @@ __all__ = [
     "external_models",
     "find_attempt",
     "forced_by",
+    "identity",
     "make_plan",
     "model_checks",
     "plan_of",
+    "require_same_data",
+    "require_unchanged",
     "stage_call",
     "what_is_seen",
     "with_code_digests",

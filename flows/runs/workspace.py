@@ -14,11 +14,12 @@ from typing import Any
 from flows.config import RunConfig, checked, dump
 from tasks.errors import RunError
 from tasks.paths import is_there, shown, user_path
-from tasks.store import Store, exclusive, is_locked, read_json, write_json
+from tasks.store import Store, canonical_json, digest_text, exclusive, is_locked, read_json, write_json
 
 RUN_FILE = "run.json"
 PLAN_FILE = "plan.json"
 SEEN_FILE = "seen.json"
+REPORTED_FILE = "reported.json"
 FORMAT = 1
 MAX_NAME = 200
 """Characters; file systems take 255, of which names of temporary files made from it need some."""
@@ -33,6 +34,11 @@ class Run:
         self.name = self.root.name
         self.home = self.root.parent.parent if home is None else home
         self.store = Store(self.root)
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker and the libraries in it print."""
+        return self.root / "worker.log"
 
     def make_directory(self) -> None:
         """Make the run's directory if there is none; refuse one that is something else."""
@@ -51,6 +57,11 @@ class Run:
     @property
     def created_at(self) -> float:
         return float(self._document()["created_at"])
+
+    @property
+    def uid(self) -> str:
+        """What tells the run from every other one, wherever its home is moved to."""
+        return digest_text(canonical_json([self.name, self.created_at]))
 
     def set_config(self, config: RunConfig) -> None:
         """Make this the run's configuration; outputs of another one stay where they are."""
@@ -96,6 +107,15 @@ class Run:
     def remember(self, seen: Mapping[str, Any]) -> None:
         write_json(self.root / SEEN_FILE, dict(seen))
 
+    @property
+    def reported(self) -> str:
+        """The digest of what was told of the run when last all of it was; empty before that."""
+        return str(read_json(self.root / REPORTED_FILE, default=""))
+
+    @reported.setter
+    def reported(self, digest: str) -> None:
+        write_json(self.root / REPORTED_FILE, digest)
+
     def _plan(self) -> dict[str, Any]:
         plan = read_json(self.root / PLAN_FILE, default={"generations": {}, "unfinished": []})
         if not (isinstance(plan, dict) and isinstance(plan.get("generations"), dict) and "unfinished" in plan):
@@ -111,10 +131,7 @@ class Run:
         with (self.root / "lock").open("a+") as stream:
             if not exclusive(stream):
                 stream.seek(0)
-                raise RunError(
-                    f"run {self.name} is in progress in {stream.read().strip() or 'another process'}; "
-                    "wait for it, or stop it first"
-                )
+                raise self._in_use(stream.read())
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv[:1] + sys.argv[1:4])})")
             stream.flush()
@@ -122,6 +139,15 @@ class Run:
                 yield
             finally:
                 stream.truncate(0)
+
+    def require_idle(self) -> None:
+        """Refuse a run on which some process works now."""
+        if self.is_in_progress():
+            raise self._in_use((self.root / "lock").read_text())
+
+    def _in_use(self, who: str) -> RunError:
+        where = who.strip() or "another process"
+        return RunError(f"run {self.name} is in progress in {where}; wait for it, or stop it first")
 
     def is_in_progress(self) -> bool:
         """Whether some process works on this run now."""

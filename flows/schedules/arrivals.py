@@ -11,21 +11,21 @@ from typing import Any
 
 from flows.config import RunConfig, checked, dump
 from flows.outcomes import latest_variants
-from flows.plan import Planned, changed_fields, make_plan
+from flows.plan import KINDS, PREPARE, Planned, changed_fields, identity, make_plan, require_unchanged
 from flows.runs import RUN_FILE, Run
 from tasks.config import DataConfig, Source
-from tasks.data import is_pattern, matching_paths, source_digest
-from tasks.errors import DataError, RunError
-from tasks.stages import STAGES
+from tasks.data import is_pattern, matching_paths
+from tasks.errors import RunError
 from tasks.store import Manifest
 
-KINDS = ("prompts", "held_out_prompts", "preferences", "texts")
 GROWING = ("prompts", "preferences")
 """What may arrive. Other held-out prompts would make rounds incomparable, and only the first round reads texts."""
 ANY_TIME = ("rounds", "execution", "health", "tracking", "keep_checkpoints", "checkpoint_every")
 """Settings that change no result of the rounds that there are."""
 NOT_REMADE = ("not run yet", "forced", "output is damaged")
 """Why a stage of a finished round may execute in a scheduled run all the same."""
+GOES_ON = "goes on"
+"""The title of a step that finishes what was begun before."""
 Lists = dict[str, tuple[Source, ...]]
 
 
@@ -43,14 +43,20 @@ def next_step(run: Run, config: RunConfig) -> NextStep:
     named = {kind: expanded(getattr(config.data, kind)) for kind in KINDS}
     if not (run.root / RUN_FILE).exists() or run.is_empty():
         return first_step(run, config, named)
-    before = run.config
-    used: Lists = {kind: getattr(before.data, kind) for kind in KINDS}
+    used: Lists = {kind: getattr(run.config.data, kind) for kind in KINDS}
     require_files(run, used)
     finished = {found.place.round for found in latest_variants(run, "report_round")}
     if not finished and not is_part(used, named):
         # Its data was mistaken, or why would the configuration name other data in the first round.
         return first_step(run, config, named)
-    require_unchanged(run, used, finished)
+    return step_from(run, config, named, used)
+
+
+def step_from(run: Run, config: RunConfig, named: Lists, used: Lists) -> NextStep:
+    """What a run that has begun has to do next, where it is to use the ``named`` sources and has those ``used``."""
+    before = run.config
+    finished = {found.place.round for found in latest_variants(run, "report_round")}
+    require_same_files(run, used, finished)
     as_before = with_sources(config, with_settings_of(named, used), rounds=max(before.rounds, config.rounds))
     if finished:
         require_same_settings(run, before, as_before)
@@ -60,7 +66,7 @@ def next_step(run: Run, config: RunConfig) -> NextStep:
         require_nothing_remade(run, [planned for planned in missing if planned.place.round in finished])
         done = len(plan.stages) - len(missing)
         return NextStep(
-            title="goes on", what=f"goes on: {done} of {len(plan.stages)} stages are committed", config=as_before
+            title=GOES_ON, what=f"goes on: {done} of {len(plan.stages)} stages are committed", config=as_before
         )
     number = as_before.rounds + 1
     new = {kind: arrived(named[kind], used[kind], number) for kind in GROWING}
@@ -94,13 +100,6 @@ def expanded(sources: Iterable[Source]) -> tuple[Source, ...]:
             file = source.model_copy(update={"path": str(path)})
             found.setdefault(identity(file), file)
     return tuple(found.values())
-
-
-def identity(source: Source) -> Path | str:
-    """What makes two sources the same data: a file's place, else all but the round from which it counts."""
-    if source.path is not None:
-        return Path(source.path).expanduser().resolve()
-    return source.model_copy(update={"from_round": 1}).model_dump_json()
 
 
 def limited_patterns(data: DataConfig) -> list[str]:
@@ -144,7 +143,7 @@ def with_settings_of(named: Lists, used: Lists) -> Lists:
 def with_sources(config: RunConfig, lists: Lists, rounds: int) -> RunConfig:
     """The configuration with these sources and rounds, checked as a whole again."""
     data = config.data.model_copy(update=lists)
-    return checked(dump(config.model_copy(update={"data": data, "rounds": rounds})), where="schedule")
+    return checked(dump(config.model_copy(update={"data": data, "rounds": rounds})), where="the next step")
 
 
 def require_files(run: Run, used: Lists) -> None:
@@ -157,37 +156,12 @@ def require_files(run: Run, used: Lists) -> None:
             )
 
 
-def require_unchanged(run: Run, used: Lists, finished: Container[int]) -> None:
+def require_same_files(run: Run, used: Lists, finished: Container[int]) -> None:
     """Refuse to go on from a file that is not the one that finished rounds were made from."""
-    in_use = {identity(source) for sources in used.values() for source in sources}
-    digests: dict[str, str | None] = {}
-    for found in latest_variants(run, "prepare_data"):
-        if found.place.round not in finished:
-            continue
-        recipe = Manifest.read(found.ref.directory).recipe
-        # In the order in which the flow digests them.
-        settings = STAGES.settings_of(recipe)
-        sources = [Source(**source) for kind in KINDS for source in settings["data"][kind]]
-        for source, digest in zip(sources, settings["source_digests"], strict=True):
-            if source.path is None or identity(source) not in in_use:
-                continue
-            if source.path not in digests:
-                digests[source.path] = digest_now(source, seed=recipe["seed"])
-            if digests[source.path] != digest:
-                how = "is gone" if digests[source.path] is None else "has changed"
-                raise RunError(
-                    f"{source.path} {how} since round {found.place.round} of run {run.name} was made from it; put it "
-                    f"back as it was, for what is new belongs in new files, or make the run anew from it with: "
-                    f"rounds rerun {run.name}"
-                )
-
-
-def digest_now(source: Source, *, seed: int) -> str | None:
-    """The digest of a source's files; None where there are none."""
-    try:
-        return source_digest(source, seed=seed)
-    except DataError:
-        return None
+    in_use = [source for sources in used.values() for source in sources]
+    for found in latest_variants(run, PREPARE):
+        if found.place.round in finished:
+            require_unchanged(run, found.place.round, Manifest.read(found.ref.directory).recipe, in_use)
 
 
 def require_same_settings(run: Run, before: RunConfig, now: RunConfig) -> None:
@@ -198,8 +172,8 @@ def require_same_settings(run: Run, before: RunConfig, now: RunConfig) -> None:
 
     if changes := changed_fields(deciding(before), deciding(now)):
         raise RunError(
-            f"run {run.name} has finished rounds with other settings ({', '.join(changes[:3])}): give the schedule the "
-            f"run's, or the run the schedule's with: rounds rerun {run.name} --set …"
+            f"run {run.name} has finished rounds with other settings ({', '.join(changes[:3])}): leave them as the run has "
+            f"them, or change them in all of its rounds with: rounds rerun {run.name} --set …"
         )
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from tasks import environment
 from tasks.contract import StageError
 from tasks.errors import RunError, TransientError, UserError
 from tasks.store import digest_text
+from tasks.worker import Supervisor
 
 Tell = Callable[[str], None]
 POLL_S = 3.0
@@ -107,8 +108,8 @@ def go_on(home: Path, name: str, config: RunConfig, log: FlowRunLog) -> State[An
         plan = prepared(run, step.config)
         run.set_config(step.config)
         run.store.sweep()
-        with LogDisplay(plan, log) as display:
-            unreported = run_rounds(run, step.config, display)
+        with LogDisplay(plan, log) as display, closing(Supervisor(run.worker_log)) as worker:
+            unreported = run_rounds(run, step.config, display, worker)
         display.show_results(step.config)
     for sentence in unreported:
         log.line(f"not reported: {sentence}", logging.WARNING)

@@ -5,6 +5,7 @@ server at most, however often a start is interrupted; and what the file says is 
 directory and in no copy of it.
 """
 
+import asyncio
 import json
 import os
 import secrets
@@ -16,10 +17,17 @@ from typing import IO
 
 from flows.server.guard import Guard
 from tasks import environment
-from tasks.store import exclusive
+from tasks.store import DatabaseTemplate, exclusive
 
 STATE_FILE = "server.json"
 AUTH_FILE = "auth"
+DATABASE = "prefect.db"
+MIGRATED = DatabaseTemplate(
+    library="prefect",
+    migrations="server/database/_migrations/versions/sqlite",
+    made_with=("sqlalchemy", "alembic", "aiosqlite"),
+    filled=frozenset({"alembic_version"}),
+)
 
 
 def main() -> None:
@@ -105,7 +113,8 @@ def place_of(directory: Path) -> list[int]:
 def serve(listening: socket.socket, url: str, secret: str) -> None:
     """Be the server until a signal ends it."""
     # In this process alone, so that neither a list of processes nor another program's environment shows it.
-    environment.be_server(url, secret)
+    environment.be_server(url, secret, DATABASE)
+    make_database(Path(DATABASE))
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -113,6 +122,16 @@ def serve(listening: socket.socket, url: str, secret: str) -> None:
     # Lines of every request are no use, and would name what is asked for.
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=5, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def make_database(database: Path) -> None:
+    """Make the database of a new home. One that is there is migrated, if need be, as the server starts."""
+    if database.exists() or MIGRATED.place(database):
+        return
+    from prefect.server.database import provide_database_interface
+
+    asyncio.run(provide_database_interface().create_db())
+    MIGRATED.keep(database)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from tasks.data.bad_rows import BadRow, Findings, Row, in_words
 from tasks.data.conversations import Messages
 from tasks.data.functions import TOKEN_IDS, WITH_SPECIAL_TOKENS, code_digest, reward_function
+from tasks.data.growth import how_changed
 from tasks.data.plain_values import as_json, content_key
 from tasks.data.preferences import to_preferences
 from tasks.data.records import Preference, Prompt, Text, to_prompts, to_texts
@@ -21,6 +22,7 @@ __all__ = [
     "as_json",
     "code_digest",
     "content_key",
+    "how_changed",
     "in_words",
     "is_pattern",
     "matching_paths",

@@ -9,7 +9,7 @@ import glob
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,21 @@ def _source_digest(source: Source, seed: int) -> str:
             for path in matching_paths(source.path)
             for file in (saved_files(path, source.split) if path.is_dir() else [require_regular(path)])
         ]
-        identity: list[Any] = ["files", [("".join(format_of(file)), _file_digest(file)) for file in files]]
-    elif source.dataset is not None:
-        identity = ["hub", source.dataset, source.subset, source.split, source.revision]
+        return digest_of_files([("".join(format_of(file)), _file_digest(file)) for file in files])
+    if source.dataset is not None:
+        identity: list[Any] = ["hub", source.dataset, source.subset, source.split, source.revision]
     else:
         assert source.function is not None
         identity = ["function", source.function, source.arguments, seed, code_digest(source.function)]
+    return _digest(identity)
+
+
+def digest_of_files(files: Sequence[tuple[str, str]]) -> str:
+    """The digest of a source of files, each of which is given by its ending and its own digest."""
+    return _digest(["files", list(files)])
+
+
+def _digest(identity: list[Any]) -> str:
     canonical = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 

@@ -2,6 +2,7 @@
 
 from tasks.store.background import BackgroundWriter
 from tasks.store.data_sets import read_dataset, write_dataset
+from tasks.store.database_template import DatabaseTemplate
 from tasks.store.digests import canonical_json, digest_files, digest_text
 from tasks.store.external import model_ref
 from tasks.store.files import flush, make_empty, read_json, write_json
@@ -64,6 +65,7 @@ __all__ = [
     "TEMPLATES",
     "TEXTS",
     "BackgroundWriter",
+    "DatabaseTemplate",
     "Inputs",
     "Manifest",
     "Place",

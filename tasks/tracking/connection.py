@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tasks import environment
-from tasks.store import wait_in_turn
-from tasks.tracking.database import embedded_uri, follow_home
+from tasks.store import DatabaseTemplate, wait_in_turn
+from tasks.tracking.database import database, embedded_uri, follow_home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+MIGRATED = DatabaseTemplate(
+    library="mlflow",
+    migrations="store/db_migrations/versions",
+    made_with=("sqlalchemy", "alembic"),
+    filled=frozenset({"alembic_version", "workspaces"}),
+    # The one that MLflow makes by itself, whose artifacts would lie in that home's working directory.
+    emptied=("experiments",),
+)
 
 
 def connected(uri: str, home: Path) -> "MlflowClient":
@@ -27,10 +36,14 @@ def connected(uri: str, home: Path) -> "MlflowClient":
     if urlsplit(uri).scheme in ("http", "https"):
         return MlflowClient(uri)
     with locked(home / "mlflow"):
+        is_new = is_embedded and not database(home).exists()
+        is_migrated = is_new and MIGRATED.place(database(home))
         if is_embedded:
             follow_home(home)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+        if is_new and not is_migrated:
+            MIGRATED.keep(database(home))
         return client
 
 

@@ -5,10 +5,27 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from tasks import environment
+
 # Where MLflow keeps the absolute address of artifacts.
 PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 ARTIFACTS = "/mlflow/artifacts"
 PATIENCE_S = 30.0
+# The parent of a run that is finished here; a home that was moved has yet to be followed.
+LOGGED = """
+SELECT runs.run_uuid FROM runs
+JOIN experiments USING (experiment_id)
+JOIN tags AS uid ON uid.run_uuid = runs.run_uuid AND uid.key = 'rounds.run_uid' AND uid.value = ?
+JOIN tags AS config ON config.run_uuid = runs.run_uuid AND config.key = 'rounds.config' AND config.value = ?
+WHERE experiments.name = ? AND (artifact_location NOT LIKE ? OR artifact_location = ?)
+AND runs.status = 'FINISHED' AND 'active' = runs.lifecycle_stage AND 'active' = experiments.lifecycle_stage
+"""
+COMPLETE = """
+SELECT count(*) FROM runs
+JOIN tags AS parent ON parent.run_uuid = runs.run_uuid AND parent.key = 'mlflow.parentRunId' AND parent.value = ?
+JOIN tags AS complete ON complete.run_uuid = runs.run_uuid AND complete.key = 'rounds.complete'
+WHERE runs.lifecycle_stage = 'active'
+"""
 
 
 def database(home: Path) -> Path:
@@ -25,6 +42,23 @@ def embedded_uri(home: Path) -> str:
 def artifacts_uri(home: Path) -> str:
     """Where the artifacts of the home's database lie."""
     return (home / ARTIFACTS.lstrip("/")).as_uri()
+
+
+def is_logged(home: Path, *, experiment: str, run_uid: str, config: str, num_rounds: int) -> bool:
+    """Whether the home's database has all of a finished run, under this configuration: what is logged last, and so many
+    rounds. Where runs are logged to somewhere else, that is not known here."""
+    if environment.mlflow_tracking_uri() or not database(home).exists():
+        return False
+    address = f"{database(home).as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE_S)) as connection:
+            found = connection.execute(
+                LOGGED, [run_uid, config, experiment, f"%{ARTIFACTS}", artifacts_uri(home)]
+            ).fetchall()
+            children = [connection.execute(COMPLETE, [parent]).fetchone()[0] for (parent,) in found]
+    except sqlite3.Error:
+        return False
+    return max(children, default=0) >= num_rounds
 
 
 def follow_home(home: Path) -> None:

@@ -38,7 +38,14 @@ class Supervisor:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._was_asked = False
         self._out_of_memory_kills = 0
+
+    def begin(self) -> None:
+        """Have the child import its libraries, which takes seconds, before there is anything to ask it."""
+        with self._lock, suppress(OSError):
+            # Whoever asks first is told what is wrong.
+            self._started()
 
     def run(self, call: StageCall, *, report: Report, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> Ref:
         """Execute a call in the child; raise ``StageError`` with the child's own words when it fails."""
@@ -65,6 +72,7 @@ class Supervisor:
                 raise StageError("cancelled", "the run was cancelled", stage=label)
             process, answers = self._started()
             assert process.stdin is not None
+            self._was_asked = True
             try:
                 process.stdin.write(json.dumps(request) + "\n")
                 process.stdin.flush()
@@ -102,8 +110,8 @@ class Supervisor:
         self._kill()
 
     def close(self) -> None:
-        """Let the child end by itself; kill it if it does not."""
-        if self._process is not None and self._process.stdin is not None:
+        """Let the child end by itself; kill it if it does not, or while it imports what nobody asked for."""
+        if self._was_asked and self._process is not None and self._process.stdin is not None:
             with suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
                 self._process.wait(CLOSE_S)
@@ -126,6 +134,7 @@ class Supervisor:
                     env=environment.worker_environment(),
                 )
             os.close(write_end)
+            self._was_asked = False
             self._out_of_memory_kills = out_of_memory_kills()
             self._answers = queue.SimpleQueue()
             reader = os.fdopen(read_end, "r")

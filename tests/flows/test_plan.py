@@ -1,7 +1,9 @@
 """What a run would execute, and why: on runs whose stages are committed without a model, by the flows themselves."""
 
 import dataclasses
+import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -327,7 +329,7 @@ def test_an_output_that_lost_a_file_is_made_again_and_what_follows_is_kept(finis
         (["rewards.quality.weight=0.7"], ("score_rollouts", 1, 1), "input critic_pretraining changes"),
         (["rollouts.sampling.temperature=0.7"], ("generate_rollouts", 1, 1), "sampling.temperature: 1.0 → 0.7"),
         (["ppo.epochs=3"], ("update_policy", 1, 1), "ppo.epochs: 2 → 3"),
-        (["ppo.dual_clip=3"], ("update_policy", 1, 1), "ppo.dual_clip: None → 3.0"),
+        (["ppo.dual_clip=3"], ("update_policy", 1, 1), "ppo.dual_clip: null → 3.0"),
         (["execution.dtype=float32"], ("warm_up", 1, 0), "input prepare_data changes"),
         (["execution.dtype=float32"], ("prepare_data", 1, 0), "dtype: auto → float32"),
         (["seed=4"], ("prepare_data", 1, 0), "seed: 3 → 4"),
@@ -341,9 +343,21 @@ def test_the_reason_names_what_changed(finished, changes, stage, reason):
     assert planned(finished, tiny(*changes))[stage] == reason
 
 
-def test_a_long_value_is_cut_in_its_reason(finished):
-    reason = planned(finished, tiny(f"rollouts.stop_strings=[{'x' * 500}]"))["generate_rollouts", 1, 1]
-    assert reason == f"stop_strings: [] → ['{'x' * 28}"
+def test_of_a_long_value_the_reason_has_the_beginning_and_a_digest(finished):
+    # As in JSON: brackets, quotes and 500 letters.
+    text = f'["{"x" * 500}"]'
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    reason = planned(finished, tiny(f"rollouts.stop_strings={text}"))["generate_rollouts", 1, 1]
+    assert reason == f'stop_strings: [] → ["{"x" * 22}… (digest {digest})'
+
+
+def test_the_reason_names_sources_that_came_and_went_and_fields_of_those_that_stayed(finished, tmp_path):
+    (tmp_path / "more.jsonl").write_text('{"prompt": "a"}\n')
+    function = "{function: 'flows.presets.quickstart:prompts', arguments: {count: 24}}"
+    reasons = planned(finished, tiny(f"data.prompts=[{function}, {tmp_path}/more.jsonl]"))
+    assert reasons["prepare_data", 1, 0] == f"data.prompts: with {tmp_path}/more.jsonl"
+    reasons = planned(finished, tiny("data.prompts.0.limit=5"))
+    assert reasons["prepare_data", 1, 0] == "data.prompts.0.limit: null → 5"
 
 
 def test_an_input_that_has_changed_already_is_the_reason_after_an_interruption(finished):
@@ -397,6 +411,12 @@ def test_a_setting_that_differs_from_a_new_field_s_default_recomputes(finished, 
 # Data, code and models from outside
 
 
+def digest_of_lines(text):
+    """Of one file: its ending, and the digest of its bytes."""
+    own = hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(f'["files", [[".jsonl", "{own}"]]]'.encode()).hexdigest()
+
+
 def test_data_counts_by_its_content(fresh, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
@@ -407,7 +427,8 @@ def test_data_counts_by_its_content(fresh, tmp_path):
     prompts.write_text('{"prompt": "a"}\n{"prompt": "c"}\n')
     reasons = planned(fresh, config)
     assert set(reasons) == ALL
-    assert reasons["prepare_data", 1, 0] == "data changed"
+    old, new = (digest_of_lines(f'{{"prompt": "a"}}\n{{"prompt": "{second}"}}\n') for second in "bc")
+    assert reasons["prepare_data", 1, 0] == f"content of prompts.jsonl: {old[:8]} → {new[:8]}"
 
 
 @pytest.mark.parametrize(
@@ -430,9 +451,8 @@ def test_an_edited_reward_function_scores_anew_but_a_comment_costs_nothing(
     reasons = planned(fresh, config)
     assert set(reasons) == expected
     first = ("critic_pretraining", 1, 0) if where == "rewards" else ("audit_rollouts", 1, 1)
-    assert (
-        reasons[first] == f"code of {'scoring.rewards' if where == 'rewards' else 'held_out_rewards'}.brevity changed"
-    )
+    named = f"code of {'scoring.rewards' if where == 'rewards' else 'held_out_rewards'}.brevity: "
+    assert re.fullmatch(rf"{named}[0-9a-f]{{8}} → [0-9a-f]{{8}}", reasons[first])
 
 
 def a_model(directory, weights="weights"):

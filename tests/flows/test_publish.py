@@ -15,7 +15,7 @@ import pytest
 from flows.config.reading import checked
 from flows.config.run_config import RunConfig, TrackingConfig
 from flows.orchestration import publish as publishing
-from flows.orchestration.publish import publish, publish_round, run_uid
+from flows.orchestration.publish import publish, publish_round
 from flows.orchestration.round_page import artifact_key, escaped, round_markdown
 from flows.runs.committed import committed_round, committed_rounds
 from flows.runs.workspace import Run, create_or_open
@@ -242,7 +242,7 @@ def runs_of(fake: FakeRun) -> list[Any]:
     store = client(fake)
     experiment = store.get_experiment_by_name("rlhf-rounds")
     found = store.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
-    return [r for r in found if r.data.tags["rounds.run_uid"] == run_uid(fake.run)]
+    return [r for r in found if r.data.tags["rounds.run_uid"] == fake.run.uid]
 
 
 def test_a_round_is_found_from_its_report_alone(fake, reports):

@@ -170,7 +170,11 @@ def test_more_rounds_may_be_asked_for_without_new_data(world):
 
 @pytest.mark.parametrize(
     ("change", "how"),
-    [(lambda path: path.write_text(ROW * 2), "has changed"), (Path.unlink, "is gone")],
+    [
+        (lambda path: path.write_text(ROW.replace("good", "fine")), "has changed"),
+        (lambda path: path.write_text(ROW * 2), "has 1 more line at its end"),
+        (Path.unlink, "is gone"),
+    ],
 )
 def test_a_file_that_was_used_must_stay_as_it_was(world, change, how):
     world.execute(world.next())
