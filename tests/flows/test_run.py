@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -53,10 +55,25 @@ def test_the_second_round_learns_from_more_preferences_and_goes_on_from_the_firs
     assert stages["round-002/iteration-002/score_rollouts/shard-001"]["recipe"]["inputs"]["reference"] == warm
 
 
-def test_running_it_again_executes_nothing(home, tiny):
+IMPORTED = """
+import sys
+from flows.cli.main import main
+sys.argv[0] = "rounds"
+try:
+    main()
+finally:
+    print("imported:", *sorted({"prefect", "mlflow", "torch", "transformers"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_running_it_again_executes_nothing_and_imports_neither_servers_nor_models(home, tiny):
     before = home.stages(tiny)
-    home.rounds("run", TINY, "--name", tiny)
+    command = [sys.executable, "-c", IMPORTED, "--home", home.path, "run", TINY, "--name", tiny, "--json"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True, **home.process({}))
     assert home.stages(tiny) == before
+    assert done.stderr.splitlines()[-1] == "imported:"
+    assert "nothing to do: all 38 stages are committed, and reported" in done.stderr
+    assert [round["round"] for round in json.loads(done.stdout)["rounds"]] == [1, 2]
 
 
 @pytest.mark.slow
