@@ -82,6 +82,29 @@ def test_another_run_of_the_same_configuration_is_the_same_to_the_last_bit(home,
     assert home.digests("twin") == home.digests(tiny)
 
 
+def test_a_round_that_is_added_learns_from_the_file_that_arrived_and_leaves_what_was_before(home, tiny, tmp_path):
+    shutil.copytree(home.path / "runs" / tiny, home.path / "runs" / "grown")
+    file = tmp_path / "arrived.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": f"where is lamp {n}?", "chosen": " on the table.", "rejected": " no."}) + "\n"
+            for n in range(12)
+        )
+    )
+    done = home.rounds("add-round", "grown", "--preferences", file)
+    assert f"adds round 3 with {file}" in done.stderr
+    before, after = home.stages(tiny), home.stages("grown")
+    assert before == {name: manifest for name, manifest in after.items() if not name.startswith("round-003")}
+    (data,) = [after[name] for name in after if name.startswith("round-003/prepare_data")]
+    (data_before,) = [before[name] for name in before if name.startswith("round-002/prepare_data")]
+    counts = [
+        sum(manifest["metrics"][f"data/{part}preferences"] for part in ("", "held_out_"))
+        for manifest in (data_before, data)
+    ]
+    assert counts[1] == counts[0] + 12
+    assert home.json("status", "grown")["state"] == "finished"
+
+
 def test_a_run_killed_in_the_middle_ends_as_if_it_never_was(home, tiny):
     process = home.start("run", TINY, "--name", "killed", start_new_session=True)
     wait_for(lambda: any("iteration-002/score" in name for name in home.stages("killed")))
