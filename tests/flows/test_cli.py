@@ -23,8 +23,12 @@ from flows.config.commented import commented
 from flows.config.mistakes import fields_of
 from flows.config.reading import PRESETS, checked, load_config
 from flows.config.run_config import RunConfig
+from flows.outcomes import reported
 from flows.outcomes.outputs import latest_variants
+from flows.outcomes.status import reports_of
+from flows.plan.plan import make_plan
 from flows.text import escape_what_streams_lack
+from flows.waiting import Waiting
 from tasks.contract.failures import StageError
 from tasks.yaml_text import read_yaml
 
@@ -451,6 +455,60 @@ def test_a_finished_run_has_nothing_to_execute_by_whatever_path_it_is_reached(ro
         told = rounds("rerun", name, "--dry-run", at=at).stdout.splitlines()[-1]
         assert told.startswith("execute 0, reuse 35"), (name, told)
         assert "finished" in rounds("status", name, at=at).stdout.splitlines()[0]
+
+
+def test_a_run_of_which_all_is_committed_and_told_is_not_executed(rounds, tmp_path, monkeypatch):
+    run = finished_run(tmp_path, "config", document(tmp_path))
+    config, executed = write_config(tmp_path), Executed(monkeypatch)
+    monkeypatch.setattr(reported, "is_logged", lambda *_, **__: True)
+    rounds("run", config, at=tmp_path)
+    assert len(executed.configs) == 1, "nobody knows yet whether it was told"
+    reported.note_reported(run, run.config, reports_of(make_plan(run, run.config)))
+    told = rounds("run", config, at=tmp_path)
+    assert len(executed.configs) == 1
+    assert "nothing to do: all 35 stages are committed, and reported" in told.stderr
+    assert re.search(r"^round 2 +2\.000 +0\.125 +1\.00 ", told.stdout, re.M)
+    assert json.loads(rounds("rerun", "config", "--json", at=tmp_path).stdout)["unreported"] == []
+    assert len(executed.configs) == 1
+    # Whatever is left to do is done: another setting to be told, a stage that is forced, or that was and is not finished.
+    rounds("run", config, "--set", "execution.micro_batch_tokens=64", at=tmp_path)
+    rounds("run", config, at=tmp_path)
+    assert len(executed.configs) == 2
+    rounds("rerun", "config", "--from", "report_round", at=tmp_path)
+    rounds("run", config, at=tmp_path)
+    assert len(executed.configs) == 4
+    monkeypatch.setattr(reported, "is_logged", lambda *_, **__: False)
+    rounds("run", config, at=tmp_path)
+    assert len(executed.configs) == 5
+
+
+class Terminal(io.StringIO):
+    """Standard error that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_what_is_waited_for_is_said_on_a_terminal_and_taken_away_again(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    waiting = Waiting()
+    waiting.over()
+    waiting.on("reading a.yaml")
+    waiting.on("b")
+    waiting.over()
+    waiting.over()
+    assert terminal.getvalue() == f"reading a.yaml …\r{' ' * 16}\rb …\r{' ' * 3}\r"
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    waiting.on("reading a.yaml")
+    assert sys.stderr.getvalue() == "", "a log has no use for it"
+
+
+def test_a_line_that_waits_is_no_longer_than_the_terminal_is_wide(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "10")
+    Waiting().on("a long name.yaml")
+    assert sys.stderr.getvalue() == "a long na\r"
 
 
 def test_a_rerun_raises_generations_before_anything_executes_and_keeps_the_settings(rounds, tmp_path, monkeypatch):

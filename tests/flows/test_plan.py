@@ -353,10 +353,9 @@ def test_of_a_long_value_the_reason_has_the_beginning_and_a_digest(finished):
 
 def test_the_reason_names_sources_that_came_and_went_and_fields_of_those_that_stayed(finished, tmp_path):
     (tmp_path / "more.jsonl").write_text('{"prompt": "a"}\n')
-    function = "{function: 'flows.presets.quickstart:prompts', arguments: {count: 24}}"
-    reasons = planned(finished, tiny(f"data.prompts=[{function}, {tmp_path}/more.jsonl]"))
+    reasons = planned(finished, tiny(f"data.prompts=[prompts.jsonl, {tmp_path}/more.jsonl]"))
     assert reasons["prepare_data", 1, 0] == f"data.prompts: with {tmp_path}/more.jsonl"
-    reasons = planned(finished, tiny("data.prompts.0.limit=5"))
+    reasons = planned(finished, tiny("data.prompts=[{path: prompts.jsonl, limit: 5}]"))
     assert reasons["prepare_data", 1, 0] == "data.prompts.0.limit: null → 5"
 
 

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -53,16 +55,54 @@ def test_the_second_round_learns_from_more_preferences_and_goes_on_from_the_firs
     assert stages["round-002/iteration-002/score_rollouts/shard-001"]["recipe"]["inputs"]["reference"] == warm
 
 
-def test_running_it_again_executes_nothing(home, tiny):
+IMPORTED = """
+import sys
+from flows.cli.main import main
+sys.argv[0] = "rounds"
+try:
+    main()
+finally:
+    print("imported:", *sorted({"prefect", "mlflow", "torch", "transformers"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_running_it_again_executes_nothing_and_imports_neither_servers_nor_models(home, tiny):
     before = home.stages(tiny)
-    home.rounds("run", TINY, "--name", tiny)
+    command = [sys.executable, "-c", IMPORTED, "--home", home.path, "run", TINY, "--name", tiny, "--json"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True, **home.process({}))
     assert home.stages(tiny) == before
+    assert done.stderr.splitlines()[-1] == "imported:"
+    assert "nothing to do: all 38 stages are committed, and reported" in done.stderr
+    assert [round["round"] for round in json.loads(done.stdout)["rounds"]] == [1, 2]
 
 
 @pytest.mark.slow
 def test_another_run_of_the_same_configuration_is_the_same_to_the_last_bit(home, tiny):
     home.rounds("run", TINY, "--name", "twin")
     assert home.digests("twin") == home.digests(tiny)
+
+
+def test_a_round_that_is_added_learns_from_the_file_that_arrived_and_leaves_what_was_before(home, tiny, tmp_path):
+    shutil.copytree(home.path / "runs" / tiny, home.path / "runs" / "grown")
+    file = tmp_path / "arrived.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": f"where is lamp {n}?", "chosen": " on the table.", "rejected": " no."}) + "\n"
+            for n in range(12)
+        )
+    )
+    done = home.rounds("add-round", "grown", "--preferences", file)
+    assert f"adds round 3 with {file}" in done.stderr
+    before, after = home.stages(tiny), home.stages("grown")
+    assert before == {name: manifest for name, manifest in after.items() if not name.startswith("round-003")}
+    (data,) = [after[name] for name in after if name.startswith("round-003/prepare_data")]
+    (data_before,) = [before[name] for name in before if name.startswith("round-002/prepare_data")]
+    counts = [
+        sum(manifest["metrics"][f"data/{part}preferences"] for part in ("", "held_out_"))
+        for manifest in (data_before, data)
+    ]
+    assert counts[1] == counts[0] + 12
+    assert home.json("status", "grown")["state"] == "finished"
 
 
 def test_a_run_killed_in_the_middle_ends_as_if_it_never_was(home, tiny):

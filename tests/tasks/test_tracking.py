@@ -20,8 +20,10 @@ import pytest
 from tasks import environment
 from tasks.charts import plotly_script
 from tasks.errors import TrackingError
+from tasks.store.digests import canonical_json, digest_text
 from tasks.tracking import outbox as tracking
 from tasks.tracking.addresses import run_page
+from tasks.tracking.database import database, is_logged
 from tasks.tracking.outbox import Tracking
 from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
 
@@ -612,3 +614,32 @@ def test_importing_it_does_not_import_mlflow():
     modules = "tasks.tracking.outbox, tasks.charts"
     code = f"import sys, {modules}; sys.exit('mlflow' in sys.modules or 'plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_it_is_known_without_mlflow_whether_all_of_a_finished_run_is_logged(home, run, monkeypatch):
+    asked = {
+        "experiment": EXPERIMENT,
+        "run_uid": run.uid,
+        "config": digest_text(canonical_json(run.config)),
+        "num_rounds": len(run.rounds),
+    }
+    assert not is_logged(home, **asked)
+    Tracking(home, EXPERIMENT).publish(replace(run, rounds=run.rounds[:1], policy=None))
+    assert not is_logged(home, **asked), "it goes on"
+    Tracking(home, EXPERIMENT).publish(run)
+    assert is_logged(home, **asked)
+    for changed in ({"experiment": "other"}, {"run_uid": "other"}, {"config": "other"}, {"num_rounds": 3}):
+        assert not is_logged(home, **asked | changed), changed
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+        assert not is_logged(home, **asked), "it is logged to somewhere else"
+    moved = home.rename(home.with_name("moved"))
+    assert not is_logged(moved, **asked), "its artifacts are said to be where it was"
+    Tracking(moved, EXPERIMENT)
+    assert is_logged(moved, **asked)
+    experiment = client(moved).get_experiment_by_name(EXPERIMENT).experiment_id
+    child = next(found for found in client(moved).search_runs([experiment]) if "rounds.variant" in found.data.tags)
+    client(moved).delete_run(child.info.run_id)
+    assert not is_logged(moved, **asked), "one round is missing"
+    database(moved).write_bytes(b"damaged")
+    assert not is_logged(moved, **asked)

@@ -306,3 +306,12 @@ def test_less_memory_is_another_call_of_the_same_recipe(tmp_path):
     smaller = call.with_smaller_micro_batch(4)
     assert smaller.execution["micro_batch_tokens"] == call.execution["micro_batch_tokens"] // 4
     assert smaller.recipe().fingerprint == call.recipe().fingerprint
+
+
+def test_a_worker_that_was_begun_and_never_asked_is_gone_at_once(tmp_path):
+    worker = Supervisor(tmp_path / "worker.log")
+    worker.begin()
+    process = worker._process
+    assert process.poll() is None
+    worker.close()
+    assert process.returncode == -signal.SIGKILL, "it was importing libraries that nobody needs"
