@@ -1,5 +1,7 @@
 """Responses for people to rank, sampled from a checkpoint of a run because somebody asks for them."""
 
+from contextlib import closing
+
 from flows.iteration import adapted_base
 from flows.orchestration.interrupts import interrupts_cancel
 from flows.orchestration.session import Session
@@ -9,6 +11,7 @@ from flows.terminal import Observer
 from tasks.config import GenerateCandidatesConfig, require_available
 from tasks.errors import RunError
 from tasks.store import Place, Ref
+from tasks.worker import Supervisor
 
 CHECKPOINTS = ("warm_up", "update_policy")
 """Whose output is a policy."""
@@ -43,20 +46,16 @@ def generate_candidates(
             stop_strings=config.rollouts.stop_strings,
             access=config.model.access("chat_template_kwargs"),
         )
-        session = Session(run, config, observer, externals)
-        try:
-            with interrupts_cancel(session.worker):
-                reference = plan.rounds[0].reference
-                session.at_once(
-                    "generate_candidates",
-                    place,
-                    settings,
-                    policy=policy,
-                    data=data,
-                    lora_base=adapted_base(config, getattr(reference, "ref", reference)),
-                )
-        finally:
-            session.worker.close()
+        reference = plan.rounds[0].reference
+        with closing(Supervisor(run.worker_log)) as worker, interrupts_cancel(worker):
+            Session(run, config, observer, worker, externals).at_once(
+                "generate_candidates",
+                place,
+                settings,
+                policy=policy,
+                data=data,
+                lora_base=adapted_base(config, getattr(reference, "ref", reference)),
+            )
     return place
 
 
