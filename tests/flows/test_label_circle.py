@@ -80,7 +80,8 @@ def test_a_round_follows_what_people_prefer(home, browser, tmp_path):
     facts = json.loads(home.rounds("label", "status", "circle-1", "--json").stdout)
     # Of some prompts all responses say the same.
     assert TASKS // 2 < facts["tasks"] == facts["complete"]
-    assert facts["alpha"] == 1.0
+    # They order responses of one length by where they stand.
+    assert facts["alpha"] > 0.9
     preferences = tmp_path / "shorter.jsonl"
     home.rounds("label", "close", "circle-1", "--into", preferences)
     before = home.digests("circle")
