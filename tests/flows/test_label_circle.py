@@ -41,13 +41,13 @@ def open_page(browser, address, queue, token):
 
 
 def answer(page, number):
-    """Rank the shorter response before the longer one, by keyboard, so many times or until nothing is left."""
+    """Rank the longer response before the shorter one, by keyboard, so many times or until nothing is left."""
     for _ in range(number):
         if page.locator("[data-task]").is_hidden():
             return
         before = page.locator("[data-count]").inner_text()
         lengths = [len(text) for text in page.locator(".card .whole").all_inner_texts()]
-        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
             page.keyboard.press("abcdefghi"[i])
         page.keyboard.press("Enter")
         until(page, "before => document.querySelector('[data-count]').textContent !== before", before)
@@ -82,7 +82,7 @@ def test_a_round_follows_what_people_prefer(home, browser, tmp_path):
     assert TASKS // 2 < facts["tasks"] == facts["complete"]
     # They order responses of one length by where they stand.
     assert facts["alpha"] > 0.9
-    preferences = tmp_path / "shorter.jsonl"
+    preferences = tmp_path / "longer.jsonl"
     home.rounds("label", "close", "circle-1", "--into", preferences)
     before = home.digests("circle")
     home.rounds("add-round", "circle", "--preferences", preferences)
@@ -90,4 +90,6 @@ def test_a_round_follows_what_people_prefer(home, browser, tmp_path):
     assert {name: digest for name, digest in home.digests("circle").items() if "round-001" in name} == before
     metrics = flows.open("circle", home=home.path).metrics().set_index(["round", "iteration"])
     lengths = metrics["rollouts/response_length"]
-    assert lengths[2, 6] < 0.8 * lengths[1, 6]
+    # Before, the policy had learned to say little.
+    assert lengths[1, 6] < lengths[1, 1]
+    assert lengths[2, 6] > 1.2 * lengths[1, 6]
