@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from flows.addresses import pages_of_run
 from flows.config import RunConfig
 from flows.plan import Plan, make_plan
-from flows.runs import RUN_FILE, Run
+from flows.preview import look_first, look_for_named
+from flows.runs import RUN_FILE, WORKER_LOG, Run
 from flows.server import embedded as servers
 from flows.terminal.display import display_for
 from tasks import environment
-from tasks.config import RewardConfig, require_available
+from tasks.config import require_available
 from tasks.contract import StageError
-from tasks.data import reward_function
-from tasks.errors import TransientError, UserError
+from tasks.errors import Mistakes, TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
+from tasks.worker import Supervisor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +33,12 @@ class Outcome:
 
 def prepared(run: Run, config: RunConfig) -> Plan:
     """The plan of a run that may not exist yet, so that a mistake is told before anything is written."""
-    for field, reward in named_rewards(config):
-        if reward.user_function is not None:
-            reward_function(reward.user_function, field=f"{field}.{reward.key}")
+    mistakes, _ = look_for_named(config, run.home)
+    if len(mistakes) == 1:
+        raise mistakes[0]
+    if mistakes:
+        raise Mistakes("the configuration", [str(mistake) for mistake in mistakes])
     return make_plan(run, config)
-
-
-def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
-    """All rewards of a configuration with the fields that hold them."""
-    held_out = config.evaluation.held_out_rewards
-    return [
-        *((f"rewards.{name}", reward) for name, reward in config.rewards.items()),
-        *((f"evaluation.held_out_rewards.{name}", reward) for name, reward in held_out.items()),
-    ]
 
 
 def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
@@ -78,6 +72,17 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run all rounds with live progress; raises ``StageError``."""
+    worker = Supervisor(run.root / WORKER_LOG)
+    try:
+        if any(planned.ref is None for planned in plan.stages):
+            look_first(worker, config, look_for_named(config, run.home)[1])
+        return execute_with(worker, run, config, plan)
+    finally:
+        worker.close()
+
+
+def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan) -> Outcome:
+    """Run all rounds by a worker that has looked at what they need."""
     asked_for = environment.prefect_api_url()
     try:
         url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
@@ -91,7 +96,7 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
         if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
         display.note(f"pages: {pages_of_run(run.home, run.name)}")
-        unreported = run_rounds(run, config, display, plan=plan, awaits_server=url is None)
+        unreported = run_rounds(run, config, display, plan=plan, awaits_server=url is None, worker=worker)
     reports = [display.reports[number] for number in sorted(display.reports)]
     return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
 

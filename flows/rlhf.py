@@ -16,18 +16,25 @@ from flows.runs import Run
 from flows.state import Output, RoundState, TrainState
 from flows.terminal import Observer
 from tasks.contract import StageError
+from tasks.worker import Supervisor
 
 
 def run_rounds(
-    run: Run, config: RunConfig, observer: Observer, *, plan: Plan | None = None, awaits_server: bool = False
+    run: Run,
+    config: RunConfig,
+    observer: Observer,
+    *,
+    plan: Plan | None = None,
+    awaits_server: bool = False,
+    worker: Supervisor | None = None,
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
     server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run. Returns what could
-    not be reported; raises ``StageError``."""
+    not be reported; raises ``StageError``. A ``worker`` has looked at the models already."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
-    session = Session(run, config, observer, externals)
+    session = Session(run, config, observer, externals, worker)
 
     def one_round(number: int, before: RoundState | None) -> RoundState:
         with interrupts_cancel(session.worker):

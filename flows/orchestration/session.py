@@ -23,7 +23,7 @@ from flows.orchestration.absent_server import retried
 from flows.orchestration.interrupts import interrupts_cancel
 from flows.orchestration.publish import log_rounds, publish_round
 from flows.plan import model_checks, stage_call
-from flows.runs import Run
+from flows.runs import WORKER_LOG, Run
 from flows.server import is_healthy
 from flows.state import Externals, Output, RoundState
 from flows.terminal import Observer
@@ -38,12 +38,19 @@ CANCEL_POLL_S = 5.0
 class Session:
     """One execution of a run: its worker, its observer, and the Prefect tasks that send stages to the worker."""
 
-    def __init__(self, run: Run, config: RunConfig, observer: Observer, externals: Externals) -> None:
+    def __init__(
+        self,
+        run: Run,
+        config: RunConfig,
+        observer: Observer,
+        externals: Externals,
+        worker: Supervisor | None = None,
+    ) -> None:
         self.run = run
         self.config = config
         self.externals = externals
         self.observer = observer
-        self.worker = Supervisor(run.root / "worker.log")
+        self.worker = worker or Supervisor(run.root / WORKER_LOG)
         self.unreported: list[str] = []
         self._generations = run.generations
         self._tasks: dict[str, Task[..., Any]] = {}
@@ -53,7 +60,8 @@ class Session:
         self._micro_batch_divisor: dict[str, int] = {}
         self._checkpoints: list[Ref] = []
         self._data: Ref | None = None
-        self._checked: set[Ref | None] = set()
+        # Whoever gives a worker has had it look at the models.
+        self._checked: set[Ref | None] = set() if worker is None else {None}
         self._check_lock = threading.Lock()
         self._cancel_lock = threading.Lock()
         self._cancel_checked = time.monotonic()

@@ -20,7 +20,7 @@ def seconds_of_stages(
     *,
     write_speed: float,
 ) -> dict[str, float]:
-    """Of one execution of each stage. ``lengths`` are the tokens of rows by kind; ``write_speed`` is in bytes a second."""
+    """Of one execution of each stage, where rows of each kind have so many tokens and a second writes so many bytes."""
     own, others = sizes["parameters"], sizes["others"]
     responses = config.rollouts.prompts_per_iteration * config.rollouts.samples_per_prompt
     prompt = mean(lengths["prompts"])

@@ -40,7 +40,7 @@ class StageMemory:
 def memory_of_stages(
     config: RunConfig, sizes: Mapping[str, Any], *, prompt_tokens: int, device: str
 ) -> list[StageMemory]:
-    """Of each stage that computes with models, in the order of a round. ``prompt_tokens`` are those of the longest prompt."""
+    """Of each stage that computes with models, in the order of a round, where the longest prompt has ``prompt_tokens``."""
     own, others = sizes["parameters"], sizes["others"]
     has_adapters = config.model.lora is not None
     body = sizes["forward_bytes"] if has_adapters else FLOAT32
@@ -58,9 +58,10 @@ def memory_of_stages(
     rows = config.rollouts.prompts_per_iteration * config.rollouts.samples_per_prompt
     longest = prompt_tokens + config.rollouts.sampling.max_new_tokens
     budget = max(config.execution.micro_batch_tokens, longest)
-    learned = activations(config, sizes, min(budget, rows * longest))
-    read = int(min(budget, rows * longest) * sizes["kept_bytes_a_token"] / sizes["layers"]) + 3 * CHUNK
-    cache = min(budget, rows * longest) * sizes["cache_bytes_a_token"]
+    tokens = min(budget, rows * longest)
+    learned = activations(config, sizes, tokens)
+    read = int(tokens * sizes["kept_bytes_a_token"] / sizes["layers"]) + logits(sizes, tokens)
+    cache = tokens * sizes["cache_bytes_a_token"]
     cache += min(rows, budget // longest) * sizes["vocabulary"] * 4 * FLOAT32
     stages = []
     if config.warm_up is not None:
@@ -89,4 +90,9 @@ def activations(config: RunConfig, sizes: Mapping[str, Any], num_tokens: int) ->
     if config.execution.gradient_checkpointing:
         # Each layer's input, and one layer in full.
         kept = sizes["layers"] * sizes["hidden_size"] * sizes["forward_bytes"] + kept / sizes["layers"]
-    return int(num_tokens * kept) + 3 * CHUNK
+    return int(num_tokens * kept) + logits(sizes, num_tokens)
+
+
+def logits(sizes: Mapping[str, Any], num_tokens: int) -> int:
+    """Of so many tokens, or of as many as are computed at once."""
+    return int(min(CHUNK, num_tokens * sizes["vocabulary"] * FLOAT32)) * 3

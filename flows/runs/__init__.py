@@ -1,10 +1,11 @@
 """Runs on disk."""
 
 from flows.runs.committed import CommittedRound, committed_round, committed_rounds, history_of
-from flows.runs.workspace import RUN_FILE, Run, create_or_open, find_run, list_runs, named_run, require_name
+from flows.runs.workspace import RUN_FILE, WORKER_LOG, Run, create_or_open, find_run, list_runs, named_run, require_name
 
 __all__ = [
     "RUN_FILE",
+    "WORKER_LOG",
     "CommittedRound",
     "Run",
     "committed_round",

@@ -19,6 +19,7 @@ from tasks.store import Store, exclusive, is_locked, read_json, write_json
 RUN_FILE = "run.json"
 PLAN_FILE = "plan.json"
 SEEN_FILE = "seen.json"
+WORKER_LOG = "worker.log"
 FORMAT = 1
 MAX_NAME = 200
 """Characters; file systems take 255, of which names of temporary files made from it need some."""
