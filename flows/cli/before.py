@@ -1,5 +1,7 @@
 """Commands before a run: check, new, presets."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +9,8 @@ import typer
 
 from flows.cli.app import say
 from flows.cli.completion import configurations
-from flows.cli.options import Json, Overrides, print_json, show
+from flows.cli.completion import presets as preset_names
+from flows.cli.options import Json, Overrides, print_json, show, write_new
 
 commands = typer.Typer()
 
@@ -41,3 +44,59 @@ def check(
         raise ConfigError(f"{config}: {preview.mistakes[0]}")
     if preview.mistakes:
         raise Mistakes(config, preview.mistakes)
+
+
+@commands.command()
+def new(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Option(metavar="M", help="The model to train: a directory, or a name on a hub.")],
+    preferences: Annotated[str, typer.Option(metavar="F", help="A file of preferences, or a pattern.")],
+    prompts: Annotated[
+        str | None, typer.Option(metavar="F", help="Prompts to sample responses to; default: those of the preferences.")
+    ] = None,
+    to: Annotated[str, typer.Option(metavar="FILE", help="The file to write.")] = "rounds.yaml",
+) -> None:
+    """Write a short configuration for a model and preferences, from what both are, each setting with why it is so."""
+    from tasks import environment
+    from tasks.config import needs_hub
+    from tasks.paths import user_path
+
+    environment.quieten(hub=needs_hub(model))
+    from flows.preview import propose, written
+    from flows.text import printable
+
+    path = user_path(to, field="--to")
+    # Before anything that takes time; what is written there meanwhile is not lost either.
+    write_new(path, None)
+    write_new(path, written(propose(model, preferences, prompts, ctx.obj, say=say)))
+    quoted = shlex.quote(str(path))
+    print(printable(f"wrote {path}; look at it, then: rounds check {quoted}, and rounds run {quoted}"))
+
+
+@commands.command()
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this preset's file.", autocompletion=preset_names)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List runs that are ready to start, with what each needs and takes; or print the file of one."""
+    from flows.config import PRESETS
+    from flows.terminal.tables import Column, Table
+    from tasks.errors import ConfigError
+
+    texts = {path.stem: path.read_text() for path in sorted(PRESETS.glob("*.yaml"))}
+    if name is not None:
+        if name not in texts:
+            raise ConfigError(f"{name}: no preset of that name; presets are {', '.join(texts)}")
+        print(texts[name], end="")
+        return
+    about = {own: dict(re.findall(r"^# (what|needs|takes): (.*)$", text, re.M)) for own, text in texts.items()}
+    if as_json:
+        print_json([{"name": own, **facts} for own, facts in about.items()])
+        return
+    table = Table(columns=[Column(title="preset"), *(Column(title=t, wraps=True) for t in ("what", "needs", "takes"))])
+    for own, facts in about.items():
+        table.add_row(own, facts["what"], facts["needs"], facts["takes"])
+    show(table)
+    print("rounds run NAME starts one; rounds presets NAME > mine.yaml copies it")

@@ -12,9 +12,10 @@ from flows.doctor import free_memory
 from flows.plan import make_plan
 from flows.preview.disk import Disk, disk_of, write_speed
 from flows.preview.duration import seconds_of_run, seconds_of_stages
-from flows.preview.first_look import PATIENCE_S, preview_config, without_stand_ins
+from flows.preview.first_look import PATIENCE_S, preview_config, require_none, without_stand_ins
 from flows.preview.memory import StageMemory, memory_of_stages
 from flows.preview.named import look_for_named
+from flows.preview.proposal import Proposal, decided, first_draft
 from flows.runs import Run
 from tasks.contract import StageError
 from tasks.worker import Supervisor
@@ -148,3 +149,35 @@ def estimate(
 def lengths_of(found: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     kept = sum(source["kept"] for source in found["sources"] if source["kind"] == "preferences")
     return {"prompts": [], "preferences": [], "texts": [], **found["lengths"], "num_preferences": [kept]}
+
+
+def propose(model: str, preferences: str, prompts: str | None, home: Path, *, say: Callable[[str], None]) -> Proposal:
+    """A configuration for a model and its preferences, without a mistake.
+
+    Raises:
+        ConfigError: naming what no configuration could use; as ``Mistakes`` where there are several.
+    """
+    draft = first_draft(model, preferences, prompts)
+    with tempfile.TemporaryDirectory(prefix="rounds-new-") as scratch:
+        worker = Supervisor(Path(scratch) / "worker.log")
+        try:
+            found = seen_of(draft, home, worker, say)
+            free = free_memory() if found["device"]["kind"] == "cpu" else found["device"]["free"]
+            draft = decided(draft, found, free=free)
+            seen_of(draft, home, worker, say)
+        finally:
+            worker.close()
+    return draft
+
+
+def seen_of(draft: Proposal, home: Path, worker: Supervisor, say: Callable[[str], None]) -> dict[str, Any]:
+    """What the worker finds of a draft that is without a mistake."""
+    config = draft.config
+    missing, models = look_for_named(config, home)
+    preview = Preview(mistakes=[str(mistake) for mistake in missing])
+    found = None if missing else ask(worker, preview, config, models, say, "looking at the data and the model")
+    if found is not None:
+        preview.mistakes += found["mistakes"]
+    require_none(preview.mistakes, where="what was given")
+    assert found is not None
+    return found

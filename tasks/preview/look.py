@@ -62,7 +62,10 @@ def _look(config: PreviewConfig, scratch: Path, found: dict[str, Any], tell: Tel
     first = {source.kind: source for source in reversed(seen) if source.table is not None and source.table.num_rows}
     found["examples"] = [example_of(first[kind], reader.tokenizer) for kind in KINDS if kind in first]
     for source in seen:
-        found["lengths"].setdefault(source.kind, []).extend(lengths_of(source, reader.tokenizer))
+        for kind, lengths in lengths_of(source, reader.tokenizer).items():
+            found["lengths"].setdefault(kind, []).extend(lengths)
+    found["context"], found["has_chat_template"] = reader.limit, bool(reader.tokenizer.chat_template)
+    found["has_conversations"] = any(isinstance(record.prompt, list) for source in seen for record in source.records)
     found["device"] = device_facts(config.execution)
     if not mistakes:
         found["sizes"] = sizes_of(config, directory)

@@ -1,5 +1,6 @@
 """One source of a configuration as the stages will have it: its rows, what is wrong with them, and the first as text."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from tasks.config import DataConfig, Source
 from tasks.data import Findings, Preference, Prompt, Text, read_rows, to_preferences, to_prompts, to_texts
 from tasks.errors import UserError
 from tasks.store import Table
-from tasks.text import Encoder, encode_dialogues
+from tasks.text import Encoder, encode_dialogues, encode_prompt
 
 KINDS = ("texts", "preferences", "prompts", "held_out_prompts")
 """As ``prepare_data`` reads them."""
@@ -126,12 +127,19 @@ def _shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def lengths_of(seen: SourceLook, tokenizer: PreTrainedTokenizerBase, *, most: int = 256) -> list[int]:
-    """Tokens of each row as it is read; of preferences those of all responses, of the first rows alone."""
+def lengths_of(seen: SourceLook, tokenizer: PreTrainedTokenizerBase, *, most: int = 256) -> dict[str, list[int]]:
+    """Tokens of each row as it is read; of preferences those of all dialogues of a row, and of each response, of the first
+    rows alone."""
     if seen.table is None:
-        return []
+        return {}
     if seen.kind == "preferences":
         rows = seen.table.slice(0, most).to_pylist()
-        return [sum(map(len, encode_dialogues(tokenizer, row, row["responses"]))) for row in rows]
+        whole = [list(map(len, encode_dialogues(tokenizer, row, row["responses"]))) for row in rows]
+        prompts = [
+            len(encode_prompt(tokenizer, json.loads(row["messages"]) if row["messages"] else row["prompt"]))
+            for row in rows
+        ]
+        responses = [length - own for lengths, own in zip(whole, prompts, strict=True) for length in lengths]
+        return {seen.kind: list(map(sum, whole)), "responses": responses}
     name = "token_ids" if seen.kind == "texts" else "prompt_token_ids"
-    return [len(ids) for ids in seen.table.column(name).to_pylist()]
+    return {seen.kind: [len(ids) for ids in seen.table.column(name).to_pylist()]}
