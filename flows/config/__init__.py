@@ -1,7 +1,7 @@
 """The configuration of a run: one document, read, overridden and checked whole before anything starts."""
 
 from flows.config.commented import commented
-from flows.config.every_mistake import STAND_IN, every_mistake
+from flows.config.every_mistake import STAND_IN, STAND_IN_FUNCTION, every_mistake
 from flows.config.models import FROM_POLICY, FROM_REWARD_MODEL
 from flows.config.reading import PRESETS, checked, dump, load_config, read_document, with_overrides
 from flows.config.run_config import RunConfig, default_of
@@ -11,6 +11,7 @@ __all__ = [
     "FROM_REWARD_MODEL",
     "PRESETS",
     "STAND_IN",
+    "STAND_IN_FUNCTION",
     "RunConfig",
     "checked",
     "commented",

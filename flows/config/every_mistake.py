@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from flows.config.mistakes import OF_PYDANTIC, UNKNOWN, sentence_of
 from flows.config.run_config import RunConfig
 
-STAND_IN = "left_out"
+STAND_IN = "left_out_for_a_mistake"
 """What stands in the place of a file, a model or a function that a mistake is about."""
+STAND_IN_FUNCTION = f"{STAND_IN}:{STAND_IN}"
 STARTS = re.compile(r"([a-z_]+(?:\.\w+)*)(=|: )")
 """How a sentence begins that names its field, perhaps with its value."""
 MISSING = ("missing", "missing_keyword_only_argument")
@@ -148,7 +149,7 @@ def _fill_in(document: dict[str, Any], at: Location) -> bool:
 
 def _reward(document: Mapping[str, Any]) -> dict[str, str]:
     """A reward that agrees with the rest of the document."""
-    return {"function": f"{STAND_IN}:{STAND_IN}"} if document.get("reward_model") is None else {"model": "trained"}
+    return {"function": STAND_IN_FUNCTION} if document.get("reward_model") is None else {"model": "trained"}
 
 
 def _of_named_things(document: Mapping[str, Any]) -> RunConfig | None:

@@ -110,7 +110,7 @@ def take(preview: Preview, found: Mapping[str, Any], config: RunConfig) -> None:
     # A file that is not there was told without its field.
     preview.mistakes += [new for new in own if not any(new.endswith(told) for told in preview.mistakes)]
     preview.doubts = found["doubts"]
-    preview.sources = [source for source in found["sources"] if STAND_IN not in source["name"]]
+    preview.sources = [source for source in found["sources"] if source["name"] != STAND_IN]
     preview.examples = found["examples"]
     preview.device = dict(found.get("device", {}))
     if preview.device.get("kind") == "cpu":

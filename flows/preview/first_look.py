@@ -56,5 +56,5 @@ def preview_config(
 
 def without_stand_ins(mistakes: Sequence[str], config: RunConfig) -> list[str]:
     """What was found of what is there: a source that stands in for a mistaken one has a mistake that nobody made."""
-    made_up = tuple(f"{field}: " for field, source in sources(config) if STAND_IN in str(source.name))
+    made_up = tuple(f"{field}: " for field, source in sources(config) if source.name == STAND_IN)
     return [mistake for mistake in mistakes if not made_up or not mistake.startswith(made_up)]

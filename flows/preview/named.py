@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.config import STAND_IN, RunConfig
+from flows.config import STAND_IN, STAND_IN_FUNCTION, RunConfig
 from flows.plan import find_model, named_models
 from tasks.config import RewardConfig, Source
 from tasks.data import require_there, reward_function
@@ -28,13 +28,13 @@ def look_for_named(config: RunConfig, home: Path) -> tuple[list[UserError], dict
             return None
 
     for _, source in sources(config):
-        if STAND_IN not in str(source.name):
+        if source.name != STAND_IN:
             tried(lambda source=source: require_there(source))  # type: ignore[misc]
     names = {field: name for field, name in named_models(config).items() if name != STAND_IN}
     found = {field: tried(lambda field=field: find_model(config, home, field)) for field in names}  # type: ignore[misc]
     for field, reward in named_rewards(config):
-        if reward.user_function is not None and STAND_IN not in reward.user_function:
-            path, where = reward.user_function, f"{field}.{reward.key}"
+        if reward.user_function not in (None, STAND_IN_FUNCTION):
+            path, where = str(reward.user_function), f"{field}.{reward.key}"
             tried(lambda path=path, where=where: reward_function(path, field=where))  # type: ignore[misc]
     return mistakes, {field: ref for field, ref in found.items() if ref is not None}
 

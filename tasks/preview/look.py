@@ -42,7 +42,9 @@ def _look(config: PreviewConfig, scratch: Path, found: dict[str, Any], tell: Tel
     mistakes += model_mistakes(config.checks)
     tell({"found": "models"})
     directory = policy_directory(config, scratch, mistakes)
-    reader = None if directory is None else reader_of(directory, config, mistakes)
+    # With a policy that is mistaken, rows are read and not encoded: what came of that would only follow.
+    is_sound = not any(mistake.startswith("model.policy: ") for mistake in mistakes)
+    reader = reader_of(directory, config, mistakes) if directory is not None and is_sound else None
     seen = [
         look_at(kind, position, config.data, reader=reader, seed=config.seed, first_rows=config.first_rows)
         for kind in KINDS

@@ -64,9 +64,12 @@ def adapter_parameters(config: PreviewConfig, model: torch.nn.Module) -> int:
 
 
 def cache_bytes(config: PreTrainedConfig) -> int:
-    """Numbers that sampling keeps of a token: a key and a value in each layer."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Numbers that sampling keeps of a token: a key and a value in each layer; none without attention, as in Mamba."""
+    all_heads = getattr(config, "num_attention_heads", None)
+    if not all_heads:
+        return 0
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     return int(2 * config.num_hidden_layers * heads * size)
 
 
