@@ -20,7 +20,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "rejected": ("worse", "dispreferred", "declined", "bad", "lose", "response_rejected", "rejected_response"),
 }
 """What people call our columns, where they do not call them so."""
-LEARNING_RATES = ((10e6, 2e-4, 5e-4, 1e-3), (200e6, 5e-5, 1e-4, 1e-4), (1.5e9, 1e-5, 2e-5, 2e-5))
+LEARNING_RATES = ((10e6, 1e-4, 5e-4, 1e-3), (200e6, 5e-5, 1e-4, 1e-4), (1.5e9, 1e-5, 2e-5, 2e-5))
 """Below so many parameters: of policy, reward model and warm-up; the larger a model, the smaller its steps."""
 OF_LARGE_MODELS = (5e-6, 1e-5, 1e-5)
 OF_ADAPTERS = 1e-4

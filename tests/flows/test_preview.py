@@ -368,7 +368,7 @@ def test_a_new_configuration_passes_its_check(tmp_path, nearby, model):
     assert document["model"]["policy"] == str(model)
     # A base model learns to answer from the preferred answers.
     assert document["data"]["texts"][0]["columns"] == {"response": "chosen"}
-    assert document["optimizers"]["learning_rate"] == 2e-4
+    assert document["optimizers"]["learning_rate"] == 1e-4
     settings = [line for line in path.read_text().splitlines() if line.rstrip().endswith(":") is False]
     assert sum("  # " in line for line in settings) >= 8
     checked = rounds("check", path, home=tmp_path / "home")
