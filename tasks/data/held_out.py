@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection, Mapping
 
-from ppo_core.randomness import derive_seed
 from tasks.config import DataConfig
 from tasks.errors import DataError
 from tasks.store import Ref, Table, read_dataset
@@ -53,6 +52,9 @@ def set_aside(table: Table, *, num: int, field: str, seed: int, before: Collecti
     All rows of a prompt fall on one side; where few prompts make that impossible, rows are told apart by their whole
     content.
     """
+    # The readers of this room serve commands that start without torch.
+    from ppo_core.randomness import derive_seed
+
     if num >= table.num_rows:
         raise DataError(
             f"{field}: {table.num_rows} rows are too few to hold {num} of them out; give more, or lower {field}"
