@@ -23,9 +23,13 @@ TOLD = {
     "37-longrope-boundary": r"data\.prompts\.0: 12 of 12 rows cannot be used .* the model's context is 24 \(beyond it",
 }
 
+QUICK = ("12-reward-none", "22-few-bad-rows", "26-reward-model-without-template")
+
 
 @needs_cases
-@pytest.mark.parametrize("case", TOLD)
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in TOLD]
+)
 def test_what_can_be_known_of_a_case_is_told_before_it_runs(case, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(SHARED)
     for name in ("common", case):
