@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flows.config import RunConfig
@@ -10,6 +11,54 @@ from flows.plan import Plan
 
 OVERHEAD_S = 0.3
 """Of any stage: its task, its manifest, its files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What a trial says of a configuration: seconds of its kinds of work."""
+
+    config: RunConfig
+    trial: Mapping[str, float]
+    sizes: Mapping[str, Any]
+    row: float
+    """Tokens of a prompt and its response."""
+
+    def generate(self, count: float) -> float:
+        """So many responses, in groups of which each takes a step for each token."""
+        groups = max(1.0, math.ceil(count * self.row / self.config.execution.micro_batch_tokens))
+        steps = self.config.rollouts.sampling.max_new_tokens
+        drawn = steps * (groups * self.trial["step"] + count * self.trial["step_a_response"])
+        again = 0.0 if self.sizes["forward_bytes"] == 4 else count * self.row * self.trial["forward_a_token"]
+        return drawn + count * self.trial["read"] + again
+
+    def score(self, count: float) -> float:
+        """So many responses by reference, critic, reward models and functions."""
+        others = sum(n for field, n in self.sizes["others"].items() if field.startswith("rewards."))
+        models = self.own * (2 if self.config.has_critic else 1) + self.reward_model + others
+        return count * (self.row * self.forward * models + self.trial["function"])
+
+    def train(self, parameters: float, tokens: float, steps: float) -> float:
+        """Passes of a model of so many parameters, and steps of its optimizer; those of adapters are narrow."""
+        width = min(parameters, self.trained)
+        return tokens * parameters * self.trial["learn_a_token"] / self.own + (
+            steps * width * self.trial["optimizer_step"] / self.own
+        )
+
+    @property
+    def own(self) -> int:
+        return int(self.sizes["parameters"])
+
+    @property
+    def trained(self) -> int:
+        return int(self.sizes["adapter_parameters"]) or self.own
+
+    @property
+    def forward(self) -> float:
+        return self.trial["forward_a_token"] / self.own
+
+    @property
+    def reward_model(self) -> int:
+        return int(self.sizes["others"].get("reward_model.base", self.own)) if self.config.reward_model else 0
 
 
 def seconds_of_stages(
@@ -21,63 +70,45 @@ def seconds_of_stages(
     write_speed: float,
 ) -> dict[str, float]:
     """Of one execution of each stage, where rows of each kind have so many tokens and a second writes so many bytes."""
-    own, others = sizes["parameters"], sizes["others"]
+    row = mean(lengths["prompts"]) + config.rollouts.sampling.max_new_tokens
+    pace = Pace(config=config, trial=trial, sizes=sizes, row=row)
     responses = config.rollouts.prompts_per_iteration * config.rollouts.samples_per_prompt
-    prompt = mean(lengths["prompts"])
-    row = prompt + config.rollouts.sampling.max_new_tokens
-
-    def generate(count: float) -> float:
-        groups = max(1.0, math.ceil(count * row / config.execution.micro_batch_tokens))
-        steps = config.rollouts.sampling.max_new_tokens
-        drawn = steps * (groups * trial["step"] + count * trial["step_a_response"]) + count * trial["read"]
-        again = 0.0 if sizes["forward_bytes"] == 4 else count * row * trial["forward_a_token"]
-        return drawn + again
-
-    reward_model = others.get("reward_model.base", own) if config.reward_model is not None else 0
-    critic = own if config.has_critic and not config.model.critic_is_on_policy else 0
-    externals = sum(count for field, count in others.items() if field.startswith("rewards."))
-    forward = trial["forward_a_token"] / own
-    learn, step = trial["learn_a_token"] / own, trial["optimizer_step"] / own
-
-    def score(count: float) -> float:
-        models = own + (critic or config.has_critic * own) + reward_model + externals
-        return count * (row * forward * models + trial.get("function", 0.0))
-
-    def train(parameters: float, tokens: float, steps: float) -> float:
-        return parameters * (tokens * learn + steps * step)
-
-    trained = sizes["adapter_parameters"] or own
     ppo = config.ppo
-    update = ppo.epochs * (responses * row * learn * own + ppo.num_minibatches * step * trained)
-    critic_epochs = ppo.critic_epochs or ppo.epochs
-    update += critic_epochs * (responses * row * learn * critic + ppo.num_minibatches * step * critic)
-    seconds = {
-        "generate_rollouts": generate(responses / config.rollouts.shards),
-        "score_rollouts": score(responses / config.rollouts.shards),
-        "update_policy": update + checkpoint_bytes(config, sizes) / write_speed,
-    }
-    held_out = (
-        config.data.num_held_out_prompts if not lengths.get("held_out_prompts") else len(lengths["held_out_prompts"])
-    )
+    epochs = ppo.epochs
+    if config.has_critic and not config.model.shared_trunk:
+        epochs += ppo.critic_epochs or ppo.epochs
+    held_out = len(lengths.get("held_out_prompts", ())) or config.data.num_held_out_prompts
     evaluated = held_out * config.evaluation.samples_per_prompt
-    seconds["evaluate_policy"] = 2 * (generate(evaluated) + score(evaluated))
+    seconds = {
+        "generate_rollouts": pace.generate(responses / config.rollouts.shards),
+        "score_rollouts": pace.score(responses / config.rollouts.shards),
+        "update_policy": pace.train(pace.own, epochs * responses * row, epochs * ppo.num_minibatches)
+        + checkpoint_bytes(config, sizes) / write_speed,
+        "evaluate_policy": 2 * (pace.generate(evaluated) + pace.score(evaluated)),
+        **seconds_before(config, pace, lengths),
+    }
+    return {stage: own + OVERHEAD_S for stage, own in seconds.items()}
+
+
+def seconds_before(config: RunConfig, pace: Pace, lengths: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Of what is trained before the first iteration."""
+    seconds = {}
     if config.warm_up is not None:
         tokens = sum(lengths["texts"]) * config.warm_up.epochs
-        seconds["warm_up"] = train(own, tokens, tokens / config.warm_up.batch_tokens)
-    calibrated = config.critic_pretraining.samples if config.critic_pretraining is not None else 0
+        seconds["warm_up"] = pace.train(pace.own, tokens, tokens / config.warm_up.batch_tokens)
     if config.reward_model is not None:
-        calibrated = config.reward_model.calibration_samples
-        pairs = lengths["num_preferences"][0] * config.reward_model.epochs
-        trained_tokens = pairs * mean(lengths["preferences"])
-        seconds["train_reward_model"] = train(reward_model, trained_tokens, pairs / config.reward_model.batch_size)
-        seconds["train_reward_model"] += generate(calibrated) + calibrated * row * forward * reward_model
+        count = lengths["num_preferences"][0] * config.reward_model.epochs
+        steps = count / config.reward_model.batch_size
+        seconds["train_reward_model"] = pace.train(pace.reward_model, count * mean(lengths["preferences"]), steps)
+        samples = config.reward_model.calibration_samples
+        seconds["train_reward_model"] += pace.generate(samples) + samples * pace.row * pace.forward * pace.reward_model
     if config.has_critic and config.critic_pretraining is not None:
-        epochs = config.critic_pretraining.epochs
-        steps = epochs * calibrated / config.critic_pretraining.batch_size
-        seconds["critic_pretraining"] = score(calibrated) + train(critic or trained, epochs * calibrated * row, steps)
-        if config.reward_model is None:
-            seconds["critic_pretraining"] += generate(calibrated)
-    return {stage: own_seconds + OVERHEAD_S for stage, own_seconds in seconds.items()}
+        own = config.critic_pretraining
+        samples = own.samples if config.reward_model is None else config.reward_model.calibration_samples
+        learned = pace.train(pace.own, own.epochs * samples * pace.row, own.epochs * samples / own.batch_size)
+        drawn = pace.generate(samples) if config.reward_model is None else 0.0
+        seconds["critic_pretraining"] = drawn + pace.score(samples) + learned
+    return seconds
 
 
 def seconds_of_run(plan: Plan, seconds: Mapping[str, float]) -> float:
