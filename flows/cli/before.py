@@ -12,6 +12,8 @@ from flows.cli.completion import configurations
 from flows.cli.completion import presets as preset_names
 from flows.cli.options import Json, Overrides, print_json, show, write_new
 
+LEAST_WORDS = 12
+"""Cells of the screen below which a column of words is hard to read."""
 commands = typer.Typer()
 
 
@@ -95,7 +97,12 @@ def presets(
     if as_json:
         print_json([{"name": own, **facts} for own, facts in about.items()])
         return
-    table = Table(columns=[Column(title="preset"), *(Column(title=t, wraps=True) for t in ("what", "needs", "takes"))])
+    table = Table(
+        columns=[
+            Column(title="preset"),
+            *(Column(title=t, wraps=True, least=LEAST_WORDS) for t in ("what", "needs", "takes")),
+        ]
+    )
     for own, facts in about.items():
         table.add_row(own, facts["what"], facts["needs"], facts["takes"])
     show(table)
