@@ -9,15 +9,14 @@ from flows.addresses import pages_of_run
 from flows.config import RunConfig
 from flows.outcomes import note_reported, told_reports
 from flows.plan import Plan, make_plan
+from flows.preview import look_first, look_for_named
 from flows.runs import RUN_FILE, Run
 from flows.server import embedded as servers
 from flows.terminal.display import display_for
 from flows.waiting import WAITING
 from tasks import environment
-from tasks.config import RewardConfig, require_available
 from tasks.contract import StageError
-from tasks.data import reward_function
-from tasks.errors import TransientError, UserError
+from tasks.errors import Mistakes, TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
 from tasks.worker import Supervisor
 
@@ -35,19 +34,12 @@ class Outcome:
 
 def prepared(run: Run, config: RunConfig) -> Plan:
     """The plan of a run that may not exist yet, so that a mistake is told before anything is written."""
-    for field, reward in named_rewards(config):
-        if reward.user_function is not None:
-            reward_function(reward.user_function, field=f"{field}.{reward.key}")
+    mistakes, _ = look_for_named(config, run.home)
+    if len(mistakes) == 1:
+        raise mistakes[0]
+    if mistakes:
+        raise Mistakes("the configuration", [str(mistake) for mistake in mistakes])
     return make_plan(run, config)
-
-
-def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
-    """All rewards of a configuration with the fields that hold them."""
-    held_out = config.evaluation.held_out_rewards
-    return [
-        *((f"rewards.{name}", reward) for name, reward in config.rewards.items()),
-        *((f"evaluation.held_out_rewards.{name}", reward) for name, reward in held_out.items()),
-    ]
 
 
 def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
@@ -66,7 +58,6 @@ def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ())
 
 def begin(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Bring a run that this process has locked to what a configuration says."""
-    require_available(config.rollouts.engine, config.execution.engine_server)
     run.set_config(config)
     run.store.sweep()
     if force:
@@ -98,15 +89,18 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run all rounds with live progress; raises ``StageError``."""
     with closing(Supervisor(run.worker_log)) as worker:
         if any(planned.ref is None for planned in plan.stages):
-            # Beside the start of the server, which takes as long.
+            WAITING.on("starting the Prefect server and the process that holds the models")
+            # Beside each other, since each takes as long as the other.
             worker.begin()
+            servers.begin_prefect(run.home)
+            look_first(worker, config, look_for_named(config, run.home)[1])
         return execute_with(worker, run, config, plan)
 
 
 def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Find or start the Prefect server, and run all rounds."""
     asked_for = environment.prefect_api_url()
-    WAITING.on("starting the Prefect server and the process that holds the models")
+    WAITING.on("starting the Prefect server")
     try:
         url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
     except TransientError:

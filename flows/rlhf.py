@@ -30,7 +30,7 @@ def run_rounds(
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
     server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run. Returns what could
-    not be reported; raises ``StageError``."""
+    not be reported; raises ``StageError``. A ``worker`` has looked at the models already."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)

@@ -4,6 +4,7 @@
       ValueError
         UserError           the user changes something; never tried again, and told in one sentence   ppo_core.errors
           ConfigError       a setting is unknown, out of range or contradicts another                 ppo_core.errors
+            Mistakes        several of any of these, found before anything starts and told at once
           DataError         an input file, row or column is not what the configuration says
             BadRow          one row, which ``data.on_bad_row`` may have left out                       tasks.data
           EmptyMaskError    a mask selects no token                                                   ppo_core.errors
@@ -24,6 +25,7 @@
 Anything else is a defect or a broken machine and stops at once with its traceback in the log.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ppo_core.errors import ConfigError, UserError
@@ -32,6 +34,7 @@ __all__ = [
     "ConfigError",
     "DamagedError",
     "DataError",
+    "Mistakes",
     "ModelError",
     "RewardError",
     "RunError",
@@ -40,6 +43,7 @@ __all__ = [
     "TransientError",
     "UnhealthyError",
     "UserError",
+    "require_none",
     "shorten",
 ]
 
@@ -50,6 +54,24 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model or tokenizer cannot be used as asked."""
+
+
+class Mistakes(ConfigError):
+    """All that was found, in the order of the configuration."""
+
+    def __init__(self, where: str, mistakes: Sequence[str]) -> None:
+        self.heading = f"{where}: {len(mistakes)} mistakes"
+        self.mistakes = tuple(mistakes)
+        numbered = "; ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, start=1))
+        super().__init__(f"{self.heading}: {numbered}")
+
+
+def require_none(mistakes: Sequence[str], *, where: str, kind: type[UserError] = ConfigError) -> None:
+    """Raise what was found, as ``kind`` where it is one mistake."""
+    if len(mistakes) == 1:
+        raise kind(f"{where}: {mistakes[0]}")
+    if mistakes:
+        raise Mistakes(where, mistakes)
 
 
 class RewardError(UserError):

@@ -1,9 +1,5 @@
 """Stage: the run's data in one form, split into training and held-out parts, and a new model where one is asked for."""
 
-import json
-from collections.abc import Collection, Mapping
-
-from ppo_core.randomness import derive_seed
 from tasks.config import DataConfig, PrepareDataConfig
 from tasks.contract import StageContext, StageOutput
 from tasks.data import (
@@ -14,6 +10,7 @@ from tasks.data import (
     to_preferences,
     to_prompts,
     to_texts,
+    with_held_out,
 )
 from tasks.errors import DataError
 from tasks.models import (
@@ -26,13 +23,7 @@ from tasks.models import (
     require_layers,
     why_limited,
 )
-from tasks.store import (
-    Ref,
-    Table,
-    read_dataset,
-    write_dataset,
-    write_json,
-)
+from tasks.store import Ref, write_dataset, write_json
 from tasks.text import (
     Encoder,
     check_tokenizer,
@@ -87,7 +78,10 @@ def prepare_data(
     }
     require_usable(data, findings)
     written = with_held_out(
-        {name: table for name, table in tables.items() if table is not None}, data, context, previous
+        {name: table for name, table in tables.items() if table is not None},
+        data,
+        seed=context.run_seed,
+        previous=previous,
     )
     for name, table in written.items():
         if table.num_rows == 0:
@@ -131,59 +125,3 @@ def rows_of(kind: str, data: DataConfig, context: StageContext, counts: dict[str
         counts[kind].append(len(own))
         context.progress(len(rows), len(rows), unit="rows")
     return rows
-
-
-def with_held_out(
-    tables: Mapping[str, Table], data: DataConfig, context: StageContext, previous: Ref | None
-) -> dict[str, Table]:
-    """The tables in training and held-out parts; held-out prompts may be sources of their own."""
-    parts = dict(tables)
-    if "held_out_prompts" not in parts:
-        before = held_out_before(previous, "prompts")
-        parts["prompts"], parts["held_out_prompts"] = set_aside(
-            tables["prompts"], num=data.num_held_out_prompts, context=context, before=before
-        )
-    if "preferences" in parts:
-        num = max(1, round(data.held_out_preferences * tables["preferences"].num_rows))
-        before = held_out_before(previous, "preferences")
-        parts["preferences"], parts["held_out_preferences"] = set_aside(
-            tables["preferences"], num=num, context=context, before=before
-        )
-    return parts
-
-
-def held_out_before(previous: Ref | None, name: str) -> set[str]:
-    """What an earlier round held out: the contents of rows, and the prompts of which it trained on none."""
-    if previous is None or not (previous.directory / f"held_out_{name}").is_dir():
-        return set()
-    held_out, trained = (read_dataset(previous.directory / part) for part in (f"held_out_{name}", name))
-    prompts = {*held_out.column("prompt").to_pylist()} - {*trained.column("prompt").to_pylist()}
-    return prompts | set(contents(held_out))
-
-
-def contents(table: Table) -> list[str]:
-    """Each row as one text."""
-    return [json.dumps(row, sort_keys=True) for row in table.to_pylist()]
-
-
-def set_aside(table: Table, *, num: int, context: StageContext, before: Collection[str] = ()) -> tuple[Table, Table]:
-    """The table without, and with, about ``num`` held-out rows: those held out ``before``, and of the others those of the
-    prompts that hash lowest.
-
-    All rows of a prompt fall on one side; where few prompts make that impossible, rows are told apart by their whole
-    content.
-    """
-    if num >= table.num_rows:
-        raise DataError(f"{table.num_rows} rows are too few to hold {num} of them out; give more, or hold out fewer")
-    by_prompt, by_content = table.column("prompt").to_pylist(), contents(table)
-    for keys in (by_prompt, by_content):
-        is_known = [key in before or content in before for key, content in zip(keys, by_content, strict=True)]
-        ranks = [
-            (not known, derive_seed(context.run_seed, "held_out", key))
-            for known, key in zip(is_known, keys, strict=True)
-        ]
-        threshold = sorted(ranks)[num - 1]
-        held_out = [known or rank <= threshold for known, rank in zip(is_known, ranks, strict=True)]
-        if sum(held_out) <= 2 * num and sum(held_out) < table.num_rows:
-            break
-    return table.filter([not inside for inside in held_out]), table.filter(held_out)

@@ -7,3 +7,7 @@ import pytest
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the shared data in {SHARED}")
+
+CASES = SHARED.with_name("cases")
+
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason=f"needs the cases in {CASES}")

@@ -40,6 +40,8 @@ class Commands(TyperGroup):
             if code is None:
                 raise
             say(sentence)
+            for number, mistake in enumerate(mistakes_of(error), start=1):
+                say(f"  {number}. {mistake}")
             raise typer.Exit(code) from error
 
 
@@ -92,9 +94,11 @@ def explain(error: Exception) -> tuple[int | None, str]:
     """The exit code of an error and a sentence about it; no code for a defect, whose traceback is wanted."""
     from ppo_core.errors import NonFiniteError
     from tasks.contract import StageError
-    from tasks.errors import DamagedError, TransientError, UnhealthyError, UserError
+    from tasks.errors import DamagedError, Mistakes, TransientError, UnhealthyError, UserError
     from tasks.paths import os_error_sentence
 
+    if isinstance(error, Mistakes):
+        return MISTAKE, f"error: {error.heading}"
     if isinstance(error, UserError):
         return MISTAKE, f"error: {error}"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
@@ -105,6 +109,13 @@ def explain(error: Exception) -> tuple[int | None, str]:
     if isinstance(error, StageError):
         return explain_stage(error)
     return None, ""
+
+
+def mistakes_of(error: Exception) -> Sequence[str]:
+    """What an error lists below its first line."""
+    from tasks.errors import Mistakes
+
+    return error.mistakes if isinstance(error, Mistakes) else ()
 
 
 def explain_stage(error: "StageError") -> tuple[int, str]:

@@ -33,6 +33,13 @@ def runs(ctx: typer.Context) -> Iterator[str]:
 
 
 @quiet
+def presets(_: typer.Context) -> Iterator[str]:
+    from flows.config.reading import PRESETS
+
+    yield from sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+@quiet
 def configurations(_: typer.Context) -> Iterator[str]:
     from flows.config.reading import PRESETS
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,6 +56,26 @@ def show_lines(lines: Sequence[str], *, style: str = "") -> None:
 
     if lines:
         show(Text("\n".join(lines), style=style), is_line=True)
+
+
+def write_new(path: Path, text: str | None) -> None:
+    """Write a file that is not there yet; without a text, only see that it is not.
+
+    Raises:
+        ConfigError: something is there already, or nothing can be.
+    """
+    from tasks.errors import ConfigError
+    from tasks.paths import is_there, shown
+
+    if text is None and not is_there(path):
+        return
+    try:
+        with path.open("x") as stream:
+            stream.write(text or "")
+    except FileExistsError as error:
+        raise ConfigError(f"{shown(path)} exists already; name another file, or remove it") from error
+    except OSError as error:
+        raise ConfigError(f"{shown(path)} cannot be written ({error.strerror}); name another file") from error
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from flows.cli.app import say
 from flows.cli.completion import configurations, stages
-from flows.cli.options import UNREPORTED, WARNING, Json, Overrides, RunName, print_json, show, show_lines
+from flows.cli.options import UNREPORTED, WARNING, Json, Overrides, RunName, print_json, show, show_lines, write_new
 from flows.text import printable
 from flows.waiting import WAITING
 
@@ -29,17 +29,10 @@ def init(
 ) -> None:
     """Write a commented configuration to start from."""
     from flows.config import commented
-    from tasks.errors import ConfigError
-    from tasks.paths import shown, user_path
+    from tasks.paths import user_path
 
     path = user_path(file, field="FILE")
-    try:
-        with path.open("x") as stream:
-            stream.write(commented())
-    except FileExistsError as error:
-        raise ConfigError(f"{shown(path)} exists already; name another file, or remove it") from error
-    except OSError as error:
-        raise ConfigError(f"{shown(path)} cannot be written ({error.strerror}); name another file") from error
+    write_new(path, commented())
     command = shlex.join(["rounds", "run", str(path)])
     print(printable(f"wrote {path}; name your data and model in it, then: {command}"))
 

@@ -16,6 +16,8 @@ SHAPES = {
     "string_type": "a text is needed; put it in quotes",
     **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), SECTION),
 }
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""What pydantic calls a key that no section has."""
 OF_PYDANTIC = ("dict", "float", "tuple[float,float]", *REWARD_KINDS)
 """Steps of a path to a mistake that are no fields: which of several types was tried."""
 
@@ -23,12 +25,15 @@ OF_PYDANTIC = ("dict", "float", "tuple[float,float]", *REWARD_KINDS)
 def sentence(error: ValidationError) -> str:
     """The first mistake of a validation, for people: field, value, next move."""
     # A misspelt key is the likeliest cause of a missing one, so it is told first.
-    mistakes = sorted(error.errors(), key=lambda e: e["type"] not in ("extra_forbidden", "unexpected_keyword_argument"))
-    mistake = mistakes[0]
+    mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] not in UNKNOWN)
+    return sentence_of(mistakes[0])
+
+
+def sentence_of(mistake: Any) -> str:
+    """One of pydantic's mistakes, for people."""
     location = [str(part) for part in mistake["loc"] if str(part) not in OF_PYDANTIC]
-    field = ".".join(location)
-    kind = mistake["type"]
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    field, kind = ".".join(location), mistake["type"]
+    if kind in UNKNOWN:
         near = difflib.get_close_matches(location[-1], known_keys(location[:-1]), n=1, cutoff=0.5)
         known = ", ".join(known_keys(location[:-1]))
         return f"{field}: unknown key; " + (

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from flows.config.every_mistake import every_mistake
 from flows.config.mistakes import sentence
 from flows.config.run_config import RunConfig
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, require_none
 from tasks.paths import is_there, naming, require_regular, shown, user_path
 from tasks.yaml_text import YAMLError, read_yaml
 
@@ -81,11 +82,19 @@ def position(items: list[Any], text: str, override: str) -> int:
 
 
 def checked(document: Mapping[str, Any], *, where: str) -> RunConfig:
-    """The configuration of a document, or one sentence about its first mistake."""
+    """The configuration of a document.
+
+    Raises:
+        ConfigError: one sentence about its mistake.
+        Mistakes: all that are in it.
+    """
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {sentence(error)}") from error
+        first = sentence(error)
+        others = [mistake for mistake in every_mistake(document)[0] if mistake != first]
+        require_none([first, *others], where=where)
+        raise
 
 
 def dump(config: BaseModel) -> dict[str, Any]:

@@ -2,5 +2,6 @@
 
 from flows.doctor.examination import examine
 from flows.doctor.finding import OK, PROBLEM, WARNING, Finding
+from flows.doctor.machine import free_memory
 
-__all__ = ["OK", "PROBLEM", "WARNING", "Finding", "examine"]
+__all__ = ["OK", "PROBLEM", "WARNING", "Finding", "examine", "free_memory"]

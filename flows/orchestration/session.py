@@ -55,7 +55,8 @@ class Session:
         self._micro_batch_divisor: dict[str, int] = {}
         self._checkpoints: list[Ref] = []
         self._data: Ref | None = None
-        self._checked: set[Ref | None] = set()
+        # Whoever gives a worker has had it look at the models.
+        self._checked: set[Ref | None] = set() if worker is None else {None}
         self._check_lock = threading.Lock()
         self._cancel_lock = threading.Lock()
         self._cancel_checked = time.monotonic()

@@ -52,23 +52,42 @@ def keeps_checkpoint(config: RunConfig, place: Place) -> bool:
 
 def external_models(config: RunConfig, home: Path) -> Externals:
     """The models that a configuration names, found and checked."""
-    model = config.model
+    return externals_of(config, {field: find_model(config, home, field) for field in named_models(config)})
 
-    def ref(name: str | None, field: str, revision: str | None = None) -> Ref | None:
-        if name is None:
-            return None
-        return model_ref(name, field=field, home=home, revision=revision, trust_remote_code=model.trust_remote_code)
 
-    def reward_models(rewards: Mapping[str, RewardConfig], where: str) -> dict[str, Ref]:
-        named = {name: ref(reward.external_model, field_of(where, name, reward)) for name, reward in rewards.items()}
-        return {name: found for name, found in named.items() if found is not None}
+def named_models(config: RunConfig) -> dict[str, str]:
+    """The names of models by the fields that hold them."""
+    model, evaluation = config.model, config.evaluation
+    named = {
+        "model.policy": model.policy,
+        "model.critic": model.critic if model.names_critic else None,
+        "reward_model.base": config.reward_model.base if config.reward_model else None,
+    }
+    for where, rewards in (("rewards", config.rewards), ("evaluation.held_out_rewards", evaluation.held_out_rewards)):
+        named |= {field_of(where, name, reward): reward.external_model for name, reward in rewards.items()}
+    return {field: name for field, name in named.items() if name is not None}
+
+
+def find_model(config: RunConfig, home: Path, field: str) -> Ref:
+    """The model that a field names."""
+    name, model = named_models(config)[field], config.model
+    revision = model.revision if field == "model.policy" else None
+    return model_ref(name, field=field, home=home, revision=revision, trust_remote_code=model.trust_remote_code)
+
+
+def externals_of(config: RunConfig, found: Mapping[str, Ref]) -> Externals:
+    """The models that were found, by what they are for."""
+
+    def of_rewards(rewards: Mapping[str, RewardConfig], where: str) -> dict[str, Ref]:
+        fields = {name: field_of(where, name, reward) for name, reward in rewards.items()}
+        return {name: found[field] for name, field in fields.items() if field in found}
 
     return Externals(
-        base=ref(model.policy, "model.policy", model.revision),
-        critic=ref(model.critic if model.names_critic else None, "model.critic"),
-        reward_model_base=ref(config.reward_model.base if config.reward_model else None, "reward_model.base"),
-        rewards=reward_models(config.rewards, "rewards"),
-        held_out_rewards=reward_models(config.evaluation.held_out_rewards, "evaluation.held_out_rewards"),
+        base=found.get("model.policy"),
+        critic=found.get("model.critic"),
+        reward_model_base=found.get("reward_model.base"),
+        rewards=of_rewards(config.rewards, "rewards"),
+        held_out_rewards=of_rewards(config.evaluation.held_out_rewards, "evaluation.held_out_rewards"),
     )
 
 

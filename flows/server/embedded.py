@@ -47,6 +47,12 @@ def ensure_prefect(home: Path, *, patience_s: float = START_S) -> str:
     return url
 
 
+def begin_prefect(home: Path) -> None:
+    """Have the home's own server start where none is asked for and none runs; nobody waits for it yet."""
+    if environment.prefect_api_url() is None and server_state(home) is None:
+        start_server(home)
+
+
 def use_embedded(home: Path, url: str | None) -> None:
     """Point this process and its children at the home's own server, whatever else the environment says of Prefect.
 

@@ -8,6 +8,7 @@ from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_availa
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
 from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import ADAPTER_CONFIG, AdapterConfig, ModelAccess, ModelChecks, needs_hub
+from tasks.config.preview import PreviewConfig, TrialConfig
 from tasks.config.rewards import (
     NO_KIND,
     REWARD_KINDS,
@@ -55,6 +56,7 @@ __all__ = [
     "ModelChecks",
     "OptimizersConfig",
     "PrepareDataConfig",
+    "PreviewConfig",
     "ReportRoundConfig",
     "RewardConfig",
     "RewardModelConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "Source",
     "StageConfig",
     "TrainRewardModelConfig",
+    "TrialConfig",
     "UpdatePolicyConfig",
     "WarmUpConfig",
     "WarmUpStageConfig",

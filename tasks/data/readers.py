@@ -38,19 +38,25 @@ def read_path(path: Path, split: str | None) -> Numbered:
     Raises:
         DataError: the format is unknown, or the file is damaged.
     """
+    require_readable(path, split)
     if path.is_dir():
         yield from enumerate(_load_saved(path, split), start=1)
+        return
+    yield from _READERS[format_of(path)[0]](require_regular(path))
+
+
+def require_readable(path: Path, split: str | None) -> None:
+    """Refuse a file of an unknown format, without reading it."""
+    if path.is_dir():
         return
     if split is not None:
         raise DataError(f"{path} is a file and has no splits; remove split: {split}")
     ending, compression = format_of(path)
-    reader = _READERS.get(ending)
-    if reader is None:
+    if ending not in _READERS:
         raise DataError(
             f"{path} ends in {ending + compression!r}; give one of {', '.join(_READERS)}, plain or compressed as "
             f"{' or '.join(COMPRESSIONS)}, or a saved `datasets` directory"
         )
-    yield from reader(require_regular(path))
 
 
 def _open(path: Path) -> IO[bytes]:

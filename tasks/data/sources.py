@@ -17,7 +17,7 @@ from tasks.config import Source
 from tasks.data.bad_rows import BadRow, Row
 from tasks.data.functions import code_digest, import_function
 from tasks.data.plain_values import Problem, Values, as_values
-from tasks.data.readers import format_of, load_hub, read_path, saved_files
+from tasks.data.readers import format_of, load_hub, read_path, require_readable, saved_files
 from tasks.errors import DataError, shorten
 from tasks.paths import is_there, naming, require_regular, shown, user_path
 from tasks.store import found_or_known
@@ -63,14 +63,34 @@ def source_digest(source: Source, *, seed: int) -> str:
     return digest
 
 
+def require_there(source: Source) -> None:
+    """Refuse a source that does not exist, without reading it; one of the hub is not looked for.
+
+    Raises:
+        DataError: there is no such file, or it is of no kind that can be read.
+        ConfigError: there is no such function.
+    """
+    if source.function is not None:
+        code_digest(source.function)
+    if source.path is not None:
+        for path in matching_paths(source.path):
+            require_readable(path, source.split)
+        _files_of(source.path, source.split)
+
+
+def _files_of(path: str, split: str | None) -> list[Path]:
+    return [
+        file
+        for found in matching_paths(path)
+        for file in (saved_files(found, split) if found.is_dir() else [require_regular(found)])
+    ]
+
+
 def _source_digest(source: Source, seed: int) -> str:
     if source.path is not None:
-        files = [
-            file
-            for path in matching_paths(source.path)
-            for file in (saved_files(path, source.split) if path.is_dir() else [require_regular(path)])
-        ]
-        return digest_of_files([("".join(format_of(file)), _file_digest(file)) for file in files])
+        return digest_of_files(
+            [("".join(format_of(file)), _file_digest(file)) for file in _files_of(source.path, source.split)]
+        )
     if source.dataset is not None:
         identity: list[Any] = ["hub", source.dataset, source.subset, source.split, source.revision]
     else:

@@ -2,14 +2,14 @@
 
 from tasks.models.access import Models, write_whole
 from tasks.models.checkpoint import STATE_FILE, LoopState, NextCheckpoint, read_loop_state
-from tasks.models.checks import require_sound_models
+from tasks.models.checks import model_mistakes, require_sound_models
 from tasks.models.devices import empty_cache, pick_device, pick_dtype, prefer_determinism
 from tasks.models.from_scratch import make_model
-from tasks.models.loading import require_layers
+from tasks.models.loading import load_policy, require_layers
 from tasks.models.model_config import context_length, read_text_config, why_limited
 from tasks.models.parts import CRITIC, POLICY, REWARD_MODEL, part_directory
-from tasks.models.scalar import ScalarModel
-from tasks.models.training import descend, shuffled
+from tasks.models.scalar import ScalarModel, load_scalar_model
+from tasks.models.training import adamw, descend, shuffled
 
 __all__ = [
     "CRITIC",
@@ -20,10 +20,14 @@ __all__ = [
     "Models",
     "NextCheckpoint",
     "ScalarModel",
+    "adamw",
     "context_length",
     "descend",
     "empty_cache",
+    "load_policy",
+    "load_scalar_model",
     "make_model",
+    "model_mistakes",
     "part_directory",
     "pick_device",
     "pick_dtype",

@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.config import ExecutionConfig, ModelChecks
+from tasks.config import ExecutionConfig, ModelChecks, PreviewConfig
 from tasks.contract import ResidentModels, StageCall, classify, describe, execute, is_of_users_code
 from tasks.models import empty_cache, pick_device, prefer_determinism, require_sound_models
+from tasks.preview import look
 from tasks.stages import STAGES
 from tasks.worker.protocol import decode_call
 from tasks.worker.supervisor import REPORT_S
@@ -53,13 +54,18 @@ def main() -> None:
     def report(event: Mapping[str, Any]) -> None:
         nonlocal told
         # Nobody reads faster, and a sampler has something to say at every token.
-        if "warning" in event or event["done"] == event["total"] or time.monotonic() - told > REPORT_S:
+        if "done" not in event or event["done"] == event["total"] or time.monotonic() - told > REPORT_S:
             told = time.monotonic()
             answer({"progress": dict(event)})
 
     def done(request: Mapping[str, Any]) -> Any:
         if "checks" in request:
             return require_sound_models(ModelChecks(**request["checks"]))
+        if "preview" in request:
+            preview = PreviewConfig(**request["preview"])
+            device = None if preview.trial is None else device_key(pick_device(preview.execution))
+            with alone_on(device, report, user="rounds check"):
+                return look(preview, report)
         call = decode_call(request["call"])
         with alone_on(device_of(call), report, user=f"{call.label} of {call.run_root}"):
             return dataclasses.asdict(execute(call, models, report))

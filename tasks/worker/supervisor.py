@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import environment
-from tasks.config import ModelChecks
+from tasks.config import ModelChecks, PreviewConfig
 from tasks.contract import Kind, StageCall, StageError
 from tasks.store import Ref
 from tasks.worker.protocol import END, Report, encode_call, read_lines
@@ -56,6 +56,12 @@ class Supervisor:
         """Look at a run's models in the child; raise ``StageError`` that tells their mistakes, and names no stage."""
         request = {"checks": checks.model_dump(mode="json")}
         self._ask(request, "", report=lambda _: None, timeout_s=timeout_s, is_cancelled=is_cancelled)
+
+    def preview(self, config: PreviewConfig, *, report: Report, timeout_s: float | None) -> dict[str, Any]:
+        """What ``tasks.preview.look`` finds in the child, whose parts ``report`` is told of; raises ``StageError``."""
+        request = {"preview": config.model_dump(mode="json")}
+        found: dict[str, Any] = self._ask(request, "", report=report, timeout_s=timeout_s, is_cancelled=lambda: False)
+        return found
 
     def _ask(
         self,

@@ -121,7 +121,7 @@ def test_the_configuration_cannot_be_changed():
             "rollouts.sampling.max_new_token: unknown key; did you mean rollouts.sampling.max_new_tokens?",
         ),
         ("rollouts.sampling={temperature: 1.0}", "rollouts.sampling.max_new_tokens: missing; add it"),
-        ("data={texts: [a]}", "data.prompts: missing; add it"),
+        ("data={texts: [a], preferences: [b]}", "data.prompts: missing; add it"),
         # A value out of range.
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
         ("rounds=0", "rounds=0: input should be greater than 0"),
@@ -480,7 +480,7 @@ def test_a_long_value_is_cut_in_its_message():
 def test_a_mistake_names_the_file_it_is_in(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: -1\n")
-    with pytest.raises(ConfigError, match=rf"^{path}: "):
+    with pytest.raises(ConfigError, match=rf"^{path}: 5 mistakes: \(1\) seed=-1: .* \(2\) model: missing; add it"):
         load_config(str(path))
 
 

@@ -1,0 +1,10 @@
+"""What a run will find and take, before it is started."""
+
+from flows.preview.disk import Disk
+from flows.preview.examination import Preview, examine, propose
+from flows.preview.first_look import look_first
+from flows.preview.memory import StageMemory
+from flows.preview.named import look_for_named
+from flows.preview.proposal import written
+
+__all__ = ["Disk", "Preview", "StageMemory", "examine", "look_first", "look_for_named", "propose", "written"]
