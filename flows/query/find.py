@@ -1,5 +1,6 @@
 """Which committed outputs hold the rows that somebody asks for."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +78,7 @@ def select(
     if attempt is not None:
         return _of_attempt(run, attempt, name, stages, rounds, iterations)
     outputs = _current(run)
-    everything = [found for found in outputs if found.stage in stages and (found.ref.directory / name).is_dir()]
+    everything = [found for found in outputs if found.stage in stages and os.path.isdir(f"{found.ref.path}/{name}")]
     wanted = _latest([found for found in everything if _is_in(found.place, rounds, iterations)], rounds, iterations)
     is_current = bool(wanted)
     if not wanted:
