@@ -45,10 +45,11 @@ def html_of(site: Site, page: Page) -> Endpoint:
 
     async def endpoint(request: Request) -> Response:
         def make() -> tuple[str, int]:
+            asked = asked_of(request)
             try:
-                return page_text(site, page, asked_of(request)), 200
+                return page_text(site, page, asked), 200
             except (UserError, DamagedError, OSError) as error:
-                return error_text(site, *told(error))
+                return mistaken_text(site, page, asked, *told(error))
 
         text, status = await run_in_threadpool(make)
         return HTMLResponse(text, status_code=status, headers={"cache-control": "no-store"})
@@ -104,9 +105,13 @@ def told(error: Exception) -> tuple[str, int]:
     return str(error), status
 
 
-def error_text(site: Site, sentence: str, status: int) -> tuple[str, int]:
-    facts: Mapping[str, Any] = {**frame(site, Asked()), "page": "error", "sentence": sentence}
-    return render("error.html", facts), status
+def mistaken_text(site: Site, page: Page, asked: Asked, sentence: str, status: int) -> tuple[str, int]:
+    """The sentence, below the page's form where it has one."""
+    if page.form is None:
+        facts: Mapping[str, Any] = {**frame(site, Asked()), "page": "error", "sentence": sentence}
+        return render("error.html", facts), status
+    facts = {**frame(site, asked), "page": page.name, **page.form(site, asked), "mistake": sentence}
+    return render(page.template, facts), status
 
 
 async def not_found(request: Request, error: Exception) -> Response:
