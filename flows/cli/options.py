@@ -1,7 +1,9 @@
 """Options that several commands share, exit codes, and how a command shows what it found."""
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,6 +57,17 @@ def show_lines(lines: Sequence[str], *, style: str = "") -> None:
 
     if lines:
         show(Text("\n".join(lines), style=style), is_line=True)
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """A process that is told to end, or whose terminal is closed, leaves no server behind."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -19,8 +19,9 @@ from flows.pages.guard import Guard
 from flows.pages.pages import PAGES, Page
 from flows.pages.rendering import finite, render
 from flows.pages.site import Asked, Site
+from flows.pages.trackers import Trackers
 from tasks.charts import plotly_script
-from tasks.errors import DamagedError, RunError, UserError
+from tasks.errors import DamagedError, RunError, TransientError, UserError
 from tasks.paths import os_error_sentence
 
 HERE = Path(__file__).parent
@@ -31,6 +32,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def application(site: Site, *, token: str, hosts: Sequence[str], port: int) -> ASGIApp:
     """The pages of some homes, for who has the token."""
     routes = [
+        *([] if site.trackers is None else mlflow_routes(site, site.trackers)),
         *(Route(page.path, html_of(site, page)) for page in PAGES),
         *(Route(f"/json{page.path}".rstrip("/"), json_of(site, page)) for page in PAGES),
         Route("/static/plotly.js", plotly),
@@ -75,6 +77,30 @@ def json_of(site: Site, page: Page) -> Endpoint:
     return endpoint
 
 
+def mlflow_routes(site: Site, trackers: Trackers) -> list[Route]:
+    """The page that leads to MLflow's, and the button on it that starts MLflow's server."""
+
+    def page(mistake: str = "", status: int = 200) -> Response:
+        facts = {"page": "mlflow", "mistake": mistake, "is_elsewhere": trackers.is_elsewhere}
+        return HTMLResponse(
+            render("mlflow.html", {**frame(site, Asked()), **facts}), status, headers={"cache-control": "no-store"}
+        )
+
+    async def shown(request: Request) -> Response:
+        del request
+        return await run_in_threadpool(page)
+
+    async def started(request: Request) -> Response:
+        del request
+        try:
+            await run_in_threadpool(trackers.start_mlflow)
+        except TransientError as error:
+            return await run_in_threadpool(page, str(error), 503)
+        return RedirectResponse("/mlflow", status_code=303)
+
+    return [Route("/mlflow", shown), Route("/mlflow", started, methods=["POST"])]
+
+
 def asked_of(request: Request) -> Asked:
     query = request.query_params
     repeated = {name: tuple(query.getlist(name)) for name in query}
@@ -94,7 +120,9 @@ def frame(site: Site, asked: Asked) -> dict[str, Any]:
     """What every page shows around its own."""
     from flows.pages.facts.runs import rail
 
-    return {"rail": rail(site), "here": asked, "run": asked.path.get("run")}
+    own = site.trackers
+    trackers = {} if own is None else {"MLflow": own.mlflow or "/mlflow", "Prefect": own.prefect}
+    return {"rail": rail(site), "trackers": trackers, "here": asked, "run": asked.path.get("run")}
 
 
 def told(error: Exception) -> tuple[str, int]:
@@ -106,12 +134,16 @@ def told(error: Exception) -> tuple[str, int]:
 
 
 def mistaken_text(site: Site, page: Page, asked: Asked, sentence: str, status: int) -> tuple[str, int]:
-    """The sentence, below the page's form where it has one."""
+    """A sentence above the page's form, with what was typed in it; alone where the page has none."""
     if page.form is None:
-        facts: Mapping[str, Any] = {**frame(site, Asked()), "page": "error", "sentence": sentence}
-        return render("error.html", facts), status
+        return error_text(site, sentence, status)
     facts = {**frame(site, asked), "page": page.name, **page.form(site, asked), "mistake": sentence}
     return render(page.template, facts), status
+
+
+def error_text(site: Site, sentence: str, status: int) -> tuple[str, int]:
+    facts: Mapping[str, Any] = {**frame(site, Asked()), "page": "error", "sentence": sentence}
+    return render("error.html", facts), status
 
 
 async def not_found(request: Request, error: Exception) -> Response:

@@ -75,7 +75,9 @@ def scalar(value: str | bool | float, kind: pa.DataType | None = None) -> pa.Sca
     """One value of Arrow, by default of the type that fits it, which ``pyarrow.scalar`` would import pandas for."""
     if isinstance(value, str):
         text = value.encode()
-        own = pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(np.int32([0, len(text)])), pa.py_buffer(text)])
+        own = pa.Array.from_buffers(
+            pa.binary(), 1, [None, pa.py_buffer(np.array([0, len(text)], np.int32)), pa.py_buffer(text)]
+        )
         return own.cast(pa.string())[0]
     plain = from_numpy(np.array([value], np.uint8 if isinstance(value, bool) else None))
     own = plain.cast(pa.bool_()) if isinstance(value, bool) else plain

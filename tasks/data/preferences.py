@@ -116,7 +116,9 @@ def _pair(
     margin = _margin(row)
     if template is not None:
         findings.splits[template] += 1
-    return Preference(prompt=prompt, responses=responses, ranks=[1, 2], margin=margin, place=row.place, source=row.source)
+    return Preference(
+        prompt=prompt, responses=responses, ranks=[1, 2], margin=margin, place=row.place, source=row.source
+    )
 
 
 def _prompt_beside(row: Row, names: tuple[str, str], answer: Any) -> str | Messages | None:

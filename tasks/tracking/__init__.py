@@ -1,7 +1,19 @@
 """MLflow and charts: what is committed is logged once, and drawn."""
 
-from tasks.tracking.addresses import run_page, where_to_look
+from tasks.tracking.addresses import run_page, server_page, where_to_look
 from tasks.tracking.outbox import Tracking
+from tasks.tracking.server import mlflow_server
 from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
 
-__all__ = ["Point", "Published", "TrackedData", "TrackedRound", "TrackedRun", "Tracking", "run_page", "where_to_look"]
+__all__ = [
+    "Point",
+    "Published",
+    "TrackedData",
+    "TrackedRound",
+    "TrackedRun",
+    "Tracking",
+    "mlflow_server",
+    "run_page",
+    "server_page",
+    "where_to_look",
+]

@@ -100,4 +100,6 @@ def sources_of(run: Run, found: Found) -> list[str]:
     """The sources of preferences that a reward model was trained from; none where the data's manifest is gone."""
     data = Manifest.read(found.ref.directory).input_paths["data"]
     manifest = Manifest.read_if_sound(run.root / data)
-    return [] if manifest is None else [source_name(s) for s in STAGES.settings_of(manifest.recipe)["data"]["preferences"]]
+    return (
+        [] if manifest is None else [source_name(s) for s in STAGES.settings_of(manifest.recipe)["data"]["preferences"]]
+    )
