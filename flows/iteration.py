@@ -40,15 +40,16 @@ def ppo_iteration(
     """From one state of policy and critic to the next. ``first_audit`` is that of the round's first iteration."""
     lora_base = adapted_base(config, reference)
     shards = [Place(place.round, place.iteration, shard) for shard in range(config.rollouts.shards)]
+    generating, scoring = generate_config(config), score_config(config)
     rollouts = [
-        run("generate_rollouts", shard, generate_config(config), policy=train.policy, data=data, lora_base=lora_base)
+        run("generate_rollouts", shard, generating, policy=train.policy, data=data, lora_base=lora_base)
         for shard in shards
     ]
     scored = [
         run(
             "score_rollouts",
             shard,
-            score_config(config),
+            scoring,
             rollouts=rolled,
             policy=train.policy,
             reference=reference,

@@ -15,6 +15,7 @@ from flows.server import embedded as servers
 from flows.terminal.display import display_for
 from flows.waiting import WAITING
 from tasks import environment
+from tasks.config import require_available
 from tasks.contract import StageError
 from tasks.errors import Mistakes, TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
@@ -58,6 +59,7 @@ def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ())
 
 def begin(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Bring a run that this process has locked to what a configuration says."""
+    require_available(config.rollouts.engine, config.execution.engine_server)
     run.set_config(config)
     run.store.sweep()
     if force:

@@ -40,7 +40,9 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 def printable(text: object, width: int | None = None) -> str:
     """Text on one line without anything that acts on a terminal; longer than ``width``, it is cut and ends in …"""
-    shown = "".join(map(_shown, str(text)))
+    shown = str(text)
+    # What has nothing else is told at once: pages show thousands of texts.
+    shown = shown if shown.isprintable() else "".join(map(_shown, shown))
     return shown if width is None or len(shown) <= width else f"{shown[: max(0, width - 1)]}…"
 
 

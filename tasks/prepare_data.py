@@ -87,7 +87,8 @@ def prepare_data(
         if table.num_rows == 0:
             raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
         write_dataset(context.output / name, table)
-    write_json(context.output / "findings.json", {**findings.as_dict(), "rows_of_sources": counts_of})
+    found = {**findings.as_dict(), "rows_of_sources": counts_of, "context_length": encoder.limit}
+    write_json(context.output / "findings.json", found)
     counts = {f"data/{name}": float(table.num_rows) for name, table in written.items()}
     dropped = tell_of_dropped(context, findings)
     return StageOutput(
@@ -119,8 +120,8 @@ def rows_of(kind: str, data: DataConfig, context: StageContext, counts: dict[str
     """The rows of all sources of one kind; how many each of them has is noted in ``counts``."""
     rows: list[Row] = []
     counts[kind] = []
-    for source in getattr(data, kind):
-        own = read_rows(source, seed=context.run_seed)
+    for position, source in enumerate(getattr(data, kind)):
+        own = read_rows(source, seed=context.run_seed, position=position)
         rows += own
         counts[kind].append(len(own))
         context.progress(len(rows), len(rows), unit="rows")

@@ -110,7 +110,7 @@ STAGES = Stages(
     (
         Stage(
             name="prepare_data",
-            version="3",
+            version="4",
             config=PrepareDataConfig,
             belongs_to="round",
             inputs=("base", "previous"),
@@ -131,7 +131,7 @@ STAGES = Stages(
         ),
         Stage(
             name="train_reward_model",
-            version="6",
+            version="7",
             config=TrainRewardModelConfig,
             belongs_to="round",
             inputs=("base", "reference", "data"),

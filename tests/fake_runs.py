@@ -160,7 +160,8 @@ def write_data(directory, _):
     findings = {
         "rows": 4,
         "bad": {HOSTILE: 1},
-        "first_bad": [{"row": "prompts.jsonl, row 3", "reason": HOSTILE}],
+        "row_numbers": {HOSTILE: {"prompts.jsonl": "3"}, "equal responses": {"preferences.jsonl": "7-9, 12"}},
+        "context_length": 6,
         "left_out": {"equal responses": 1},
         "split": {},
         "rows_of_sources": {"prompts": [3], "preferences": [1], "texts": [1], "held_out_prompts": []},
@@ -173,9 +174,9 @@ def write_reward_model(directory, _):
     """Three held-out pairs: right, wrong by little, wrong by much."""
     write_model(directory / "reward_model", score_mean=0.5, score_std=2.0)
     pairs = [
-        ("p1", "say", "good dog", "bad", 2.0, 0.5, 1.5, 4, 1.0),
-        ("p2", "say", "good", HOSTILE, 0.5, 1.0, -0.5, -1, 2.0),
-        ("p3", "say [bold]it", "good", "bad", -1.0, 2.0, -3.0, 0, 3.0),
+        ("p1", "say", "good dog", "bad", 2.0, 0.5, 1.5, 4, 1.0, 0),
+        ("p2", "say", "good", HOSTILE, 0.5, 1.0, -0.5, -1, 2.0, 0),
+        ("p3", "say [bold]it", "good", "bad", -1.0, 2.0, -3.0, 0, 3.0, 1),
     ]
     write_dataset(directory / "held_out_pairs", table_of(pairs, HELD_OUT_PAIRS))
     bins = [{"lower": 0.5, "pairs": 3, "mean_confidence": 0.52, "accuracy": 1 / 3}]

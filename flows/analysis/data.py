@@ -85,7 +85,13 @@ def prepared_data(run: Run, round: int | None) -> Prepared:
         ],
         findings=findings,
         counts=counts,
-        examples={name: [token_texts(directory, ids) for ids in first] for name, (first, _) in tokens.items()},
+        examples={
+            name: [
+                token_texts(directory, ids, where=f"{part.ref.directory / name}, row {number}")
+                for number, ids in enumerate(first, start=1)
+            ]
+            for name, (first, _) in tokens.items()
+        },
         lengths={name: lengths for name, (_, lengths) in tokens.items()},
     )
 

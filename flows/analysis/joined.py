@@ -17,7 +17,7 @@ Kind = Literal["score", "component", "held-out", "length", "KL"]
 NUMBER_OF_COPY = r"-\d+$"
 """Behind the id of a prompt that the data has several times."""
 TEXTS = ("rollout_id", "sampled_by", "prompt", "response")
-NO_NUMBERS = pa.array([], pa.float64())
+NO_NUMBERS = pa.nulls(0, pa.float64())
 DOUBTFUL = "doubt"
 """The order that puts prompts first whose score rose while a held-out reward fell."""
 

@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -79,11 +79,13 @@ def grown_phrases(
     share words and have nearly the same responses, the one of the most words alone is told.
     """
     split = opening_of if openings else ngrams_of
-    counts_before = Counter(phrase for text in before for phrase in split(text))
-    having: dict[tuple[str, ...], list[int]] = {}
+    having: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, text in enumerate(now):
         for phrase in split(text):
-            having.setdefault(phrase, []).append(i)
+            having[phrase].append(i)
+    # Most phrases are in a single response: nothing else is counted of them.
+    frequent = {phrase for phrase, rows in having.items() if len(rows) >= LEAST_RESPONSES}
+    counts_before = Counter(chain.from_iterable(frequent & split(text) for text in before))
 
     def shares(phrase: tuple[str, ...]) -> tuple[float, float]:
         return counts_before[phrase] / max(1, len(before)), len(having[phrase]) / len(now)
@@ -96,8 +98,7 @@ def grown_phrases(
         sizes = (max(1, len(before)), len(now))
         return math.sqrt(sum(p * (1 - p) / n for p, n in zip(shares(phrase), sizes, strict=True)))
 
-    known = [phrase for phrase, rows in having.items() if len(rows) >= LEAST_RESPONSES]
-    known = [phrase for phrase in known if growth(phrase) > Z * growth_stderr(phrase)]
+    known = [phrase for phrase in frequent if growth(phrase) > Z * growth_stderr(phrase)]
     known.sort(key=lambda phrase: (-growth(phrase), -num_words(phrase), -len(phrase), phrase))
     groups = np.unique(range(len(now)) if prompts is None else prompts, return_inverse=True)[1]
 

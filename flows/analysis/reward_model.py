@@ -36,6 +36,8 @@ class Judgement:
     by_length: list[Bin]
     by_margin: list[Bin]
     """By what people said of how much better one is; empty where they did not."""
+    by_source: list[Bin]
+    """By where the pairs are from; empty where they are all from one source, or older than that was kept."""
     wrong: list[dict[str, Any]]
     """The pairs with the lowest margin between the scores, the worst first."""
     num_wrong: int
@@ -43,9 +45,12 @@ class Judgement:
     rejected: list[float]
 
 
-def judgement_of(pairs: DataSet) -> Judgement:
-    """Read the data set ``held_out_pairs``. Scores are those of training: their zero means nothing."""
-    numbers = pairs.search().table(["chosen_score", "rejected_score", "score_margin", "longer_by", "margin"])
+def judgement_of(pairs: DataSet, sources: Sequence[str]) -> Judgement:
+    """Read the data set ``held_out_pairs``; ``sources`` are the names of the sources that its preferences are from.
+
+    Scores are those of training: their zero means nothing.
+    """
+    numbers = pairs.search().table(["chosen_score", "rejected_score", "score_margin", "longer_by", "margin", "source"])
     margin, longer_by, people = (
         _numbers(numbers[name].to_pylist()) for name in ("score_margin", "longer_by", "margin")
     )
@@ -53,6 +58,9 @@ def judgement_of(pairs: DataSet) -> Judgement:
     return Judgement(
         by_length=length_bins(longer_by, margin),
         by_margin=margin_bins(people, margin),
+        by_source=source_bins(_numbers(numbers["source"].to_pylist()), sources, margin)
+        if "source" in numbers.column_names
+        else [],
         wrong=[row for row in worst.dicts() if row["score_margin"] <= 0],
         num_wrong=int((margin <= 0).sum()),
         chosen=numbers["chosen_score"].to_pylist(),
@@ -94,6 +102,13 @@ def margin_bins(people: np.ndarray, margin: np.ndarray) -> list[Bin]:
     edges[-1] = np.nextafter(edges[-1], math.inf)
     bins = [(f"{low:.3g} to {high:.3g}", (people >= low) & (people < high)) for low, high in pairwise(edges)]
     return _binned(bins, margin)
+
+
+def source_bins(source: np.ndarray, sources: Sequence[str], margin: np.ndarray) -> list[Bin]:
+    """By the source of the preferences, in their order; nothing where there is but one."""
+    if len(sources) < 2:
+        return []
+    return _binned([(name, source == position) for position, name in enumerate(sources)], margin)
 
 
 def _binned(bins: Sequence[tuple[str, np.ndarray]], margin: np.ndarray) -> list[Bin]:

@@ -1,7 +1,9 @@
 """Options that several commands share, exit codes, and how a command shows what it found."""
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,6 +78,17 @@ def write_new(path: Path, text: str | None) -> None:
         raise ConfigError(f"{shown(path)} exists already; name another file, or remove it") from error
     except OSError as error:
         raise ConfigError(f"{shown(path)} cannot be written ({error.strerror}); name another file") from error
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """A process that is told to end, or whose terminal is closed, leaves no server behind."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def print_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.addresses import DEFAULT_PORT
-from flows.cli.options import RunName
+from flows.cli.options import RunName, ended_as_by_ctrl_c
 
 if TYPE_CHECKING:
     from flows.runs import Run
@@ -59,7 +59,9 @@ def ui(
 
     homes = [ctx.obj if found is None else found.home, *(also or [])]
     begin = "/" if found is None else f"/runs/{found.name}"
-    serve(homes, host=host, port=port, begin=begin, read_only=read_only, ready=ready)
+    # What was started from the pages ends with them, also where they are told to end.
+    with ended_as_by_ctrl_c():
+        serve(homes, host=host, port=port, begin=begin, read_only=read_only, ready=ready)
 
 
 @commands.command()

@@ -1,9 +1,7 @@
 """Commands of servers and of the machine: up, down, schedule, serve, mlflow, doctor."""
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,7 @@ import typer
 
 from flows.cli.app import say
 from flows.cli.completion import configurations
-from flows.cli.options import FAILED, Json, Overrides, print_json, show
+from flows.cli.options import FAILED, Json, Overrides, ended_as_by_ctrl_c, print_json, show
 
 commands = typer.Typer()
 
@@ -183,17 +181,6 @@ def mlflow(
         server.wait()
         say(f"MLflow's server ended by itself; its log is {ctx.obj / 'mlflow' / 'server.log'}")
         raise typer.Exit(FAILED)
-
-
-@contextmanager
-def ended_as_by_ctrl_c() -> Iterator[None]:
-    """A process that is told to end, or whose terminal is closed, leaves no server behind."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @commands.command()

@@ -10,7 +10,7 @@ from flows.plan import Plan, Planned, plan_of
 from flows.runs import RUN_FILE, Run
 from tasks.errors import DamagedError, RunError, UserError
 from tasks.metrics import RunWarning, combine, diagnose, rows_of, through_rounds
-from tasks.store import Manifest, Ref
+from tasks.store import Ref
 
 
 def reports_of(plan: Plan) -> list[Ref]:
@@ -48,12 +48,12 @@ class StageStatus:
         names = ("stage", "round", "iteration", "committed", "shards", "rows", "seconds", "reason", "metrics")
         return {"state": self.state, **{name: getattr(self, name) for name in names}}
 
-    def add(self, manifest: Manifest) -> None:
+    def add(self, shard: Planned) -> None:
         """Count one more committed shard."""
-        self.parts.append((manifest.rows, manifest.metrics))
+        self.parts.append((shard.rows, shard.metrics))
         self.committed += 1
-        self.rows += manifest.rows
-        self.seconds = round(self.seconds + manifest.seconds, 3)
+        self.rows += shard.rows
+        self.seconds = round(self.seconds + shard.seconds, 3)
 
 
 def stage_statuses(plan: Plan) -> list[StageStatus]:
@@ -63,11 +63,10 @@ def stage_statuses(plan: Plan) -> list[StageStatus]:
         key = (planned.stage, planned.place.round, planned.place.iteration)
         status = statuses.setdefault(key, StageStatus(stage=key[0], round=key[1], iteration=key[2]))
         status.shards += 1
-        manifest = planned.manifest()
-        if manifest is None:
+        if planned.ref is None:
             status.reason = status.reason or planned.reason
         else:
-            status.add(manifest)
+            status.add(planned)
     return list(statuses.values())
 
 

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -23,8 +23,9 @@ from flows.pages.guard import Guard
 from flows.pages.pages import PAGES, Page
 from flows.pages.rendering import finite, render
 from flows.pages.site import Asked, Site
+from flows.pages.trackers import Trackers
 from tasks.charts import plotly_script
-from tasks.errors import DamagedError, RunError, UserError
+from tasks.errors import DamagedError, RunError, TransientError, UserError
 from tasks.paths import os_error_sentence
 
 HERE = Path(__file__).parent
@@ -36,6 +37,8 @@ def application(site: Site, *, token: str, hosts: Sequence[str], port: int) -> A
     """The pages of some homes, for who has the token; those of a queue for its annotators."""
     home = site.homes[0]
     writing = [] if site.is_read_only else [*action_routes(site, partial(refused, site)), *annotator_routes(home)]
+    if site.trackers is not None:
+        writing += mlflow_routes(site, site.trackers)
     routes = [
         *writing,
         *(Route(page.path, html_of(site, page)) for page in PAGES),
@@ -64,10 +67,11 @@ def html_of(site: Site, page: Page) -> Endpoint:
 
     async def endpoint(request: Request) -> Response:
         def make() -> tuple[str, int]:
+            asked = asked_of(request)
             try:
-                return page_text(site, page, asked_of(request)), 200
+                return page_text(site, page, asked), 200
             except (UserError, DamagedError, OSError) as error:
-                return refused(site, error)
+                return mistaken_text(site, page, asked, *told(error))
 
         text, status = await run_in_threadpool(make)
         return HTMLResponse(text, status_code=status, headers={"cache-control": "no-store"})
@@ -93,6 +97,33 @@ def json_of(site: Site, page: Page) -> Endpoint:
     return endpoint
 
 
+def mlflow_routes(site: Site, trackers: Trackers) -> list[Route]:
+    """The page that leads to MLflow's, and the button on it that starts MLflow's server."""
+
+    def page(mistake: str = "", status: int = 200) -> Response:
+        own = {"mistake": mistake, "is_elsewhere": trackers.is_elsewhere, "is_read_only": site.is_read_only}
+        facts = {"page": "mlflow", **own}
+        return HTMLResponse(
+            render("mlflow.html", {**frame(site, Asked()), **facts}), status, headers={"cache-control": "no-store"}
+        )
+
+    async def shown(request: Request) -> Response:
+        del request
+        return await run_in_threadpool(page)
+
+    async def started(request: Request) -> Response:
+        del request
+        try:
+            await run_in_threadpool(trackers.start_mlflow)
+        except TransientError as error:
+            return await run_in_threadpool(page, str(error), 503)
+        return RedirectResponse("/mlflow", status_code=303)
+
+    # MLflow's server writes its database.
+    starting = [] if site.is_read_only else [Route("/mlflow", started, methods=["POST"])]
+    return [Route("/mlflow", shown), *starting]
+
+
 def asked_of(request: Request) -> Asked:
     query = request.query_params
     repeated = {name: tuple(query.getlist(name)) for name in query}
@@ -112,7 +143,9 @@ def frame(site: Site, asked: Asked) -> dict[str, Any]:
     """What every page shows around its own."""
     from flows.pages.facts.runs import rail
 
-    return {"rail": rail(site), "here": asked, "run": asked.path.get("run")}
+    own = site.trackers
+    trackers = {} if own is None else {"MLflow": own.mlflow or "/mlflow", "Prefect": own.prefect}
+    return {"rail": rail(site), "trackers": trackers, "here": asked, "run": asked.path.get("run")}
 
 
 def told(error: Exception) -> tuple[str, int]:
@@ -121,6 +154,14 @@ def told(error: Exception) -> tuple[str, int]:
         return os_error_sentence(error), 500
     status = 404 if isinstance(error, RunError) else 400 if isinstance(error, UserError) else 500
     return str(error), status
+
+
+def mistaken_text(site: Site, page: Page, asked: Asked, sentence: str, status: int) -> tuple[str, int]:
+    """A sentence above the page's form, with what was typed in it; alone where the page has none."""
+    if page.form is None:
+        return error_text(site, sentence, status)
+    facts = {**frame(site, asked), "page": page.name, **page.form(site, asked), "mistake": sentence}
+    return render(page.template, facts), status
 
 
 def error_text(site: Site, sentence: str, status: int) -> tuple[str, int]:

@@ -28,6 +28,8 @@ class Page:
     path: str
     facts: Callable[[Site, Asked], dict[str, Any]]
     """What it shows, as plain values: the same for HTML and JSON."""
+    form: Callable[[Site, Asked], dict[str, Any]] | None = None
+    """What of that there is where the rest cannot be shown: what was typed, to be corrected."""
 
     @property
     def template(self) -> str:
@@ -40,7 +42,7 @@ PAGES = (
     Page(name="rollouts", path="/runs/{run}/rollouts", facts=rollouts.facts),
     Page(name="rollout", path="/runs/{run}/rollouts/{rollout_id}", facts=rollout.facts),
     Page(name="hacking", path="/runs/{run}/hacking", facts=hacking.facts),
-    Page(name="compare", path="/compare", facts=compare.facts),
+    Page(name="compare", path="/compare", facts=compare.facts, form=compare.form),
     Page(name="reward_model", path="/runs/{run}/reward-model", facts=reward_model.facts),
     Page(name="data", path="/runs/{run}/data", facts=data.facts),
     Page(name="stage", path="/runs/{run}/stages/{fingerprint}", facts=stage.facts),

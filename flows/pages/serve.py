@@ -11,6 +11,7 @@ from flows.addresses import served
 from flows.pages.application import application
 from flows.pages.guard import token_of
 from flows.pages.site import Site
+from flows.pages.trackers import Trackers
 from flows.server import listening
 
 LOOPBACK = "127.0.0.1"
@@ -33,9 +34,9 @@ def serve(
         ConfigError: the port is taken, or the address is none of this machine.
     """
     token = token_of(homes[0])
-    with closing(listening(host, port)) as listener:
+    with closing(Trackers(homes[0])) as trackers, closing(listening(host, port)) as listener:
         port = listener.getsockname()[1]
-        site = Site(homes=tuple(homes), is_read_only=read_only)
+        site = Site(homes=tuple(homes), is_read_only=read_only, trackers=trackers)
         hosts = ["*"] if host in EVERYWHERE else [host, LOOPBACK, "localhost"]
         pages = application(site, token=token, hosts=hosts, port=port)
         name = socket.gethostname() if host in EVERYWHERE else host

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flows.pages.trackers import Trackers
 from flows.runs import RUN_FILE, Run, list_runs
 from tasks.errors import ConfigError, RunError
 from tasks.paths import is_there
@@ -22,6 +23,8 @@ class Site:
     """The one run that there is to see, as its address calls it; None shows all."""
     is_read_only: bool = False
     """Whether no queue is made and nobody answers."""
+    trackers: Trackers | None = None
+    """MLflow and Prefect of the first home; None where pages lead to neither, as files do."""
 
     def runs(self) -> list[tuple[str, Run]]:
         """All runs with what each is called in an address; home by home, the one worked on last first."""

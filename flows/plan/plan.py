@@ -33,9 +33,16 @@ class Planner:
         waits_for = [made_from for made_from in flat(inputs) if isinstance(made_from, Planned)]
         recipe = call.with_inputs(each(ref_of, inputs)).recipe()
         ready = all(planned.ref for planned in waits_for)
-        ref = self._run.store.find(recipe) if ready else None
-        reason = "" if ref else why(self._run.store, recipe, waits_for)
-        planned = Planned(stage=stage, place=place, key=recipe.directory, ref=ref, reason=reason, inputs=waits_for)
+        found = self._run.store.find_with_manifest(recipe) if ready else None
+        planned = Planned(
+            stage=stage,
+            place=place,
+            key=recipe.directory,
+            ref=found[0] if found else None,
+            reason="" if found else why(self._run.store, recipe, waits_for),
+            inputs=waits_for,
+            **({name: getattr(found[1], name) for name in ("rows", "seconds", "metrics")} if found else {}),
+        )
         self.stages.append(planned)
         return planned
 

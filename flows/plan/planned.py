@@ -1,10 +1,10 @@
 """A plan: stages in the order of the flow, with what is committed of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flows.state import RoundState
-from tasks.store import Manifest, Place, Ref
+from tasks.store import Place, Ref
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -18,9 +18,10 @@ class Planned:
     ref: Ref | None
     reason: str
     inputs: list["Planned"] = field(default_factory=list)
-
-    def manifest(self) -> Manifest | None:
-        return Manifest.read(self.ref.directory) if self.ref else None
+    rows: int = 0
+    """What its manifest says of the output: all that is kept of it, for a run may have tens of thousands."""
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

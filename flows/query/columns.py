@@ -71,6 +71,19 @@ def from_numpy(values: np.ndarray) -> pa.Array:
     )
 
 
+def scalar(value: str | bool | float, kind: pa.DataType | None = None) -> pa.Scalar:
+    """One value of Arrow, by default of the type that fits it, which ``pyarrow.scalar`` would import pandas for."""
+    if isinstance(value, str):
+        text = value.encode()
+        own = pa.Array.from_buffers(
+            pa.binary(), 1, [None, pa.py_buffer(np.array([0, len(text)], np.int32)), pa.py_buffer(text)]
+        )
+        return own.cast(pa.string())[0]
+    plain = from_numpy(np.array([value], np.uint8 if isinstance(value, bool) else None))
+    own = plain.cast(pa.bool_()) if isinstance(value, bool) else plain
+    return own[0] if kind is None else own.cast(kind)[0]
+
+
 def to_numpy(values: pa.Array) -> np.ndarray:
     """Numbers of an array of Arrow, without the import of pandas that its own ``to_numpy`` begins with; NaN for null."""
     if values.null_count:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.query.columns import Column, Lookup
+from flows.query.columns import Column, Lookup, scalar
 from flows.query.grammar import Comparison, Condition, Words
 from tasks.errors import ConfigError
 
@@ -29,9 +29,14 @@ def mask_of(condition: Condition, column: Lookup, num_rows: int) -> Column:
     """
     mask = _compared(condition, column) if isinstance(condition, Comparison) else _found(condition, column)
     if mask is None:
-        mask = pa.repeat(False, num_rows)
-    mask = pc.fill_null(mask, False)
+        mask = pa.repeat(scalar(False), num_rows)
+    mask = _or_not(mask)
     return pc.invert(mask) if condition.is_negated else mask
+
+
+def _or_not(mask: Column) -> Column:
+    """A mask, false where it is null."""
+    return pc.fill_null(mask, scalar(False))
 
 
 def _compared(condition: Comparison, column: Lookup) -> Column | None:
@@ -44,7 +49,7 @@ def _compared(condition: Comparison, column: Lookup) -> Column | None:
             f"{written}: {condition.column} holds no numbers; write {condition.column}:{condition.number:g}"
         )
     # In the column's own precision, so that 0.1 equals what was stored of it.
-    number = pa.scalar(condition.number, type=values.type if pa.types.is_floating(values.type) else pa.float64())
+    number = scalar(condition.number, values.type if pa.types.is_floating(values.type) else pa.float64())
     return _COMPARE[condition.operator](values, number)
 
 
@@ -53,7 +58,7 @@ def _found(condition: Words, column: Lookup) -> Column | None:
     masks = [_holds(condition, values, name) for name in names if (values := column(name)) is not None]
     found: Column | None = None
     for mask in masks:
-        found = mask if found is None else pc.or_kleene(pc.fill_null(found, False), pc.fill_null(mask, False))
+        found = mask if found is None else pc.or_(_or_not(found), _or_not(mask))
     return found
 
 
@@ -69,4 +74,4 @@ def _holds(condition: Words, values: Column, name: str) -> Column:
             ) from error
     if name in TEXTS:
         return pc.match_substring(texts, condition.text, ignore_case=True)
-    return pc.equal(pc.utf8_lower(texts), condition.text.lower())
+    return pc.equal(pc.utf8_lower(texts), scalar(condition.text.lower()))

@@ -18,6 +18,7 @@ from flows.query.columns import (
     is_listed,
     own_names,
     rows_at,
+    scalar,
     to_numpy,
 )
 from flows.query.conditions import mask_of
@@ -76,7 +77,7 @@ class Part:
         """A column of some of the rows; ``table`` holds what it follows from."""
         if name in PLACES:
             value = self.run if name == "run" else getattr(self.place, name)
-            return pa.repeat(value, table.num_rows)
+            return pa.repeat(scalar(value), table.num_rows)
         if self._audit is not None and name in self._audit.column_names and name != "rollout_id":
             rows = pc.index_in(table.column("rollout_id"), self._audit.column("rollout_id"))
             return self._audit.column(name).take(rows)

@@ -1,11 +1,12 @@
 """Which committed outputs hold the rows that somebody asks for."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flows.outcomes.outputs import Found, latest_variants
-from flows.plan import find_attempt, plan_of
+from flows.plan import Plan, find_attempt, plan_of
 from flows.query.data_set import DataSet, Part
 from flows.runs import Run
 from tasks.errors import ConfigError, RunError, UserError
@@ -68,16 +69,22 @@ class Selection:
 
 
 def select(
-    run: Run, name: str = ROLLOUTS, *, rounds: Span = LATEST, iterations: Span = LATEST, attempt: str | None = None
+    run: Run,
+    name: str = ROLLOUTS,
+    *,
+    rounds: Span = LATEST,
+    iterations: Span = LATEST,
+    attempt: str | None = None,
+    plan: Plan | None = None,
 ) -> Selection:
-    """The data sets of this name at these places, or that of one attempt."""
+    """The data sets of this name at these places, or that of one attempt. Who has the run's plan need not have it made."""
     stages = STAGES.with_data_set(name)
     if not stages:
         raise ConfigError(f"--data {name}: no such data set; stages write {', '.join(STAGES.data_sets)}")
     if attempt is not None:
         return _of_attempt(run, attempt, name, stages, rounds, iterations)
-    outputs = _current(run)
-    everything = [found for found in outputs if found.stage in stages and (found.ref.directory / name).is_dir()]
+    outputs = _current(run, plan)
+    everything = [found for found in outputs if found.stage in stages and os.path.isdir(f"{found.ref.path}/{name}")]
     wanted = _latest([found for found in everything if _is_in(found.place, rounds, iterations)], rounds, iterations)
     is_current = bool(wanted)
     if not wanted:
@@ -101,13 +108,13 @@ def _is_in(place: Place, rounds: Span, iterations: Span) -> bool:
     return place.round in rounds and place.iteration in iterations
 
 
-def _current(run: Run) -> list[Found]:
+def _current(run: Run, plan: Plan | None) -> list[Found]:
     """What the run's plan finds; nothing where no plan can be made: after a reward function was edited, or a file moved."""
     try:
-        plan = plan_of(run).stages
+        stages = (plan or plan_of(run)).stages
     except UserError:
         return []
-    return [Found(stage=p.stage, place=p.place, ref=p.ref, is_current=True) for p in plan if p.ref is not None]
+    return [Found(stage=p.stage, place=p.place, ref=p.ref, is_current=True) for p in stages if p.ref is not None]
 
 
 def _latest(found: list[Found], rounds: Span, iterations: Span) -> list[Found]:

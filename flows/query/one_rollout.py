@@ -13,7 +13,7 @@ from flows.query.grammar import Query, Words
 from flows.query.tints import background, tints_of
 from flows.runs import Run
 from flows.text import printable
-from tasks.errors import RunError
+from tasks.errors import DamagedError, RunError
 from tasks.store import Manifest, Ref
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def opened(run: Run, rows: Rows) -> list[OneRollout]:
         before += len(indices)
         rows_of_part = zip(standing, indices.to_pylist(), part.rows(indices, None).to_pylist(), strict=True)
         for position, index, row in rows_of_part:
-            found[position] = _one(part, index, row, token_texts(directory, row["response_token_ids"]))
+            where = f"{part.ref.directory / part.name}, row {index + 1}, {row['rollout_id']}"
+            found[position] = _one(part, index, row, token_texts(directory, row["response_token_ids"], where=where))
     return [one for one in found if one is not None]
 
 
@@ -136,8 +137,17 @@ def tokenizer_of(run: Run, ref: Ref) -> Path | None:
     return None
 
 
-def token_texts(directory: Path | None, token_ids: list[int]) -> list[str]:
-    """The text of each token; its id in angle brackets where the tokenizer is gone."""
+def token_texts(directory: Path | None, token_ids: list[int], *, where: str) -> list[str]:
+    """The text of each token; its id in angle brackets where the tokenizer is gone.
+
+    Raises:
+        DamagedError: one of the ids is that of no token at all; the row that has it is ``where``.
+    """
+    if (least := min(token_ids, default=0)) < 0:
+        raise DamagedError(
+            f"{where}: {least} is the id of no token; rounds verify says whether the file is as it was committed, and "
+            "rounds rerun makes it anew"
+        )
     if directory is None:
         return [f"<{token_id}>" for token_id in token_ids]
     if not (directory / "tokenizer.json").exists():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.server.guard import IDENTITY_PATH, proof_of
-from flows.server.process import AUTH_FILE, STATE_FILE, identity, place_of
+from flows.server.identity import AUTH_FILE, STATE_FILE, identity, place_of
 from tasks import environment
 from tasks.errors import TransientError
 from tasks.store import is_locked

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from flows.server.guard import Guard
+from flows.server.identity import AUTH_FILE, STATE_FILE, identity, place_of
 from tasks import environment
 from tasks.store import DatabaseTemplate, exclusive
 
-STATE_FILE = "server.json"
-AUTH_FILE = "auth"
 DATABASE = "prefect.db"
 MIGRATED = DatabaseTemplate(
     library="prefect",
@@ -87,27 +86,6 @@ def kept_secret(path: Path) -> str:
         stream.write(f"{secret}\n")
     new.replace(path)
     return secret
-
-
-def identity(pid: int) -> dict[str, object]:
-    """A process of this machine, told from a later one with the same id by when it started."""
-    return {"host": socket.gethostname(), "pid": pid, "started": started(pid)}
-
-
-def started(pid: int) -> str:
-    """When a process started, in ticks since the machine did; empty where there is none, or the system does not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    # The name, in parentheses, may contain anything.
-    return stat.rpartition(")")[2].split()[19]
-
-
-def place_of(directory: Path) -> list[int]:
-    """What a directory keeps when it is moved, and what no copy of it has."""
-    found = directory.stat()
-    return [found.st_dev, found.st_ino]
 
 
 def serve(listening: socket.socket, url: str, secret: str) -> None:

@@ -129,9 +129,19 @@ def traces_of(history: History, series: Series, color: str, axis: str, *, is_alo
 
 
 def histogram(
-    title: str, unit: str, values: Mapping[str, Sequence[float]], *, counted: str = "responses", num_bins: int = 30
+    title: str,
+    unit: str,
+    values: Mapping[str, Sequence[float]],
+    *,
+    counted: str = "responses",
+    num_bins: int = 30,
+    mark: tuple[str, float] | None = None,
 ) -> Figure | None:
-    """One or more distributions over each other, in the same bins; None where there is no finite value."""
+    """One or more distributions over each other, in the same bins; None where there is no finite value.
+
+    ``mark`` is a line upwards and what it is called, for a value up to twice the largest: farther away, the distribution
+    would shrink beside it.
+    """
     known = {name: np.asarray(finite(own)) for name, own in values.items()}
     everything = np.concatenate(list(known.values())) if known else np.zeros(0)
     if not len(everything):
@@ -153,6 +163,8 @@ def histogram(
     layout = layout_of(title, barmode="overlay", bargap=0, showlegend=len(data) > 1)
     layout["xaxis"] = {"title": {"text": unit, "font": {"size": 11}}}
     layout["yaxis"] = {"title": {"text": counted, "font": {"size": 11}}}
+    if mark is not None and mark[1] <= 2 * everything.max():
+        layout["shapes"], layout["annotations"] = [line_upwards(mark[1])], [word_beside(*mark)]
     return {"data": data, "layout": layout}
 
 
@@ -190,6 +202,16 @@ def scatter(
 def line_across(axis: str, value: float) -> dict[str, Any]:
     line = {"color": MUTED, "width": 1}
     return {"type": "line", "xref": "paper", "yref": axis, "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}
+
+
+def line_upwards(value: float) -> dict[str, Any]:
+    line = {"color": MUTED, "width": 1, "dash": "dot"}
+    return {"type": "line", "xref": "x", "yref": "paper", "x0": value, "x1": value, "y0": 0, "y1": 1, "line": line}
+
+
+def word_beside(text: str, value: float) -> dict[str, Any]:
+    place = {"x": value, "xref": "x", "xanchor": "right", "y": 1.0, "yref": "paper", "yanchor": "top"}
+    return {"text": text, **place, "showarrow": False, "font": {"size": 10, "color": MUTED}}
 
 
 def band_across(axis: str, panel: Panel, history: History) -> dict[str, Any]:

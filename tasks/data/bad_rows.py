@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -11,6 +11,8 @@ from tasks.errors import DataError, shorten
 
 MAX_TOLD = 5
 """Bad rows, and reasons, that a message spells out."""
+PLACE = re.compile(r"(?:.*?[/\\])?(?P<file>[^/\\]*?), row (?P<row>\d+)(?=: |$)")
+"""The place of a row, at the beginning of what is said of it."""
 
 
 class BadRow(DataError):
@@ -31,6 +33,8 @@ class Row:
     """Plain values: None, booleans, numbers, texts, bytes, lists, and mappings with text keys."""
     unread: BadRow | None = None
     """Why there are no values."""
+    source: int = 0
+    """Which of the sources of its kind it is from."""
 
 
 @dataclass(slots=True)
@@ -44,6 +48,8 @@ class Findings:
     """Bad rows by what is wrong with them."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Sound rows that hold nothing to learn from."""
+    numbers: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """Of all these rows, by what is wrong with them and by file."""
     splits: Counter[str] = field(default_factory=Counter)
     """Pairs of transcripts by the template by whose opening they were split."""
 
@@ -59,19 +65,30 @@ class Findings:
     def add(self, bad: BadRow) -> None:
         """Note a bad row that was counted."""
         self.reasons[bad.reason] += 1
+        self._note(bad.reason, str(bad))
         if len(self.bad) < MAX_TOLD:
             self.bad.append(bad)
 
+    def leave_out(self, place: str, reason: str) -> None:
+        """Note a sound row that holds nothing to learn from."""
+        self.left_out[reason] += 1
+        self._note(reason, place)
+
+    def _note(self, reason: str, text: str) -> None:
+        """The number of the row with whose place the text begins."""
+        if place := PLACE.match(text):
+            self.numbers.setdefault(reason, {}).setdefault(place["file"], []).append(int(place["row"]))
+
     def as_dict(self) -> dict[str, Any]:
         """For a file beside the data. A row is named by file and number: where the file lies changes nothing."""
-        first = [
-            {"row": re.split(r"[/\\\\]", str(bad).partition(": ")[0])[-1], "reason": bad.reason} for bad in self.bad
-        ]
         return {
             "rows": self.num_rows,
             "bad": dict(sorted(self.reasons.items())),
-            "first_bad": first,
             "left_out": dict(sorted(self.left_out.items())),
+            "row_numbers": {
+                reason: {file: in_ranges(numbers) for file, numbers in sorted(files.items())}
+                for reason, files in sorted(self.numbers.items())
+            },
             "split": dict(sorted(self.splits.items())),
         }
 
@@ -97,6 +114,17 @@ class Findings:
             f"{self.num_bad:,} of {self.num_rows:,} rows cannot be used ({in_words(self.reasons)}): {told}"
             f"{f' -- and {unsaid:,} more' if unsaid else ''}; correct or remove them{drop}"
         ) from first
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """Numbers of rows as people write them: ``3, 7-12``."""
+    ranges: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def in_words(counts: Counter[str]) -> str:

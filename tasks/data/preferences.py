@@ -116,7 +116,9 @@ def _pair(
     margin = _margin(row)
     if template is not None:
         findings.splits[template] += 1
-    return Preference(prompt=prompt, responses=responses, ranks=[1, 2], margin=margin, place=row.place)
+    return Preference(
+        prompt=prompt, responses=responses, ranks=[1, 2], margin=margin, place=row.place, source=row.source
+    )
 
 
 def _prompt_beside(row: Row, names: tuple[str, str], answer: Any) -> str | Messages | None:
@@ -150,7 +152,7 @@ def _ranked(ranking: Row, prompt: str | Messages, responses: list[Any], row: Row
     prompt, texts = responses_after(row, prompt, {f"responses[{i}]": value for i, value in enumerate(responses)})
     if len(set(ranks)) == 1:
         return TIED
-    return Preference(prompt=prompt, responses=texts, ranks=ranks, place=row.place)
+    return Preference(prompt=prompt, responses=texts, ranks=ranks, place=row.place, source=row.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +162,12 @@ class _Labelled:
     prompt: str | Messages
     response: str
     is_good: bool
-    place: str
+    row: Row
 
 
 def _labelled(row: Row, name: str) -> _Labelled:
     prompt, (response,) = responses_after(row, prompt_in(row), {name: row.values[name]})
-    return _Labelled(prompt, response, is_true(row, "label"), row.place)
+    return _Labelled(prompt, response, is_true(row, "label"), row)
 
 
 def _of_labels(labelled: list[_Labelled], findings: Findings) -> list[Preference]:
@@ -184,11 +186,19 @@ def _of_labels(labelled: list[_Labelled], findings: Findings) -> list[Preference
         used = {*good, *bad} if good and bad else set()
         for answer in answers:
             if answer.response not in used:
-                findings.left_out[EQUAL if answer.response in contrary else ALONE] += 1
+                findings.leave_out(answer.row.place, EQUAL if answer.response in contrary else ALONE)
         if used:
             ranks = [1] * len(good) + [2] * len(bad)
             first = answers[0]
-            preferences.append(Preference(prompt=first.prompt, responses=[*good, *bad], ranks=ranks, place=first.place))
+            preferences.append(
+                Preference(
+                    prompt=first.prompt,
+                    responses=[*good, *bad],
+                    ranks=ranks,
+                    place=first.row.place,
+                    source=first.row.source,
+                )
+            )
     return preferences
 
 

@@ -43,6 +43,8 @@ class Preference:
     margin: float | None = None
     """By how much the first of a pair is better, where the data says so."""
     place: str
+    source: int = 0
+    """Which of the sources of preferences it is from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def converted(rows: Iterable[Row], convert: Callable[[Row], Record | str | None]
                 raise row.unread
             record = convert(row)
             if isinstance(record, str):
-                findings.left_out[record] += 1
+                findings.leave_out(row.place, record)
             elif record is not None:
                 records.append(record)
     return records

@@ -23,10 +23,11 @@ from tasks.paths import is_there, naming, require_regular, shown, user_path
 from tasks.store import found_or_known
 
 
-def read_rows(source: Source, *, seed: int) -> list[Row]:
+def read_rows(source: Source, *, seed: int, position: int = 0) -> list[Row]:
     """All rows of ``source``, in order; relative paths start at the current directory.
 
-    A row that cannot be read has no values, but says why. ``seed`` reaches only a function source.
+    A row that cannot be read has no values, but says why. ``seed`` reaches only a function source; ``position`` is that of
+    the source among those of its kind.
 
     Raises:
         DataError: nothing is there, it cannot be read, no row has a column of ``columns``, one of them would hide a
@@ -37,10 +38,11 @@ def read_rows(source: Source, *, seed: int) -> list[Row]:
     columns: dict[str, None] = {}
     for place, values in itertools.islice(_numbered_rows(source, seed), source.limit):
         if isinstance(values, Problem):
-            rows.append(Row(place, {}, BadRow(f"{place}: {values.what}; {values.move}", reason=values.reason)))
+            unread = BadRow(f"{place}: {values.what}; {values.move}", reason=values.reason)
+            rows.append(Row(place, {}, unread, position))
             continue
         columns |= dict.fromkeys(values)
-        rows.append(Row(place, _renamed(values, source, place)))
+        rows.append(Row(place, _renamed(values, source, place), source=position))
     if not rows:
         raise DataError(f"{source.name} holds no rows; give a source with at least one")
     for ours, theirs in source.columns.items():

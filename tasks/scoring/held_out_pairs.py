@@ -105,7 +105,8 @@ def pairs_table(rows: Sequence[dict[str, Any]], pairs: Sequence[JudgedPair]) -> 
         row = rows[pair.preference]
         texts = (row["responses"][pair.chosen], row["responses"][pair.rejected])
         scores = (pair.chosen_score, pair.rejected_score, pair.chosen_score - pair.rejected_score)
-        found.append((row["preference_id"], row["prompt"], *texts, *scores, pair.longer_by, row["margin"]))
+        said = (row["margin"], row["source"])
+        found.append((row["preference_id"], row["prompt"], *texts, *scores, pair.longer_by, *said))
     return table_of(found, HELD_OUT_PAIRS)
 
 

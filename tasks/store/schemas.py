@@ -34,6 +34,8 @@ PREFERENCES = pa.schema(
         ("responses", pa.list_(pa.string())),
         ("ranks", pa.list_(pa.int32())),
         ("margin", pa.float32()),
+        # The position of the first source of preferences that holds it, among those that counted in the round.
+        ("source", pa.int32()),
     ]
 )
 # Scores are those of training, not yet of mean 0 and standard deviation 1; ``margin`` is what people said, where they did.
@@ -48,6 +50,7 @@ HELD_OUT_PAIRS = pa.schema(
         ("score_margin", pa.float32()),
         ("longer_by", pa.int32()),
         ("margin", pa.float32()),
+        ("source", pa.int32()),
     ]
 )
 PROMPTS = pa.schema(

@@ -46,7 +46,12 @@ class Store:
 
     def find(self, recipe: Recipe) -> Ref | None:
         """The committed output of this recipe, or None: a directory counts only with its manifest and all its files."""
-        directory = self.root / "stages" / recipe.directory / recipe.fingerprint
+        found = self.find_with_manifest(recipe)
+        return None if found is None else found[0]
+
+    def find_with_manifest(self, recipe: Recipe) -> tuple[Ref, Manifest] | None:
+        """The committed output of this recipe and what it says of itself."""
+        directory = f"{self.root}/stages/{recipe.directory}/{recipe.fingerprint}"
         manifest = Manifest.read_if_sound(directory)
         if (
             manifest is None
@@ -54,7 +59,7 @@ class Store:
             or damaged_files(directory, manifest, read=False)
         ):
             return None
-        return Ref(str(directory), manifest.digest)
+        return Ref(directory, manifest.digest), manifest
 
     def scratch(self, recipe: Recipe) -> Path:
         """An empty directory to write this recipe's output into; what an earlier attempt left there is removed."""

@@ -64,6 +64,8 @@ class Encoder:
 
     def preferences(self, preferences: list[Preference]) -> Table:
         rows = []
+        # Where several sources hold the same preference, it is of the first of them.
+        source_of: dict[str, int] = {}
         for preference in preferences:
             with self._row():
                 lengths = [
@@ -74,7 +76,9 @@ class Encoder:
                 text = render_prompt(self.tokenizer, preference.prompt)
                 messages = messages_json(preference.prompt)
                 preference_id = digest_text(canonical_json([text, preference.responses, preference.ranks]))[:12]
-                rows.append((preference_id, text, messages, preference.responses, preference.ranks, preference.margin))
+                source = source_of.setdefault(preference_id, preference.source)
+                answers = (preference.responses, preference.ranks)
+                rows.append((preference_id, text, messages, *answers, preference.margin, source))
         return table_of(rows, PREFERENCES)
 
     def texts(self, texts: list[Text]) -> Table:

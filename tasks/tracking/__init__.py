@@ -1,8 +1,9 @@
 """MLflow and charts: what is committed is logged once, and drawn."""
 
-from tasks.tracking.addresses import run_page, where_to_look
+from tasks.tracking.addresses import run_page, server_page, where_to_look
 from tasks.tracking.database import is_logged
 from tasks.tracking.outbox import Tracking
+from tasks.tracking.server import mlflow_server
 from tasks.tracking.tracked import Point, Published, TrackedData, TrackedRound, TrackedRun
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "TrackedRun",
     "Tracking",
     "is_logged",
+    "mlflow_server",
     "run_page",
+    "server_page",
     "where_to_look",
 ]

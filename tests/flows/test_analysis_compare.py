@@ -1,6 +1,7 @@
 """Two places against each other, prompt by prompt, and two configurations."""
 
 import json
+import re
 import time
 
 import fake_runs
@@ -288,6 +289,28 @@ def test_the_page_compares_and_swaps_and_escapes(home):
     assert "has no evaluation yet" in get("/compare?run=one&run=two").text
     assert get("/json/compare?run=one").json()["comparison"] is None
     assert get("/compare").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "status"),
+    [
+        ("a=one:9.9&b=one:1.1&q=good", "has no rollouts of round 9, iteration 9", 404),
+        ("a=one:1.1&b=none:1.1&q=good", "none: there is no such run", 404),
+        ('a=one:1.1&b="><b>&q=good', "&gt;&lt;b&gt;", 404),
+        ("a=one:1.1&b=one:1.2&q=good+nope<3", "nope", 400),
+    ],
+)
+def test_a_mistake_in_a_place_leaves_the_form_as_it_was_typed(home, asked, told, status):
+    answer = client(home).get(f"/compare?{asked}")
+    assert answer.status_code == status
+    page = answer.text
+    sentence, _, form = page.partition('<form action="/compare"')
+    assert told in sentence
+    typed = dict(pair.split("=", 1) for pair in asked.replace("+", " ").split("&"))
+    for name, value in typed.items():
+        written = value.replace('"', "&#34;").replace("<", "&lt;").replace(">", "&gt;")
+        assert re.search(rf'name="{name}" value="{re.escape(written)}"', form)
+    assert client(home).get(f"/json/compare?{asked}").status_code == status
 
 
 def test_the_page_searches_and_sorts_by_its_address(home):

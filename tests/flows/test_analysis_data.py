@@ -12,7 +12,7 @@ from test_pages import client
 from typer.testing import CliRunner
 
 from flows.analysis.data import source_name
-from flows.analysis.reward_model import length_bins, margin_bins
+from flows.analysis.reward_model import length_bins, margin_bins, source_bins
 from flows.cli.main import app
 from flows.config import checked
 from flows.pages.report import report_text, script, write_report
@@ -59,6 +59,27 @@ def test_bins_of_peoples_margins_hold_as_many_pairs_each_and_the_largest_too():
     assert [own.pairs for own in found] == [2, 2, 2, 2]
     assert margin_bins(np.full(3, math.nan), np.ones(3)) == []
     assert [(own.label, own.pairs) for own in margin_bins(np.full(3, 2.0), np.ones(3))] == [("2", 3)]
+
+
+def test_sources_are_told_apart_where_there_are_several():
+    source, margin = np.array([0.0, 2, 0, 0, 2, 0]), np.array([1.0, 1, 1, -1, -1, 1])
+    found = source_bins(source, ["a", "b", "c"], margin)
+    # No pair of b was held out; of four, a share of 3/4 has an error of √(3/16 / 4), of two at a half √(1/4 / 2).
+    expected = [("a", 4, 0.75, math.sqrt(3 / 64)), ("c", 2, 0.5, math.sqrt(1 / 8))]
+    assert [(own.label, own.pairs, own.accuracy, pytest.approx(own.stderr)) for own in found] == expected
+    assert source_bins(source * 0, ["a"], margin) == []
+
+
+def test_the_page_tells_the_accuracy_of_each_source(tmp_path):
+    document = fake_runs.document(tmp_path)
+    (tmp_path / "new.jsonl").write_text('{"prompt": "say", "chosen": "good", "rejected": "dog"}\n')
+    document["data"]["preferences"].append(str(tmp_path / "new.jsonl"))
+    fake_runs.finished_run(tmp_path, "two", document, stop_before=("generate_rollouts", 1, 1))
+    facts = client(tmp_path).get("/json/runs/two/reward-model").json()
+    # Of the fake pairs, one of two of the first source is right, and none of the second's one.
+    told = [(own["label"].rpartition("/")[2], own["pairs"], own["accuracy"]) for own in facts["by_source"]]
+    assert told == [("preferences.jsonl", 2, 0.5), ("new.jsonl", 1, 0.0)]
+    assert "new.jsonl" in client(tmp_path).get("/runs/two/reward-model").text
 
 
 def test_the_page_shows_the_worst_pair_first_and_escapes_it(home):
@@ -124,8 +145,11 @@ def test_the_data_of_a_round_names_its_sources_and_what_was_left_out(home):
     assert facts["findings"]["left_out"] == {"equal responses": 1}
     assert facts["examples"]["prompts"] == [["<s>", "good"], ["<s>", "good", " dog", "</s>"]]
     assert facts["longest"] == {"prompts": 4}
+    assert [line["x0"] for line in facts["charts"]["prompts"]["layout"]["shapes"]] == [6]
     page = client(home).get("/runs/done/data").text
     assert "prompts.jsonl, row 3" in page
+    assert "preferences.jsonl, row 7-9, 12" in page
+    assert "The context of the model is 6 tokens." in page
     assert '<span class="special">&lt;s&gt;</span>' in page
     assert "\x1b" not in page
     assert client(home).get("/runs/done/data?round=9").status_code == 404

@@ -12,6 +12,7 @@ from flows.analysis.duplicates import jaccard, near_duplicates, shingles_of, sig
 from flows.analysis.hacking import most_suspicious, sampled, standardized
 from flows.analysis.phrases import grown_phrases, ngrams_of, search_of, words_of
 from flows.config import checked
+from flows.plan import plan
 from flows.query import parse, select, span
 from flows.query.conditions import mask_of
 from flows.runs import find_run
@@ -203,3 +204,10 @@ def test_the_audit_of_before_is_shown_where_the_configuration_has_changed(tmp_pa
 def test_a_place_that_is_none_is_told_in_one_sentence(home):
     answer = client(home).get("/json/runs/done/hacking?iteration=x")
     assert (answer.status_code, answer.json()["error"]) == (400, "iteration x: not a number, a range like 2-5, or all")
+
+
+def test_the_page_makes_the_plan_of_the_run_once(home, monkeypatch):
+    made, make = [], plan.make_plan
+    monkeypatch.setattr(plan, "make_plan", lambda run, config: made.append(run.name) or make(run, config))
+    assert client(home).get("/json/runs/done/hacking").status_code == 200
+    assert made == ["done"]

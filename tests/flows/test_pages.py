@@ -308,7 +308,7 @@ def test_the_command_answers_until_it_is_stopped_and_imports_nothing_heavy(home)
         finally:
             server.terminate()
     assert "stopped" in text
-    heavy = ("torch", "prefect", "mlflow", "transformers", "datasets")
+    heavy = ("torch", "prefect", "mlflow", "transformers", "datasets", "pandas")
     code = f"import sys, flows.pages.serve; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,8 +12,11 @@ import pytest
 from test_pages import client
 
 from flows.query import distribution, parse, quoted, select, span, value_counts, written_terms
+from flows.query.one_rollout import opened
 from flows.query.tints import background, tints_of
 from flows.runs import find_run
+from tasks.store import read_dataset
+from tasks.store.data_sets import write_dataset
 
 IDS = [f"r{r}.i{i}.s0.{p}.0" for r in (1, 2) for i in (1, 2) for p in ("aa", "bb")]
 
@@ -397,6 +401,23 @@ def test_a_megabyte_is_cut_in_the_table(tmp_path, monkeypatch):
 # What they are made of
 
 
+def test_an_id_that_no_token_has_is_one_sentence(tmp_path):
+    run = fake_runs.finished_run(tmp_path, "done", fake_runs.document(tmp_path), stop_before=("update_policy", 1, 1))
+    (output,) = (run.root / "stages" / "round-001" / "iteration-001" / "compute_advantages").iterdir()
+    table = read_dataset(output / "rollouts")
+    ids = pa.array([[2, -3, 1], [4]], table.schema.field("response_token_ids").type)
+    at = table.schema.get_field_index("response_token_ids")
+    table = table.set_column(at, table.schema.field(at), ids)
+    shutil.rmtree(output / "rollouts")
+    write_dataset(output / "rollouts", table)
+    fake_runs.recommit(output)
+    answer = client(tmp_path).get("/json/runs/done/rollouts/r1.i1.s0.aa.0")
+    assert answer.status_code == 500
+    told = answer.json()["error"]
+    assert told.startswith(f"{output / 'rollouts'}, row 1, r1.i1.s0.aa.0: -3 is the id of no token; rounds verify")
+    assert client(tmp_path).get("/json/runs/done/rollouts/r1.i1.s0.bb.0").status_code == 200
+
+
 def test_terms_are_told_apart_as_they_are_written():
     assert written_terms('a  -"b c" /d e/ score<1 sort:-x') == ["a", '-"b c"', "/d e/", "score<1", "sort:-x"]
     for value in ("plain", 'with "quotes"', "back\\slash", "two words"):
@@ -411,6 +432,10 @@ def test_windows_of_rows_are_parts_of_the_whole(home):
         for start, stop in ((0, 3), (3, 7), (7, 100), (100, 200)):
             part = data_set.search(search).window(start, stop)
             assert [row["rollout_id"] for row in part] == whole[start:stop]
+            # What is opened of a window stands in its order, and so does a window of a window.
+            inner = part.window(1, 3)
+            assert [row["rollout_id"] for row in inner] == whole[start:stop][1:3]
+            assert [one.row["rollout_id"] for one in opened(find_run(home, "done"), inner)] == whole[start:stop][1:3]
 
 
 def test_counts_are_those_of_the_rows_found(home):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.config.reading import load_config
+from flows.outcomes import stage_statuses
 from flows.plan.calls import external_models, stage_call, with_code_digests
 from flows.plan.plan import Planner, forced_by, make_plan
 from flows.round import rlhf_round
@@ -18,7 +19,7 @@ from tasks.config.advantages import AdvantagesConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.errors import ConfigError, ModelError
 from tasks.stages import STAGES
-from tasks.store.manifest import Place, Ref
+from tasks.store.manifest import Manifest, Place, Ref
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 # tiny.yaml has two rounds of two iterations; new preferences come in the second.
@@ -76,7 +77,7 @@ class Commit:
         self.executed.append((stage, place.round, place.iteration))
         scratch = self.run.store.scratch(recipe)
         (scratch / "output").write_text(recipe.directory if stage in self.constant else recipe.fingerprint)
-        return self.run.store.commit(recipe, scratch, inputs=inputs, rows=1, metrics={}, seconds=0.0)
+        return self.run.store.commit(recipe, scratch, inputs=inputs, rows=1, metrics={"made": 2.0}, seconds=1.5)
 
 
 class Interrupted(Exception):
@@ -675,12 +676,22 @@ def test_stages_are_selected_by_name_round_and_iteration(finished):
     assert plan.select("nothing") == []
 
 
-def test_a_planned_stage_has_its_output_and_its_manifest(finished, fresh):
-    (report,) = make_plan(finished, tiny()).select("report_round", round=2)
-    assert isinstance(report.ref, Ref)
-    assert (report.manifest().stage, report.manifest().place) == ("report_round", Place(2))
+def test_a_planned_stage_has_its_output_and_what_its_manifest_counts(finished, fresh):
+    (audit,) = make_plan(finished, tiny()).select("audit_rollouts", round=2, iteration=1)
+    assert isinstance(audit.ref, Ref)
+    # As ``Commit`` has them.
+    assert (audit.rows, audit.seconds, audit.metrics) == (1, 1.5, {"made": 2.0})
     empty = create_or_open(finished.home, "empty")
-    assert make_plan(empty, tiny()).select("report_round", round=2)[0].manifest() is None
+    (nothing,) = make_plan(empty, tiny()).select("report_round", round=2)
+    assert (nothing.ref, nothing.rows, nothing.seconds, nothing.metrics) == (None, 0, 0.0, {})
+
+
+def test_a_plan_and_its_status_read_each_manifest_once(finished, monkeypatch):
+    read, reading = [], Manifest.read
+    monkeypatch.setattr(Manifest, "read", lambda directory: read.append(str(directory)) or reading(directory))
+    plan = make_plan(finished, tiny())
+    assert sum(status.committed for status in stage_statuses(plan)) == len(plan.stages)
+    assert sorted(read) == sorted(planned.ref.path for planned in plan.stages)
 
 
 def test_the_last_state_of_a_finished_run_is_what_its_stages_committed(finished):

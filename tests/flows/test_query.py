@@ -302,7 +302,15 @@ def test_what_follows_from_lists_is_worked_out_for_the_rows_that_are_shown_alone
     assert seen == [("kl_sum", 2), ("kind", 2)]
 
 
-@pytest.mark.parametrize("command", [("rollouts",), ("rollouts", "--sort", "-score")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("rollouts",),
+        ("rollouts", "--sort", "-score"),
+        ("rollouts", "--where", "dog score<0 round:1"),
+        ("show", "r1.i1.s0.aa.0"),
+    ],
+)
 def test_looking_at_rollouts_imports_no_library_that_takes_long(tmp_path, command):
     finished_run(tmp_path, "one", document(tmp_path, rounds=1, iterations=1))
     code = (

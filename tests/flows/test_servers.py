@@ -21,7 +21,7 @@ import pytest
 from conftest import Home, wait_for
 
 from flows.server import embedded as servers
-from flows.server.process import started
+from flows.server.identity import started
 from tasks import environment
 from tasks.errors import TransientError
 from tasks.store.locks import is_locked
@@ -60,6 +60,7 @@ def test_the_owner_is_told_where_it_is_and_how_to_log_in(served):
     assert len(secret) > 30
     assert status_of(served.request("flows/filter", {})) == 200
     assert served.rounds("up").stdout == served.printed
+    assert "Warning" not in (served.path / "prefect" / "server.log").read_text()
 
 
 def test_without_the_authentication_string_nothing_can_be_read_or_started(served):

@@ -181,6 +181,14 @@ def test_distributions_over_each_other_have_the_same_bins():
     assert histogram("t", "score", {"a": [math.nan]}) is None
 
 
+def test_a_limit_is_a_line_in_a_distribution_that_reaches_near_it():
+    chart = histogram("t", "tokens", {"a": [1.0, 5.0]}, mark=("context", 10.0))
+    (line,), (word,) = chart["layout"]["shapes"], chart["layout"]["annotations"]
+    assert (line["x0"], line["x1"], word["text"], word["x"]) == (10.0, 10.0, "context", 10.0)
+    # Farther away, the values would be a single bar beside it.
+    assert "shapes" not in histogram("t", "tokens", {"a": [1.0, 5.0]}, mark=("context", 11.0))["layout"]
+
+
 def test_a_point_of_a_scatter_leads_to_its_row():
     chart = scatter("t", ("length", [1, 2, None]), ("score", [0.5, math.nan, 1.0]), ["a", "b", "c"], ["A", "B", "C"])
     (points,) = chart["data"]

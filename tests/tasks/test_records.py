@@ -329,6 +329,25 @@ def test_all_bad_rows_are_told_at_once_with_their_number_and_reasons():
     assert (len(found), findings.num_bad, findings.num_rows) == (195, 5, 200)
 
 
+def test_the_number_of_every_row_that_was_left_out_is_kept_by_reason_and_file():
+    rows = [Row(f"data/a.jsonl, row {i}", {"prompt": "Q", "chosen": "a", "rejected": "b"}) for i in range(1, 31)]
+    for number in (3, *range(7, 20), 30):
+        rows[number - 1].values["rejected"] = ""
+    for number in (1, 2):
+        rows[number - 1].values["rejected"] = "a"
+    answers = [("x: y/b.csv, row 5", "good", True), ("x: y/b.csv, row 6", "bad", True)]
+    rows += [Row(place, {"prompt": "R", "completion": text, "label": label}) for place, text, label in answers]
+    findings = Findings()
+    found, _ = to_preferences(rows, findings)
+    assert len(found) == 30 - 15 - 2
+    # Files by their names alone: where they lie is nobody's business.
+    assert findings.as_dict()["row_numbers"] == {
+        "rejected is empty": {"a.jsonl": "3, 7-19, 30"},
+        "chosen equal to rejected": {"a.jsonl": "1-2"},
+        "labelled answers to a prompt without one of the other label": {"b.csv": "5-6"},
+    }
+
+
 def test_what_is_told_of_many_bad_rows_stays_short():
     rows = [Row(f"a.jsonl, row {i}", {"prompt": "Q", "response": ""}) for i in range(1, 3001)]
     with pytest.raises(DataError) as caught:

@@ -43,12 +43,13 @@ def test_pairs_keep_their_texts_scores_and_lengths_in_the_order_of_the_preferenc
         preference([" go", " the red lamp", " the"], [2, 1, 1], 0),
         preference([" thank you now", " go"], [1, 2], 1),
     ]
-    rows = [{**row, "preference_id": f"p{i}", "margin": None} for i, row in enumerate(rows)]
+    rows = [{**row, "preference_id": f"p{i}", "margin": None, "source": 2 - i} for i, row in enumerate(rows)]
     pairs = held_out_pairs(rows, tokenizer, 8, lambda token_ids: torch.tensor([float(len(ids)) for ids in token_ids]))
     table = pairs_table(rows, pairs).to_pylist()
     assert [(row["preference_id"], row["chosen"], row["rejected"]) for row in table] == [
         ("p0", " the red lamp", " go"), ("p0", " the", " go"), ("p1", " thank you now", " go"),
     ]  # fmt: skip
+    assert [row["source"] for row in table] == [2, 2, 1]
     assert all(row["score_margin"] == row["chosen_score"] - row["rejected_score"] == row["longer_by"] for row in table)
 
 

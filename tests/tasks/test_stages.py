@@ -116,6 +116,37 @@ def test_preferences_that_share_one_prompt_are_held_out_by_content(world, tmp_pa
     assert len(rows(data, "preferences")) == 18
 
 
+def test_a_preference_says_of_which_source_it_is_and_keeps_its_side_when_one_comes_before_it(world, tmp_path):
+    bench, base, _, _ = world
+    pairs = [{"prompt": "say:", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(40)]
+    labels = [{"prompt": "do:", "completion": f" {word}", "label": word == "go"} for word in ("go", "no")]
+    ours, theirs, new = (
+        Source(path=write_rows(tmp_path / f"{name}.jsonl", rows))
+        for name, rows in (("ours", pairs[:20]), ("theirs", [*pairs[19:], *labels]), ("new", labels))
+    )
+
+    def prepared(number, *sources, previous=None):
+        config = prepare_config(tmp_path, preferences=sources)
+        data = bench.run("prepare_data", config, place=Place(number), base=base, previous=previous)
+        held_out = rows(data, "held_out_preferences")
+        return data, {
+            row["responses"][0]: (row["source"], row in held_out) for row in rows(data, "preferences") + held_out
+        }
+
+    data, before = prepared(1, ours, theirs)
+    assert {text: source for text, (source, _) in before.items()} == {
+        # The twentieth is in both.
+        **{f" yes {i}": int(i > 19) for i in range(40)},
+        " go": 1,
+    }
+    _, after = prepared(2, new, ours, theirs, previous=data)
+    assert {text: source for text, (source, _) in after.items()} == {
+        **{f" yes {i}": 1 + int(i > 19) for i in range(40)},
+        " go": 0,
+    }
+    assert {text for text, (_, inside) in before.items() if inside} <= {t for t, (_, inside) in after.items() if inside}
+
+
 def test_a_prompt_that_does_not_fit_is_refused_or_dropped(world, tmp_path):
     bench, base, _, _ = world
     prompts = [a_prompt(i) for i in range(8)] + [{"prompt": "lamp " * 80}]

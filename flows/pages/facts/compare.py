@@ -16,15 +16,25 @@ from tasks.errors import ConfigError, RunError
 ROWS_OF_A_PAGE = 50
 
 
-def facts(site: Site, asked: Asked) -> dict[str, Any]:
-    """What differs between two places, which ``a`` and ``b`` name, or ``run`` twice."""
+def form(site: Site, asked: Asked) -> dict[str, Any]:
+    """The two places, which ``a`` and ``b`` name, or ``run`` twice, with search and order."""
     ticked = asked.repeated.get("run", ())
-    a, b = asked.text("a", ticked[0] if ticked else ""), asked.text("b", ticked[1] if len(ticked) > 1 else "")
-    q, sort = asked.text("q"), asked.text("sort", DOUBTFUL)
-    runs = [called for called, _ in site.runs()]
-    here = {"a": a, "b": b, "q": q, "sort": sort, "runs": runs}
+    return {
+        "a": asked.text("a", ticked[0] if ticked else ""),
+        "b": asked.text("b", ticked[1] if len(ticked) > 1 else ""),
+        "q": asked.text("q"),
+        "sort": asked.text("sort", DOUBTFUL),
+        "runs": [called for called, _ in site.runs()],
+        "comparison": None,
+    }
+
+
+def facts(site: Site, asked: Asked) -> dict[str, Any]:
+    """What differs between two places."""
+    here = form(site, asked)
+    a, b, q, sort, runs = (here[name] for name in ("a", "b", "q", "sort", "runs"))
     if not a or not b:
-        return {**here, "comparison": None}
+        return here
 
     def find(name: str | None) -> Run:
         if name is None and not runs:

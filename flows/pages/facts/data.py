@@ -16,9 +16,14 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     limit = run.config.rollouts.sampling.max_new_tokens
     shown = {name: own for name, own in asdict(found).items() if name != "lengths"}
     longest = {name: max(own, default=0) for name, own in found.lengths.items()}
+    context = found.findings.get("context_length")
     charts = {
         name: histogram(
-            f"Length of {name.replace('_', ' ')}", "tokens", {name: [float(n) for n in own]}, counted="rows"
+            f"Length of {name.replace('_', ' ')}",
+            "tokens",
+            {name: [float(n) for n in own]},
+            counted="rows",
+            mark=("context", float(context)) if context else None,
         )
         for name, own in found.lengths.items()
     }

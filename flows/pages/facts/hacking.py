@@ -24,14 +24,16 @@ LONGEST_HINT = 120
 def facts(site: Site, asked: Asked) -> dict[str, Any]:
     """What speaks against the score, in one iteration or in many, against the run's first."""
     run = site.run(asked.path["run"])
+    plan = plan_of(run)
     now = select(
         run,
+        plan=plan,
         rounds=span(asked.text("round") or None, option="round"),
         iterations=span(asked.text("iteration") or None, option="iteration"),
     )
-    first = select(run, rounds=Span(1, 1), iterations=Span(1, 1))
+    first = select(run, plan=plan, rounds=Span(1, 1), iterations=Span(1, 1))
     found = suspicion_of(now.data_set, first.data_set)
-    statuses = stage_statuses(plan_of(run))
+    statuses = stage_statuses(plan)
     history = metrics_history(statuses)
     places = sorted({(part.place.round, part.place.iteration) for part in now.parts})
     latest = audited(now.parts)

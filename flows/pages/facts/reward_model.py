@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flows.analysis.data import source_name
 from flows.analysis.reward_model import judgement_of
 from flows.analysis.words import word_differences
 from flows.outcomes import latest_variants
@@ -12,6 +13,7 @@ from flows.query import DataSet, Part
 from flows.runs import Run
 from tasks.charts import calibration_chart, histogram
 from tasks.errors import RunError, UserError
+from tasks.stages import STAGES
 from tasks.store import Manifest, read_json, require_undamaged
 
 STAGE, PAIRS = "train_reward_model", "held_out_pairs"
@@ -75,9 +77,10 @@ def row_of(found: Found) -> dict[str, Any]:
 def judged(run: Run, found: Found) -> dict[str, Any]:
     """What is known of single pairs; nothing where the output is older than the data set that holds them."""
     if not (found.ref.directory / PAIRS).is_dir():
-        return {"has_pairs": False, "scores": None, "by_length": [], "by_margin": [], "num_wrong": 0, "wrong": []}
+        bins = dict.fromkeys(("by_length", "by_margin", "by_source"), ())
+        return {"has_pairs": False, "scores": None, **bins, "num_wrong": 0, "wrong": []}
     part = Part(run=run.name, place=found.place, stage=STAGE, name=PAIRS, ref=found.ref)
-    own = judgement_of(DataSet(parts=(part,)))
+    own = judgement_of(DataSet(parts=(part,)), sources_of(run, found))
     return {
         "has_pairs": True,
         "scores": histogram(
@@ -87,6 +90,16 @@ def judged(run: Run, found: Found) -> dict[str, Any]:
         ),
         "by_length": [one.as_dict() for one in own.by_length],
         "by_margin": [one.as_dict() for one in own.by_margin],
+        "by_source": [one.as_dict() for one in own.by_source],
         "num_wrong": own.num_wrong,
         "wrong": [{**row, "words": word_differences(row["rejected"], row["chosen"])} for row in own.wrong],
     }
+
+
+def sources_of(run: Run, found: Found) -> list[str]:
+    """The sources of preferences that a reward model was trained from; none where the data's manifest is gone."""
+    data = Manifest.read(found.ref.directory).input_paths["data"]
+    manifest = Manifest.read_if_sound(run.root / data)
+    return (
+        [] if manifest is None else [source_name(s) for s in STAGES.settings_of(manifest.recipe)["data"]["preferences"]]
+    )
