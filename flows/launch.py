@@ -24,6 +24,8 @@ class Outcome:
     """A run that went through: the report of each round, and what could not be published."""
 
     run: Run
+    plan: Plan
+    """What was asked for, as it was planned before."""
     reports: Sequence[Ref]
     unreported: Sequence[str]
     lost_server: bool
@@ -77,7 +79,7 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
-    """Run all rounds with live progress; raises ``StageError``."""
+    """Run what is planned with live progress; raises ``StageError``."""
     asked_for = environment.prefect_api_url()
     try:
         url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
@@ -93,7 +95,7 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
         display.note(f"pages: {pages_of_run(run.home, run.name)}")
         unreported = run_rounds(run, config, display, plan=plan, awaits_server=url is None)
     reports = [display.reports[number] for number in sorted(display.reports)]
-    return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
+    return Outcome(run=run, plan=plan, reports=reports, unreported=unreported, lost_server=display.lost_server)
 
 
 @contextmanager

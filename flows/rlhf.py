@@ -13,7 +13,7 @@ from flows.orchestration.session import Session
 from flows.plan import Plan, external_models, what_is_seen, with_code_digests
 from flows.round import rlhf_round
 from flows.runs import Run
-from flows.state import Output, RoundState, TrainState
+from flows.state import EnoughError, FirstStages, Output, RoundState, RunStage, TrainState
 from flows.terminal import Observer
 from tasks.contract import StageError
 
@@ -22,18 +22,22 @@ def run_rounds(
     run: Run, config: RunConfig, observer: Observer, *, plan: Plan | None = None, awaits_server: bool = False
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
-    server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run. Returns what could
-    not be reported; raises ``StageError``."""
+    server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run, and it is all that
+    is executed. Returns what could not be reported; raises ``StageError``."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
     session = Session(run, config, observer, externals)
+    num_stages = None if plan is None or plan.is_whole else len(plan.stages)
 
-    def one_round(number: int, before: RoundState | None) -> RoundState:
+    def one_round(call: RunStage, number: int, before: RoundState | None) -> RoundState | None:
         with interrupts_cancel(session.worker):
-            state = rlhf_round(session, config, number, before, externals)
+            try:
+                state = rlhf_round(call, config, number, before, externals)
+            except EnoughError:
+                state = None
             session.finish_round()
-        return settled(state)
+        return None if state is None else settled(state)
 
     def rlhf() -> None:
         context = FlowRunContext.get()
@@ -44,18 +48,25 @@ def run_rounds(
         with LogDisplay(plan, FlowRunLog(run.name, echo=False)) as log:
             session.observer = ToldToo(observer, log)
             all_rounds()
-            log.show_results(config)
+            if log.reports:
+                log.show_results(config)
 
     def all_rounds() -> None:
+        call = FirstStages(session, num_stages)
         state: RoundState | None = None
+        published = None
         for number in range(1, config.rounds + 1):
             in_round = flow(name="round", flow_run_name=f"{run.name}-round-{number}")(
-                lambda n=number, s=state: one_round(n, s)
+                lambda n=number, s=state: one_round(call, n, s)
             )
             state = in_round()
-            published = session.publish(number, state)
-        # The last one has caught up on what earlier ones could not say.
-        session.unreported = published.result()
+            if state is not None:
+                published = session.publish(number, state)
+            if state is None or call.is_done:
+                break
+        if published is not None:
+            # The last one has caught up on what earlier ones could not say.
+            session.unreported = published.result()
 
     # A served run is a flow already; what it comes to is told by whoever serves it.
     is_served = FlowRunContext.get() is not None
@@ -67,7 +78,8 @@ def run_rounds(
             else:
                 as_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)(rlhf)
                 if awaits_server:
-                    once_it_answers(as_flow, session.at_once, session.finished_unseen, run, config, externals, observer)
+                    told_later = (session.at_once, session.finished_unseen)
+                    once_it_answers(as_flow, *told_later, run, config, externals, observer, num_stages=num_stages)
                 else:
                     with_a_server(as_flow, run, observer)
         except StageError as error:
@@ -76,7 +88,8 @@ def run_rounds(
             raise
         finally:
             session.worker.close()
-    run.finish_rerun()
+    if num_stages is None:
+        run.finish_rerun()
     return session.unreported
 
 

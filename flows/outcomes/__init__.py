@@ -3,10 +3,12 @@
 from flows.outcomes.outputs import latest_variants
 from flows.outcomes.results import Column, result_columns, result_rows, summary_of, warning_markdown, warnings_of
 from flows.outcomes.status import (
+    AskedFor,
     Overview,
     StageStatus,
     Standing,
     Step,
+    outputs_asked_for,
     overview,
     reports_of,
     run_state,
@@ -18,6 +20,7 @@ from flows.outcomes.status import (
 from flows.outcomes.upkeep import clean, verify
 
 __all__ = [
+    "AskedFor",
     "Column",
     "Overview",
     "StageStatus",
@@ -25,6 +28,7 @@ __all__ = [
     "Step",
     "clean",
     "latest_variants",
+    "outputs_asked_for",
     "overview",
     "reports_of",
     "result_columns",
