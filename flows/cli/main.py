@@ -2,11 +2,11 @@
 
 import sys
 
-from flows.cli import compare, keep, look, pages, rollouts, run, serve
+from flows.cli import alone, compare, keep, look, pages, rollouts, run, serve
 from flows.cli.app import app
 from flows.text import escape_what_streams_lack
 
-for module in (run, look, rollouts, compare, pages, keep, serve):
+for module in (run, alone, look, rollouts, compare, pages, keep, serve):
     app.add_typer(module.commands)
 
 
