@@ -36,10 +36,10 @@ def start(
 ) -> OpenedRun:
     """Run all rounds, or go on with a run that was stopped; with the same arguments again, all of it is reused.
 
-    ``config`` is a preset's name, a file, or a whole configuration. ``prompts``, ``preferences`` and ``texts`` take the place
-    of the sources of that name in ``data``: a ``pandas.DataFrame``, a ``datasets.Dataset``, or what a configuration may have
-    there; a list for several. Rows in memory are written below HOME/data, once for the same content, and may also stand in
-    the configuration wherever the path of a source may.
+    ``config`` is a preset's name, a file, or a whole configuration. ``prompts``, ``preferences`` and ``texts`` take the
+    place of the sources of that name in ``data``: a ``pandas.DataFrame``, a ``datasets.Dataset``, or what a configuration
+    may have there; a list for several. Rows in memory are written below HOME/data, once for the same content, and may also
+    stand in the configuration wherever the path of a source may.
 
     Raises:
         UserError: a mistake in what was given, of which a sentence tells.
@@ -95,7 +95,8 @@ def as_files(value: Any, directory: Path, *, field: str) -> Any:
     if are_rows(value):
         return {"path": str(write_once(directory, value, field=field))}
     if isinstance(value, Mapping):
-        return {name: as_path(inner, directory, field=field) for name, inner in value.items()}
+        files = {name: write_once(directory, inner, field=field) for name, inner in value.items() if are_rows(inner)}
+        return {**value, **{name: str(file) for name, file in files.items()}}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [as_files(inner, directory, field=field) for inner in value]
     if type(value).__module__.partition(".")[0] in ("pandas", "datasets", "polars", "pyarrow", "numpy"):
@@ -103,8 +104,3 @@ def as_files(value: Any, directory: Path, *, field: str) -> Any:
             f"{field}: a {shown(type(value).__name__)} is no source; give a pandas.DataFrame or a datasets.Dataset"
         )
     return value
-
-
-def as_path(value: Any, directory: Path, *, field: str) -> Any:
-    """What stands in a source: rows as the path that they have then."""
-    return str(write_once(directory, value, field=field)) if are_rows(value) else value

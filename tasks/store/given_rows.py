@@ -33,7 +33,7 @@ def write_once(directory: Path, rows: Any, *, field: str) -> Path:
             else rows.with_format("arrow")[:]
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        reason = " ".join(str(error).split())
+        reason = "; ".join(map(str, error.args))
         raise ConfigError(
             f"{field}: these rows are no table ({reason}); give each column values of one type"
         ) from error
