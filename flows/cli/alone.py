@@ -38,7 +38,7 @@ def sample(
         str | None, typer.Option(metavar="M", help="Any other model instead: a directory, or a name on the hub.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts of a file, in any form that a run reads.")
+        str | None, typer.Option(metavar="FILE", help="Prompts of a file, in any form that a run reads.")
     ] = None,
     chat: Chat = None,
     round: Annotated[
@@ -49,10 +49,10 @@ def sample(
     ] = None,
     samples: Annotated[int, typer.Option(metavar="N", min=1, help="Responses to each prompt.")] = 1,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="T", help="Longest response; default: the run's, else 128.")
+        int | None, typer.Option(metavar="T", min=1, help="Longest response; default: the run's, else 128.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(metavar="X", help="Default: the run's, else 1.")] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="The same seed draws the same responses.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="The same seed draws the same responses.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines, which rounds score reads.")] = False,
 ) -> None:
     """Sample responses from a run's policy, or from any other model, as a run samples."""
@@ -63,9 +63,14 @@ def sample(
     own = own_run(ctx.obj, run, model, {"--round": round, "--iteration": iteration})
     from flows.alone import asked_of, named_model, policy_of, prompts_in, sampled, written_prompts
     from flows.text import json_text
+    from tasks.paths import user_path
 
     asked = asked_of(own, samples=samples, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature)
-    given = prompts_in(prompts) if prompts is not None else written_prompts(prompt or [], run=own, chat=chat)
+    given = (
+        prompts_in(user_path(prompts, field="--prompts"))
+        if prompts is not None
+        else written_prompts(prompt or [], run=own, chat=chat)
+    )
     if own is None:
         assert model is not None
         chosen = named_model(model, ctx.obj)
@@ -85,7 +90,7 @@ def sample(
 def score(
     ctx: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Rows of prompt and response, as rounds sample --json prints.")
+        str | None, typer.Argument(metavar="FILE", help="Rows of prompt and response, as rounds sample --json prints.")
     ] = None,
     run: OfRun = None,
     model: Annotated[
@@ -107,8 +112,13 @@ def score(
     own = own_run(ctx.obj, run, model, {"--round": round})
     from flows.alone import named_model, scored_by_model, scored_by_run, texts_in, written_texts
     from flows.text import json_text
+    from tasks.paths import user_path
 
-    rows = texts_in(file) if file is not None else written_texts(prompt or "", response or [], run=own, chat=chat)
+    rows = (
+        texts_in(user_path(file, field="FILE"))
+        if file is not None
+        else written_texts(prompt or "", response or [], run=own, chat=chat)
+    )
     if own is None:
         assert model is not None
         found = scored_by_model(named_model(model, ctx.obj), rows, tell)
@@ -140,10 +150,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Hold a run's policy, or another model, against its reference: on held-out prompts, by all its rewards."""
-    from tasks import environment
-    from tasks.config import needs_hub
-
-    environment.quieten(hub=model is not None and needs_hub(model))
+    quieten_for(model)
     from flows.alone import evaluated, named_model
     from flows.runs import find_run
 
@@ -160,12 +167,9 @@ def evaluate(
 
 def own_run(home: Path, run: str | None, model: str | None, of_a_run: Mapping[str, Any]) -> "Run | None":
     """The run that is meant; None where a model is named instead, with which options ``of_a_run`` do not go."""
-    from tasks import environment
-    from tasks.config import needs_hub
-    from tasks.errors import ConfigError
-
-    environment.quieten(hub=model is not None and needs_hub(model))
+    quieten_for(model)
     from flows.runs import find_run
+    from tasks.errors import ConfigError
 
     if model is None:
         return find_run(home, run)
@@ -175,7 +179,16 @@ def own_run(home: Path, run: str | None, model: str | None, of_a_run: Mapping[st
     return None
 
 
+def quieten_for(model: str | None) -> None:
+    """Set the switches of libraries before they are imported; the hub is asked only for a model that is not here."""
+    from tasks import environment
+    from tasks.config import needs_hub
+    from tasks.paths import user_path
+
+    environment.quieten(hub=model is not None and needs_hub(str(user_path(model, field="--model"))))
+
+
 def tell(event: Mapping[str, Any]) -> None:
-    """What the stage warns of; how far it is, on a terminal alone."""
+    """What the stage warns of."""
     if "warning" in event:
         say(f"note: {event['warning']}")
