@@ -91,7 +91,7 @@ def evaluated(
         require_undamaged(done)
         metrics = Manifest.read(done.directory).metrics
         return evaluation_of(chosen, read_dataset(done.directory / "evaluation"), metrics, config, is_reused=True)
-    lora_base = inputs.pop(AN_ADAPTER, None)
+    lora_base = inputs.pop(AN_ADAPTER)
     context = in_process(
         run, place=call.place, seed=config.seed, execution=config.execution, lora_base=lora_base, report=report
     )
@@ -123,7 +123,7 @@ def inputs_of(config: RunConfig, run: Run, number: int, chosen: Chosen) -> dict[
         **inputs,
         "policy": chosen.ref,
         "external": {**externals.rewards, **externals.held_out_rewards},
-        **({} if base is None else {AN_ADAPTER: base}),
+        AN_ADAPTER: base,
     }
 
 
