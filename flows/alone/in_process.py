@@ -10,7 +10,7 @@ from flows.runs import Run
 from tasks.config import ExecutionConfig
 from tasks.contract import NO_LIMITS, ResidentModels, StageContext, recover
 from tasks.models import pick_device, prefer_determinism
-from tasks.store import Place, Ref
+from tasks.store import Manifest, Place, Ref, is_committed
 from tasks.worker.turns import alone_on, device_key
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -43,8 +43,12 @@ def in_process(
         )
 
         def make_again(ref: Ref) -> None:
-            if run is not None:
-                recover(ref, run.store, context)
+            if run is None or not is_committed(ref.directory):
+                return
+            if any(not (ref.directory / name).exists() for name in Manifest.read(ref.directory).recoverable):
+                # In the run's scratch directory, which a run that is in progress has for itself.
+                with run.locked():
+                    recover(ref, run.store, context)
 
         key = device_key(pick_device(execution))
         with alone_on(key, report, user="a command that looks at models"), models.recovering(make_again):
