@@ -79,15 +79,12 @@ def with_sources(document: Mapping[str, Any], sources: Mapping[str, Any], direct
     if not isinstance(data, Mapping):
         # What is wrong with it, the configuration says itself.
         return dict(document)
-    given = {name: listed(source) for name, source in sources.items() if source is not None}
-    return {
-        **document,
-        DATA: {name: as_files(value, directory, field=f"data.{name}") for name, value in {**data, **given}.items()},
-    }
-
-
-def listed(source: Any) -> list[Any]:
-    return list(source) if isinstance(source, list | tuple) else [source]
+    given = {name: source for name, source in sources.items() if source is not None}
+    # A configuration has lists; rows alone, and what is given as an argument, may stand without one.
+    alone = {name for name, value in {**data, **given}.items() if are_rows(value)}
+    alone |= {name for name, source in given.items() if not isinstance(source, list | tuple)}
+    found = {name: [value] if name in alone else value for name, value in {**data, **given}.items()}
+    return {**document, DATA: {name: as_files(v, directory, field=f"data.{name}") for name, v in found.items()}}
 
 
 def as_files(value: Any, directory: Path, *, field: str) -> Any:

@@ -78,7 +78,7 @@ def test_rows_stand_wherever_the_path_of_a_source_may(tmp_path):
     assert found == {
         "seed": 1,
         "data": {
-            "prompts": {"path": path},
+            "prompts": [{"path": path}],
             "preferences": ["a.jsonl", {"path": path, "from_round": 2}],
             "texts": ["t.jsonl"],
         },
