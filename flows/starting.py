@@ -39,7 +39,8 @@ def start(
     ``config`` is a preset's name, a file, or a whole configuration. ``prompts``, ``preferences`` and ``texts`` take the
     place of the sources of that name in ``data``: a ``pandas.DataFrame``, a ``datasets.Dataset``, or what a configuration
     may have there; a list for several. Rows in memory are written below HOME/data, once for the same content, and may also
-    stand in the configuration wherever the path of a source may.
+    stand in the configuration wherever the path of a source may. A process tells one Prefect server: runs in a second home
+    are shown on the pages of the first.
 
     Raises:
         UserError: a mistake in what was given, of which a sentence tells.
