@@ -102,6 +102,8 @@ def test_a_response_is_a_function_of_its_prompt_its_number_and_the_seed(lines, t
     assert all(row["place"] == 3 for row in others)
     alone = lines("sample", "who?", PROMPT, "--samples", "2")
     assert [row["response_token_ids"] for row in alone[2:]] == [r["response_token_ids"] for r in (first, second)]
+    # Other prompts have other draws: a policy that has learned little would answer all alike by the same ones.
+    assert len({token for row in (alone[0], alone[2]) for token in row["response_token_ids"]}) > 10
     (other,) = lines("sample", PROMPT, "--seed", "1")
     assert other["response_token_ids"] != first["response_token_ids"]
     (short,) = lines("sample", PROMPT, "--max-new-tokens", "2")
