@@ -27,6 +27,8 @@ class Outcome:
     """A run that went through: the report of each round, and what could not be published."""
 
     run: Run
+    plan: Plan
+    """What was asked for, as it was planned before."""
     reports: Sequence[Ref]
     unreported: Sequence[str]
     lost_server: bool
@@ -75,7 +77,7 @@ def nothing_to_do(run: Run, plan: Plan, reports: Sequence[Ref]) -> Outcome:
     WAITING.over()
     with display_for(len(plan.stages)) as display:
         display.note(f"nothing to do: all {len(plan.stages)} stages are committed, and reported")
-    return Outcome(run=run, reports=reports, unreported=(), lost_server=False)
+    return Outcome(run=run, plan=plan, reports=reports, unreported=(), lost_server=False)
 
 
 def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
@@ -88,7 +90,7 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
-    """Run all rounds with live progress; raises ``StageError``."""
+    """Run what is planned with live progress; raises ``StageError``."""
     with closing(Supervisor(run.worker_log)) as worker:
         if any(planned.ref is None for planned in plan.stages):
             WAITING.on("starting the Prefect server and the process that holds the models")
@@ -118,9 +120,9 @@ def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan) ->
         display.note(f"pages: {pages_of_run(run.home, run.name)}")
         unreported = run_rounds(run, config, display, worker, plan=plan, awaits_server=url is None)
     reports = [display.reports[number] for number in sorted(display.reports)]
-    if not unreported and not display.lost_server:
+    if plan.is_whole and not unreported and not display.lost_server:
         note_reported(run, config, reports)
-    return Outcome(run=run, reports=reports, unreported=unreported, lost_server=display.lost_server)
+    return Outcome(run=run, plan=plan, reports=reports, unreported=unreported, lost_server=display.lost_server)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from flows.orchestration.session import Session
 from flows.plan import Plan, external_models, what_is_seen, with_code_digests
 from flows.round import rlhf_round
 from flows.runs import Run
-from flows.state import Output, RoundState, TrainState
+from flows.state import EnoughError, FirstStages, Output, RoundState, RunStage, TrainState
 from flows.terminal import Observer
 from tasks.contract import StageError
 from tasks.worker import Supervisor
@@ -29,18 +29,22 @@ def run_rounds(
     awaits_server: bool = False,
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
-    server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run. Returns what could
-    not be reported; raises ``StageError``. A ``worker`` has looked at the models already."""
+    server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run, and it is all that
+    is executed. Returns what could not be reported; raises ``StageError``. A ``worker`` has looked at the models already."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
     session = Session(run, config, observer, worker, externals)
+    num_stages = None if plan is None or plan.is_whole else len(plan.stages)
 
-    def one_round(number: int, before: RoundState | None) -> RoundState:
+    def one_round(call: RunStage, number: int, before: RoundState | None) -> RoundState | None:
         with interrupts_cancel(worker):
-            state = rlhf_round(session, config, number, before, externals)
+            try:
+                state = rlhf_round(call, config, number, before, externals)
+            except EnoughError:
+                state = None
             session.finish_round()
-        return settled(state)
+        return None if state is None else settled(state)
 
     def rlhf() -> None:
         context = FlowRunContext.get()
@@ -51,18 +55,25 @@ def run_rounds(
         with LogDisplay(plan, FlowRunLog(run.name, echo=False)) as log:
             session.observer = ToldToo(observer, log)
             all_rounds()
-            log.show_results(config)
+            if log.reports:
+                log.show_results(config)
 
     def all_rounds() -> None:
+        call = FirstStages(session, num_stages)
         state: RoundState | None = None
+        published = None
         for number in range(1, config.rounds + 1):
             in_round = flow(name="round", flow_run_name=f"{run.name}-round-{number}")(
-                lambda n=number, s=state: one_round(n, s)
+                lambda n=number, s=state: one_round(call, n, s)
             )
             state = in_round()
-            published = session.publish(number, state)
-        # The last one has caught up on what earlier ones could not say.
-        session.unreported = published.result()
+            if state is not None:
+                published = session.publish(number, state)
+            if state is None or call.is_done:
+                break
+        if published is not None:
+            # The last one has caught up on what earlier ones could not say.
+            session.unreported = published.result()
 
     # A served run is a flow already; what it comes to is told by whoever serves it.
     is_served = FlowRunContext.get() is not None
@@ -74,14 +85,16 @@ def run_rounds(
             else:
                 as_flow = flow(name="rlhf", flow_run_name=run.name, validate_parameters=False)(rlhf)
                 if awaits_server:
-                    once_it_answers(as_flow, session.at_once, session.finished_unseen, run, config, externals, observer)
+                    told_later = (session.at_once, session.finished_unseen)
+                    once_it_answers(as_flow, *told_later, run, config, externals, observer, num_stages=num_stages)
                 else:
                     with_a_server(as_flow, run, observer)
         except StageError as error:
             if error.kind == "cancelled" and not is_served:
                 session.tell_cancelled()
             raise
-    run.finish_rerun()
+    if num_stages is None:
+        run.finish_rerun()
     return session.unreported
 
 

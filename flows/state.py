@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from tasks.config import StageConfig
@@ -21,6 +22,28 @@ class RunStage(Protocol):
         config: StageConfig,
         **inputs: Output | Sequence[Output] | Mapping[str, Output] | None,
     ) -> Output: ...
+
+
+class EnoughError(Exception):
+    """Not a mistake: a flow has called all the stages that are wanted of it."""
+
+
+class FirstStages:
+    """Calls stages as ``run`` does, so many of them, and then ends the flow; None takes all."""
+
+    def __init__(self, run: RunStage, number: int | None) -> None:
+        self._run = run
+        self._left = inf if number is None else number
+
+    def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Any) -> Output:
+        if self.is_done:
+            raise EnoughError
+        self._left -= 1
+        return self._run(stage, place, config, **inputs)
+
+    @property
+    def is_done(self) -> bool:
+        return self._left == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

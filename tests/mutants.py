@@ -1759,6 +1759,54 @@ FLOWS: Table = [
         ],
     ),
     (
+        "flows/state.py",
+        "tests/flows/test_until.py",
+        [("return self._left == 0", "return self._left == 1"), ("self._left -= 1", "self._left -= 0")],
+    ),
+    (
+        "flows/plan/planned.py",
+        "tests/flows/test_until.py",
+        [
+            ("self.stages.index(first[-1]) + 1]", "self.stages.index(first[0]) + 1]"),
+            ("is_whole=False)", "is_whole=True)"),
+        ],
+    ),
+    (
+        "flows/alone/evaluate.py",
+        "tests/flows/test_alone.py",
+        [
+            ("[now - then for now, then in", "[now for now, then in"),
+            ("else spread / std", "else spread"),
+            ("        AN_ADAPTER: base,\n", ""),
+            ("if own != theirs:", "if False:"),
+        ],
+    ),
+    (
+        "flows/alone/sample.py",
+        "tests/flows/test_alone.py",
+        [
+            ('given.seed("sample", prompt_id, index)', 'given.seed("sample", index)'),
+            ("for _ in range(asked.samples)]", "for _ in range(1)]"),
+            ("length + new_tokens > limit", "new_tokens > limit + 500"),
+        ],
+    ),
+    (
+        "flows/alone/score.py",
+        "tests/flows/test_alone.py",
+        [
+            ("if not rewards.keys() <= found.keys():", "if False:"),
+            ("reward_model=reward_model,", "reward_model=None,"),
+        ],
+    ),
+    (
+        "tasks/store/given_rows.py",
+        "tests/flows/test_starting.py",
+        [
+            ("preserve_index=False)", "preserve_index=True)"),
+            ("table.replace_schema_metadata(None)", "table"),
+        ],
+    ),
+    (
         "tasks/tracking/database.py",
         "tests/tasks/test_tracking.py",
         [

@@ -2,11 +2,11 @@
 
 import sys
 
-from flows.cli import before, compare, keep, label, look, pages, rollouts, run, serve
+from flows.cli import alone, before, compare, keep, label, look, pages, rollouts, run, serve
 from flows.cli.app import app
 from flows.text import escape_what_streams_lack
 
-for module in (before, run, look, rollouts, compare, pages, label, keep, serve):
+for module in (before, run, alone, look, rollouts, compare, pages, label, keep, serve):
     app.add_typer(module.commands)
 
 

@@ -45,6 +45,14 @@ def run(
     ],
     name: Annotated[str | None, typer.Option(metavar="N", help="The run's name; default: the configuration's.")] = None,
     set_: Overrides = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help="Stop after the first output of this stage; the same command without it goes on.",
+            autocompletion=stages,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run all rounds with live progress. The same command continues a run that was stopped."""
@@ -63,16 +71,20 @@ def run(
     chosen = named_run(ctx.obj, Path(config).stem if name is None else name)
     plan = prepared(chosen, loaded)
     require_same_data(chosen, loaded.data, plan)
+    if until is not None:
+        plan = plan.until(until)
     finish(start(chosen, loaded, plan), loaded, as_json=as_json)
 
 
 def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
     """Print what the run came to, and end with the code that says whether all of it was reported."""
-    from flows.outcomes import result_columns, summary_of, warnings_of
+    from flows.outcomes import outputs_asked_for, result_columns, summary_of, warnings_of
+    from flows.terminal.status_view import beginning_lines
     from flows.terminal.views import next_steps, results_table, warning_lines
 
     WAITING.over()
     run = outcome.run
+    asked_for = outputs_asked_for(run, outcome.plan)
     results = [summary_of(report) for report in outcome.reports]
     if as_json:
         found = [warning for summary in results for warning in summary.get("warnings", [])]
@@ -83,12 +95,14 @@ def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
                 "rounds": results,
                 "warnings": found,
                 "unreported": list(outcome.unreported),
+                **({} if asked_for is None else {"until": asked_for.as_dict()}),
             }
         )
     else:
-        show(results_table(result_columns(config), results))
+        if results:
+            show(results_table(result_columns(config), results))
         show_lines(warning_lines([text for summary in results for text in warnings_of(summary)]), style=WARNING)
-        print("\n".join(next_steps(run)))
+        print("\n".join(next_steps(run) if asked_for is None else beginning_lines(run, asked_for)))
     for sentence in outcome.unreported:
         say(f"not reported: {sentence}")
     if outcome.lost_server:

@@ -15,7 +15,7 @@ from flows.config import RunConfig
 from flows.round import rlhf_round
 from flows.runs import Run
 from flows.server import auth_string, ensure_embedded, is_healthy, kept_alive, running_server
-from flows.state import Externals, Output, RoundState, RunStage
+from flows.state import EnoughError, Externals, FirstStages, Output, RoundState, RunStage
 from flows.terminal import Observer
 from tasks.config import StageConfig
 from tasks.contract import StageError, worth_retrying
@@ -48,23 +48,26 @@ def with_a_server(rlhf: Rlhf, run: Run, observer: Observer) -> None:
 def once_it_answers(
     rlhf: Rlhf,
     without: RunStage,
-    finished_unseen: Callable[[Output, str], None],
+    finished_unseen: Callable[[Output | None, str], None],
     run: Run,
     config: RunConfig,
     externals: Externals,
     observer: Observer,
+    *,
+    num_stages: int | None,
 ) -> None:
     """Execute stages ``without`` Prefect until the home's server answers, and then run the flow.
 
-    Where it does not answer even after the last stage, ``finished_unseen`` hears of the last report, and why.
+    Where it does not answer even after the last stage, ``finished_unseen`` hears of the last report, and why. Of the run's
+    stages only the first ``num_stages`` are wanted; None takes all.
     """
     observer.note("the Prefect server takes long to start; training begins, and is shown there later")
     while True:
-        report = until_it_answers(without, run, config, externals)
+        is_done, report = until_it_answers(without, run, config, externals, num_stages)
         try:
             url = ensure_embedded(run.home)
         except TransientError as error:
-            if report is not None:
+            if is_done:
                 finished_unseen(report, str(error))
                 return
         else:
@@ -74,22 +77,28 @@ def once_it_answers(
         with_a_server(rlhf, run, observer)
 
 
-def until_it_answers(without: RunStage, run: Run, config: RunConfig, externals: Externals) -> Output:
-    """Run rounds, looking for the server before each stage. The last report; None if the server came first."""
+def until_it_answers(
+    without: RunStage, run: Run, config: RunConfig, externals: Externals, num_stages: int | None
+) -> tuple[bool, Output | None]:
+    """Run rounds, looking for the server before each stage: whether all was done before it came, and the last report."""
 
-    def call(stage: str, place: Place, config: StageConfig, **inputs: Any) -> Output:
+    def unless_it_answers(stage: str, place: Place, config: StageConfig, **inputs: Any) -> Output:
         if running_server(run.home) is not None:
             raise _ServerAnswersError
         return without(stage, place, config, **inputs)
 
+    call = FirstStages(unless_it_answers, num_stages)
     state: RoundState | None = None
     try:
         for number in range(1, config.rounds + 1):
             state = rlhf_round(call, config, number, state, externals)
+            if call.is_done:
+                break
     except _ServerAnswersError:
-        return None
-    assert state is not None, "a run has a round"
-    return state.report
+        return False, None
+    except EnoughError:
+        pass
+    return True, None if state is None else state.report
 
 
 def told_to(run: Run, url: str) -> AbstractContextManager[Any]:

@@ -80,9 +80,9 @@ class Session:
         with interrupts_cancel(self.worker):
             return retried(lambda: self._execute(call), self.config.execution.retries)
 
-    def finished_unseen(self, report: Output, why: str) -> None:
-        """All is done, and Prefect never heard of it; MLflow is told all the same."""
-        _, problems = log_rounds(self.run, self.config, report)
+    def finished_unseen(self, report: Output | None, why: str) -> None:
+        """All is done, and Prefect never heard of it; MLflow is told all the same of a round that is done."""
+        problems = [] if report is None else log_rounds(self.run, self.config, report)[1]
         self.unreported = [*problems, f"Prefect: {why}; run the same command again once it works"]
 
     def _committed_before(self, call: StageCall, inputs: Mapping[str, Any]) -> Ref | None:

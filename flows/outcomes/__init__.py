@@ -4,10 +4,12 @@ from flows.outcomes.outputs import latest_variants
 from flows.outcomes.reported import note_reported, told_reports
 from flows.outcomes.results import Column, result_columns, result_rows, summary_of, warning_markdown, warnings_of
 from flows.outcomes.status import (
+    AskedFor,
     Overview,
     StageStatus,
     Standing,
     Step,
+    outputs_asked_for,
     overview,
     reports_of,
     run_state,
@@ -19,6 +21,7 @@ from flows.outcomes.status import (
 from flows.outcomes.upkeep import clean, verify
 
 __all__ = [
+    "AskedFor",
     "Column",
     "Overview",
     "StageStatus",
@@ -27,6 +30,7 @@ __all__ = [
     "clean",
     "latest_variants",
     "note_reported",
+    "outputs_asked_for",
     "overview",
     "reports_of",
     "result_columns",

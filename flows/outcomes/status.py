@@ -70,6 +70,29 @@ def stage_statuses(plan: Plan) -> list[StageStatus]:
     return list(statuses.values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedFor:
+    """The stage that ``rounds run --until`` named, as it is committed."""
+
+    status: StageStatus
+    outputs: Sequence[Ref]
+    """Of each shard."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.status.as_dict(), "outputs": [output.path for output in self.outputs]}
+
+
+def outputs_asked_for(run: Run, plan: Plan) -> AskedFor | None:
+    """What a run has of the last stage of a plan, where that is not the whole of it."""
+    if plan.is_whole:
+        return None
+    now = plan_of(run).until(plan.stages[-1].stage)
+    last = now.stages[-1]
+    found = now.select(last.stage, round=last.place.round, iteration=last.place.iteration)
+    refs = [planned.ref for planned in found if planned.ref is not None]
+    return AskedFor(status=stage_statuses(now)[-1], outputs=refs)
+
+
 def run_warnings(statuses: Sequence[StageStatus]) -> list[RunWarning]:
     """What speaks against a run, finished or not, by all that it has committed: what the reports of its rounds say too."""
     parts: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}

@@ -1,9 +1,12 @@
 """A plan: stages in the order of the flow, with what is committed of them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flows.state import RoundState
+from tasks.errors import ConfigError
+from tasks.paths import shown
+from tasks.stages import STAGES
 from tasks.store import Place, Ref
 
 
@@ -26,10 +29,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All stages of a run in the order of the flow, and the state that each round would leave."""
+    """Stages of a run in the order of the flow, and the state that each round would leave."""
 
     stages: list[Planned]
     rounds: list[RoundState]
+    is_whole: bool = True
+    """Whether these are all stages of the run, and not the first ones alone."""
 
     def select(self, stage: str, *, round: int | None = None, iteration: int | None = None) -> list[Planned]:
         """The stages of that name, of one round and iteration where they are given."""
@@ -40,6 +45,21 @@ class Plan:
             and round in (None, planned.place.round)
             and iteration in (None, planned.place.iteration)
         ]
+
+    def until(self, stage: str) -> "Plan":
+        """The beginning of this plan, up to the first output of a stage, all its shards.
+
+        Raises:
+            ConfigError: there is no such stage, or this run has none.
+        """
+        if stage not in STAGES:
+            raise ConfigError(f"--until {shown(stage)}: no such stage; stages are {', '.join(STAGES.names)}")
+        found = self.select(stage)
+        if not found:
+            there = dict.fromkeys(planned.stage for planned in self.stages)
+            raise ConfigError(f"--until {stage}: this configuration has no such stage; it has {', '.join(there)}")
+        first = self.select(stage, round=found[0].place.round, iteration=found[0].place.iteration)
+        return replace(self, stages=self.stages[: self.stages.index(first[-1]) + 1], is_whole=False)
 
     def with_downstream(self, first: Iterable[Planned]) -> list[Planned]:
         """These stages and all that are made from them, in the order of the flow."""

@@ -30,7 +30,9 @@ ITERATION_LINE = (
 
 def headline(stage: str, metrics: Mapping[str, float]) -> str:
     """The numbers that tell most of a stage, on a line."""
-    named = [(name, digits, metrics[key]) for key, name, digits in STAGES[stage].headlines if key in metrics]
+    # A run may hold the outputs of somebody's own stage.
+    headlines = STAGES[stage].headlines if stage in STAGES else ()
+    named = [(name, digits, metrics[key]) for key, name, digits in headlines if key in metrics]
     return ", ".join(f"{name} {number(value, digits)}" for name, digits, value in named)
 
 

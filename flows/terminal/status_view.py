@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.outcomes import StageStatus
+from flows.outcomes import AskedFor, StageStatus
+from flows.runs import Run
 from flows.terminal.display import ITERATION_LINE, headline
 from flows.terminal.tables import DOUBTFUL, MOST_LISTED, Column, Hidden, Table, View, folded, numbers
 from flows.terminal.views import colored
-from flows.text import duration, number, printable
+from flows.text import duration, number, printable, stage_label
+from tasks import environment
 from tasks.metrics import combine
 from tasks.stages import STAGES
+from tasks.store import Place
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -38,6 +41,24 @@ def status_view(statuses: Sequence[StageStatus], *, whole: bool = False, most: i
         if iterations := [s for s in of_round if s.iteration]:
             parts += [iterations_table(iterations, whole=whole, most=most), Text("")]
     return View([*parts, *(Text(line) for line in reasons(statuses))])
+
+
+def beginning_lines(run: Run, asked_for: AskedFor) -> list[str]:
+    """What ``rounds run --until`` has made, and how to go on."""
+    status = asked_for.status
+    where = stage_label(status.stage, Place(status.round, status.iteration))
+    numbers = headline(status.stage, status.metrics)
+    rounds = f"rounds {environment.home_option(run.home)}".rstrip()
+    rows = [
+        *(("output", printable(output.path)) for output in asked_for.outputs),
+        ("stages", f"{rounds} status {run.name}"),
+        ("go on", "the same command without --until, which reuses all that is there"),
+    ]
+    return [
+        f"{where} is there{f': {numbers}' if numbers else ''}",
+        "",
+        *(f"{name:<12}{text}" for name, text in rows),
+    ]
 
 
 def round_table(statuses: Sequence[StageStatus]) -> Table:

@@ -246,13 +246,14 @@ class Executed:
         self.unreported, self.lost_server = list(unreported), lost_server
         monkeypatch.setattr(launch, "execute", self)
 
-    def __call__(self, run, config, _):
+    def __call__(self, run, config, plan):
         self.configs.append(config)
         self.generations.append(run.generations)
         if self.error is not None:
             raise self.error
         reports = [found.ref for found in latest_variants(run, "report_round")]
-        return launch.Outcome(run=run, reports=reports, unreported=self.unreported, lost_server=self.lost_server)
+        told = {"unreported": self.unreported, "lost_server": self.lost_server}
+        return launch.Outcome(run=run, plan=plan, reports=reports, **told)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ NO_NAMES = (*ODD, "-", "/dev/zero", "nowhere/x", "~", ".", "ä")
 NO_CONFIGS = (*ODD, *NO_FILES, "text", "empty", "utf-16.yaml", "nul.yaml", "empty.yaml")
 NO_TARGETS = ("", "~nosuchuser/x", "a\0b", "x" * 300, "x/" * 3000, "/dev/zero", "/dev/null/x", "pipe", "text/x", "full")
 NO_NEW_FILES = (*NO_TARGETS, *NO_FILES, "empty", "..")
+NO_DATA = ("~nosuchuser/x", "a\0b", *NO_FILES, "text", "empty")
+NO_MODELS = ("", "~nosuchuser/x", "a\0b", "/dev/zero", "/dev/null/x", "pipe", "empty", "text", "..", "./x", "x/" * 3000)
 SURPLUS = ("--nothing", "-x", "--json=3", "--" + LONG, "--a\udc80", "--\x1b[2J", "--home")
 
 # Each operand: the command line with {} in its place, the values that it cannot have, and what a sentence may call it.
@@ -68,6 +70,24 @@ OPERANDS = (
     ("replay fake --round={}", NOT_THERE, "round"),
     ("replay fake --iteration={}", NOT_THERE, "iteration"),
     ("replay fake --device={}", (*ODD, "cuda:", "cuda:x", "cpu:0", "tpu", "CPU"), "--device"),
+    ("run config.yaml --until={}", ODD, "--until"),
+    ("sample hello --run={}", NO_RUNS[::4], "RUN"),
+    ("sample hello --model={}", NO_MODELS, "--model"),
+    ("sample --run=fake --prompts={}", NO_DATA, "--prompts"),
+    ("sample hello --run=fake --round={}", tuple(n for n in NOT_THERE if n != "0"), "--round"),
+    ("sample hello --run=fake --iteration={}", NOT_THERE, "--iteration"),
+    ("sample hello --run=fake --samples={}", NO_NUMBERS, "--samples"),
+    ("sample hello --run=fake --max-new-tokens={}", NO_NUMBERS, "--max-new-tokens"),
+    ("sample hello --run=fake --temperature={}", ("nan", "inf", "", "x", "-1", "0", "1,2"), "--temperature"),
+    ("sample hello --run=fake --seed={}", ("nan", "", "x", "-1", "1.5"), "--seed"),
+    ("score --run=fake -- {}", NO_DATA, "FILE"),
+    ("score --prompt=a --response=b --run={}", NO_RUNS[::4], "RUN"),
+    ("score --prompt=a --response=b --model={}", NO_MODELS, "--model"),
+    ("score --prompt=a --response=b --run=fake --round={}", NOT_THERE, "--round"),
+    ("evaluate -- {}", NO_RUNS[::4], "RUN"),
+    ("evaluate fake --model={}", NO_MODELS, "--model"),
+    ("evaluate fake --round={}", NOT_THERE, "--round"),
+    ("evaluate fake --iteration={}", NOT_THERE, "--iteration"),
     ("schedule --cron=@daily -- {}", NO_CONFIGS, "CONFIG"),
     ("schedule config.yaml --cron={}", NO_CRONS, "--cron"),
     ("schedule config.yaml --cron=@daily --timezone={}", (*ODD, "Mars", "/etc/localtime", "Europe"), "--timezone"),
