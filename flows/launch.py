@@ -47,6 +47,7 @@ def prepared(run: Run, config: RunConfig) -> Plan:
 
 def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
+    require_available(config.rollouts.engine, config.execution.engine_server)
     run.make_directory()
     is_new = not (run.root / RUN_FILE).exists()
     try:
@@ -61,7 +62,6 @@ def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ())
 
 def begin(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Bring a run that this process has locked to what a configuration says."""
-    require_available(config.rollouts.engine, config.execution.engine_server)
     run.set_config(config)
     run.store.sweep()
     if force:
@@ -92,16 +92,16 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run what is planned with live progress; raises ``StageError``."""
     with closing(Supervisor(run.worker_log)) as worker:
-        if any(planned.ref is None for planned in plan.stages):
+        if has_work := any(planned.ref is None for planned in plan.stages):
             WAITING.on("starting the Prefect server and the process that holds the models")
             # Beside each other, since each takes as long as the other.
             worker.begin()
             servers.begin_prefect(run.home)
             look_first(worker, config, look_for_named(config, run.home)[1])
-        return execute_with(worker, run, config, plan)
+        return execute_with(worker, run, config, plan, has_looked=has_work)
 
 
-def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan) -> Outcome:
+def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan, *, has_looked: bool) -> Outcome:
     """Find or start the Prefect server, and run all rounds."""
     asked_for = environment.prefect_api_url()
     WAITING.on("starting the Prefect server")
@@ -118,7 +118,9 @@ def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan) ->
         if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
         display.note(f"pages: {pages_of_run(run.home, run.name)}")
-        unreported = run_rounds(run, config, display, worker, plan=plan, awaits_server=url is None)
+        unreported = run_rounds(
+            run, config, display, worker, plan=plan, awaits_server=url is None, has_looked=has_looked
+        )
     reports = [display.reports[number] for number in sorted(display.reports)]
     if plan.is_whole and not unreported and not display.lost_server:
         note_reported(run, config, reports)

@@ -27,14 +27,16 @@ def run_rounds(
     *,
     plan: Plan | None = None,
     awaits_server: bool = False,
+    has_looked: bool = False,
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
     server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run, and it is all that
-    is executed. Returns what could not be reported; raises ``StageError``. A ``worker`` has looked at the models already."""
+    is executed. ``has_looked`` says that the worker has looked at the models. Returns what could not be reported; raises
+    ``StageError``."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
-    session = Session(run, config, observer, worker, externals)
+    session = Session(run, config, observer, worker, externals, has_looked=has_looked)
     num_stages = None if plan is None or plan.is_whole else len(plan.stages)
 
     def one_round(call: RunStage, number: int, before: RoundState | None) -> RoundState | None:

@@ -20,6 +20,7 @@
       UnhealthyError        a limit of ``health`` was passed
       TransientError        trying again may succeed, and is done, with backoff
       StageError            any of these in a stage, as the worker told it: a kind and a message      tasks.contract
+      EnoughError           all stages that are wanted of a flow are called; no error, and told nowhere  flows.state
       LimitError            somebody else's program took too long or too much; told as a ModelError   tasks.text
 
 Anything else is a defect or a broken machine and stops at once with its traceback in the log.

@@ -84,6 +84,11 @@ class Stages:
         return tuple(stage.name for stage in self.rows)
 
     @property
+    def of_a_run(self) -> tuple[str, ...]:
+        """Those that a run's chain has."""
+        return tuple(stage.name for stage in self.rows if not stage.is_asked_for)
+
+    @property
     def of_an_iteration(self) -> tuple[str, ...]:
         """What an iteration consists of, in order."""
         return tuple(stage.name for stage in self.rows if stage.belongs_to != "round" and not stage.is_asked_for)

@@ -51,7 +51,7 @@ def configurations(_: typer.Context) -> Iterator[str]:
 def stages(_: typer.Context) -> Iterator[str]:
     from tasks.stages import STAGES
 
-    yield from STAGES.names
+    yield from STAGES.of_a_run
 
 
 @quiet

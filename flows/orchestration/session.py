@@ -39,8 +39,16 @@ class Session:
     """One execution of a run: its worker, its observer, and the Prefect tasks that send stages to the worker."""
 
     def __init__(
-        self, run: Run, config: RunConfig, observer: Observer, worker: Supervisor, externals: Externals
+        self,
+        run: Run,
+        config: RunConfig,
+        observer: Observer,
+        worker: Supervisor,
+        externals: Externals,
+        *,
+        has_looked: bool = False,
     ) -> None:
+        """``has_looked`` says that the worker has looked at the models before there was data."""
         self.run = run
         self.config = config
         self.externals = externals
@@ -55,8 +63,7 @@ class Session:
         self._micro_batch_divisor: dict[str, int] = {}
         self._checkpoints: list[Ref] = []
         self._data: Ref | None = None
-        # Whoever gives a worker has had it look at the models.
-        self._checked: set[Ref | None] = set() if worker is None else {None}
+        self._checked: set[Ref | None] = {None} if has_looked else set()
         self._check_lock = threading.Lock()
         self._cancel_lock = threading.Lock()
         self._cancel_checked = time.monotonic()

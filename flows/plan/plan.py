@@ -82,8 +82,8 @@ def forced_by(plan: Plan, stage: str, *, round: int | None, iteration: int | Non
 
     Without a round, the last one that has the stage; without an iteration, the round's first.
     """
-    if stage not in STAGES:
-        raise ConfigError(f"--from {stage}: no such stage; stages are {', '.join(STAGES.names)}")
+    if stage not in STAGES.of_a_run:
+        raise ConfigError(f"--from {stage}: no such stage; stages are {', '.join(STAGES.of_a_run)}")
     candidates = plan.select(stage, round=round)
     if not candidates:
         where = f" in round {round}" if round else ""

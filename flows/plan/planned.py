@@ -52,8 +52,8 @@ class Plan:
         Raises:
             ConfigError: there is no such stage, or this run has none.
         """
-        if stage not in STAGES:
-            raise ConfigError(f"--until {shown(stage)}: no such stage; stages are {', '.join(STAGES.names)}")
+        if stage not in STAGES.of_a_run:
+            raise ConfigError(f"--until {shown(stage)}: no such stage; stages are {', '.join(STAGES.of_a_run)}")
         found = self.select(stage)
         if not found:
             there = dict.fromkeys(planned.stage for planned in self.stages)

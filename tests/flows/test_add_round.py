@@ -41,7 +41,7 @@ class World:
     def execute(self, run, config, plan):
         finished_run(self.home, "fake", dump(config), stop_before=self.stop_before)
         reports = [found.ref for found in latest_variants(run, "report_round")]
-        return launch.Outcome(run=run, reports=reports, unreported=[], lost_server=False)
+        return launch.Outcome(run=run, plan=plan, reports=reports, unreported=[], lost_server=False)
 
     def file(self, name, text=OTHER):
         (self.directory / name).write_text(text)

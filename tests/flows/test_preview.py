@@ -35,6 +35,9 @@ class InThisProcess:
         # As it is sent.
         return json.loads(json.dumps(look(PreviewConfig(**config.model_dump(mode="json")), report)))
 
+    def begin(self):
+        pass
+
     def close(self):
         pass
 
@@ -227,7 +230,7 @@ def test_functions_are_not_called_for_a_first_look():
     assert {source["rows"] for source in look(config, lambda _: None)["sources"]} == {0}
 
 
-def test_what_is_mistaken_is_told_before_a_server_is_started(tmp_path, model, monkeypatch):
+def test_what_is_mistaken_is_told_and_leaves_no_run(tmp_path, model, monkeypatch):
     bad = a_model(tmp_path / "bad")
     without(bad, "eos_token")
     reward = a_reward_model(tmp_path / "reward", bad)
@@ -236,11 +239,13 @@ def test_what_is_mistaken_is_told_before_a_server_is_started(tmp_path, model, mo
     config = load_config(write_document(tmp_path, document))
     run = Run(tmp_path / "home" / "runs" / "r", tmp_path / "home")
     monkeypatch.setattr(launch, "Supervisor", InThisProcess)
+    # It starts beside the look, and nobody waits for it.
+    monkeypatch.setattr(launch.servers, "begin_prefect", lambda home: None)
+    monkeypatch.setattr(launch.servers, "ensure_prefect", None)
     with pytest.raises(Mistakes) as told:
         launch.start(run, config, launch.prepared(run, config))
     assert [sentence.partition(": ")[0] for sentence in told.value.mistakes] == ["model.policy", "rewards.r.model"]
     assert not run.root.exists()
-    assert not (tmp_path / "home" / "prefect").exists()
 
 
 # Arithmetic, by hand

@@ -86,19 +86,19 @@ def test_a_stage_that_is_none_or_that_the_run_has_not_is_refused(tmp_path, monke
 
 
 def test_a_reward_model_alone_is_what_the_whole_run_begins_with(home, tiny):
-    done = home.rounds("run", TINY, "--name", "alone", "--until", "train_reward_model")
+    done = home.rounds("run", TINY, "--name", "first-stages", "--until", "train_reward_model")
     assert done.stdout.startswith("round 1 · train reward model is there: accuracy ")
     assert "go on       the same command without --until" in done.stdout
-    made = home.digests("alone")
+    made = home.digests("first-stages")
     names = sorted(name.split("/")[1] for name in made)
     assert names == ["prepare_data", "train_reward_model", "warm_up"]
     assert made.items() <= home.digests(tiny).items()
-    statuses = home.json("status", "alone")["stages"]
+    statuses = home.json("status", "first-stages")["stages"]
     assert {status["stage"] for status in statuses if status["state"] == "committed"} == set(names)
     # Further on, nothing of it is made again.
-    found = home.json("run", TINY, "--name", "alone", "--until", "generate_rollouts")
+    found = home.json("run", TINY, "--name", "first-stages", "--until", "generate_rollouts")
     assert (found["rounds"], found["until"]["stage"], found["until"]["rows"]) == ([], "generate_rollouts", 8)
     assert len(found["until"]["outputs"]) == 2
-    later = home.stages("alone")
-    assert made.items() <= home.digests("alone").items()
-    assert all(later[name]["origin"] == home.stages("alone")[name]["origin"] for name in made)
+    later = home.stages("first-stages")
+    assert made.items() <= home.digests("first-stages").items()
+    assert all(later[name]["origin"] == home.stages("first-stages")[name]["origin"] for name in made)

@@ -135,7 +135,7 @@ def what_happens(tmp_path, *, stop_before=None, mistake=None):
     watching = Watching(mistake)
     named = Externals(base=None, critic=None, reward_model_base=None, rewards={}, held_out_rewards={})
     config = with_code_digests(run.config)
-    session = Session(run, config, watching, named)
+    session = Session(run, config, watching, watching, named)
     session.worker = watching
 
     def call(stage, place, settings, **inputs):

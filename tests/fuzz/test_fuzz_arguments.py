@@ -2,6 +2,7 @@
 nothing is executed or left behind."""
 
 import os
+import re
 from collections import Counter
 from unittest import mock
 
@@ -152,6 +153,10 @@ def outcome(words, value, called, *, home):
     if result.exit_code != 2 or not isinstance(result.exception, SystemExit):
         return "traceback", f"exit {result.exit_code}, {result.exception!r}"
     *usage, sentence = result.stderr.splitlines() or [""]
+    if usage and re.fullmatch(r"error: .+: \d+ mistakes", usage[0]):
+        # All at once, a numbered line each.
+        is_list = all(re.match(r"  \d+\. \S", line) for line in (*usage[1:], sentence))
+        return ("clear" if is_list and not result.stdout else "unclear"), result.output
     # What cannot be parsed is told by the library, below two lines on usage and an empty one.
     is_one = not usage or (len(usage) == 3 and usage[0].startswith("Usage: ") and usage[2] == "")
     names = [called, printable(value[:20]), *value.split("=")[:1], *value.split(".")[:1]]
