@@ -1221,15 +1221,89 @@ TASKS: Table = [
         ],
     ),
     (
-        "tasks/train_reward_model.py",
+        "tasks/scoring/held_out_pairs.py",
         "tests/tasks/test_reward_model_quality.py",
         [
             ("right - mean", "right"),
             ("total**2 for total", "abs(total) for total"),
-            ("(a, b) if rank_a < rank_b else (b, a)", "(a, b) if rank_a > rank_b else (b, a)"),
-            ("longer_by.append(chosen[1] - rejected[1])", "longer_by.append(rejected[1] - chosen[1])"),
-            ("preference_of.append(i)", "preference_of.append(len(preference_of))"),
             ("is_right = margin > 0", "is_right = margin >= 0"),
+        ],
+    ),
+    (
+        "flows/labels/agreement.py",
+        "tests/flows/test_labels.py",
+        [
+            (
+                "expected = squared_differences(values) / (len(values) - 1)",
+                "expected = squared_differences(values) / len(values)",
+            ),
+            ("squared_differences(unit) / (len(unit) - 1) for unit", "squared_differences(unit) / len(unit) for unit"),
+            ("if len(unit) > 1]", "if len(unit) > 0]"),
+            ("(ranks[j] > ranks[i]) - (ranks[j] < ranks[i])", "(ranks[j] < ranks[i]) - (ranks[j] > ranks[i])"),
+            ("queue.tasks[task_id].repeats is None", "True"),
+            ("[-score for score in known]", "known"),
+            ("firsts += answer.shown[0] in best", "firsts += 0 in best"),
+            ("if mine and theirs:", "if mine:"),
+        ],
+    ),
+    (
+        "flows/labels/close.py",
+        "tests/flows/test_labels.py",
+        [
+            ("2 * (other > own[i]) + (other == own[i])", "2 * (other > own[i])"),
+            ("2 * (other > own[i]) + (other == own[i])", "2 * (other < own[i]) + (other == own[i])"),
+            ('if len(set(row["ranks"])) > 1', "if True"),
+            ("os.link(temporary, path)", "temporary.rename(path)"),
+            ("answer.time > closed", "answer.time < closed"),
+        ],
+    ),
+    (
+        "flows/labels/annotations.py",
+        "tests/flows/test_labels.py",
+        [
+            ("1 + sum(other < own for other in ranks)", "1 + sum(other <= own for other in ranks)"),
+            ("if annotation.answer_id not in known", "if True"),
+            ('(b"" if is_whole_line else b"\\n") + lines', "lines"),
+            ("return isinstance(value, int) and not isinstance(value, bool)", "return isinstance(value, int)"),
+        ],
+    ),
+    (
+        "flows/labels/assignment.py",
+        "tests/flows/test_labels.py",
+        [
+            ("(other != annotator and not answer.skipped)", "(other != annotator)"),
+            ("ago[task.repeats] > BETWEEN_REPEATS", "ago[task.repeats] > 0"),
+            ("asked {annotator} {task.task_id}", "asked {task.task_id}"),
+            ("shown {annotator} {task.task_id} {i}", "shown {task.task_id} {i}"),
+            ("task.task_id not in held", "True"),
+        ],
+    ),
+    (
+        "flows/labels/choose.py",
+        "tests/flows/test_labels.py",
+        [
+            ('key=lambda row: (-row["round"], -row["iteration"])', 'key=lambda row: row["round"]'),
+            ('own[-1]["score"] - own[0]["score"]', 'own[0]["score"] - own[-1]["score"]'),
+            ("key=lambda found: (-found[0],", "key=lambda found: (found[0],"),
+            ('re.sub(NUMBER_OF_COPY, "", row["prompt_id"])', 'row["prompt_id"]'),
+        ],
+    ),
+    (
+        "flows/pages/guard.py",
+        "tests/flows/test_label_pages.py tests/flows/test_pages.py",
+        [
+            ('scope["annotator"] = self._annotator(cookies, queue)', 'scope["annotator"] = next(iter(people), None)'),
+            ("if first == ANSWERS:", "if False:"),
+            (
+                'next((name for name, own in people.items() if is_same(own, given or "")), None)',
+                "next(iter(people), None)",
+            ),
+        ],
+    ),
+    (
+        "tasks/train_reward_model.py",
+        "tests/tasks/test_reward_model_quality.py",
+        [
             ("accuracy - error > limit", "accuracy > limit"),
             ("accuracy - error > limit", "accuracy + error > limit"),
             ("limit == 0 or accuracy", "accuracy"),
@@ -1411,7 +1485,7 @@ TASKS: Table = [
         "tests/tasks/test_store.py tests/tasks/test_replay.py tests/flows/test_durability.py",
         [
             ("if name not in manifest.recoverable:", "if False:"),
-            ('elif read and known_digest(directory / name) != entry["sha256"]:', "elif False:"),
+            ('elif read and known_digest(Path(directory, name)) != entry["sha256"]:', "elif False:"),
         ],
     ),
     (
@@ -1534,7 +1608,6 @@ TASKS: Table = [
         "tests/tasks/test_code_files.py",
         [
             ("for needed in [*_parents(name), *_imports(", "for needed in [*_imports("),
-            ("package = name if is_package else", "package = name if False else"),
             ("- node.level + 1]", "- node.level]"),
             ("if not path.is_file() or set(LIBRARIES) & set(path.parts):", "if not path.is_file():"),
             ("for place in (*python, *ours)", "for place in python"),
@@ -1656,7 +1729,7 @@ FLOWS: Table = [
         "flows/query/conditions.py",
         "tests/flows/test_query.py",
         [
-            ("mask = pc.fill_null(mask, False)", "mask = pc.fill_null(mask, True)"),
+            ("return pc.fill_null(mask, scalar(False))", "return pc.fill_null(mask, scalar(True))"),
             ("return pc.invert(mask) if condition.is_negated else mask", "return mask"),
             ('"<=": pc.less_equal', '"<=": pc.less'),
             ('">": pc.greater,', '">": pc.greater_equal,'),
@@ -1669,16 +1742,15 @@ FLOWS: Table = [
                 "pc.match_substring(texts, condition.text)",
             ),
             ("if name in TEXTS:\n        return", "if True:\n        return"),
-            ("type=values.type if pa.types.is_floating(values.type) else pa.float64()", "type=pa.float64()"),
+            ("values.type if pa.types.is_floating(values.type) else pa.float64()", "pa.float64()"),
         ],
     ),
     (
         "flows/query/data_set.py",
         "tests/flows/test_query.py tests/flows/test_views.py",
         [
-            ("left -= len(own)", "pass"),
             ("ranked = ranked if top is None else ranked[:top]", "pass"),
-            ('"descending" if order.largest_first else "ascending"', '"ascending"'),
+            ('"descending" if own.largest_first else "ascending"', '"ascending"'),
             ("np.argsort(np.concatenate(self.order))", "np.arange(len(np.concatenate(self.order)))"),
             ("mask = own if mask is None else pc.and_(mask, own)", "mask = own"),
             ("return self._audit.column(name).take(rows)", "return self._audit.column(name)"),
@@ -1688,8 +1760,6 @@ FLOWS: Table = [
         "flows/query/find.py",
         "tests/flows/test_query.py tests/flows/test_views.py",
         [
-            ("((True, _current(run)), (False, latest_variants(run)))", "((False, latest_variants(run)),)"),
-            ("found = [output for output in found if output.place.round == last]", "pass"),
             ("(self.last is None or number <= self.last)", "True"),
             ("stage = next(stage for stage in stages if", "stage = next(stage for stage in reversed(stages) if"),
         ],
