@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
 
+    from flows.outcomes import Column
+    from tasks.data import Messages
+
 Places = int | str | None
 """A number, ``"2-5"`` or ``"all"``; None is the latest."""
 
@@ -153,7 +156,7 @@ class OpenedRun:
         line = f"<b>{html.escape(self.name)}</b>: {html.escape(self.state)} {sparkline(scores, color='#0072b2')}"
         return f"<p>{line}</p>{shown.to_html(index=False, escape=True)}"
 
-    def _columns(self) -> Sequence[Any]:
+    def _columns(self) -> "Sequence[Column]":
         from flows.outcomes import result_columns
 
         return result_columns(self._run.config)
@@ -203,7 +206,7 @@ class RewardModel:
         self.tokenizer = load_tokenizer(str(directory), trust_remote_code=trusts)
         self.model = load_reward_model(directory, trust_remote_code=trusts).eval()
 
-    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+    def score(self, prompts: "Sequence[str | Messages]", responses: Sequence[str]) -> list[float]:
         """A score for each prompt (text, or messages) and finished response, as the run would give it; one after the other.
 
         Raises:

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.store import Place
@@ -21,7 +21,7 @@ ESCAPED = "rounds.escaped"
 SHOWN_AS = {"\n": "⏎", "\t": "⇥"}
 
 
-def escape_what_streams_lack(*streams: Any) -> None:
+def escape_what_streams_lack(*streams: IO[str]) -> None:
     """Have text streams that know few characters, such as those of an ASCII terminal, show the others as ``\\uXXXX``.
 
     That is what JSON takes too, so that what is printed as JSON stays JSON.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class Ragged:
             raise ShapeError(f"offsets fall after row {int((self.lengths < 0).nonzero()[0])}; they must not decrease")
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[Any] | Tensor], dtype: torch.dtype) -> Ragged:
+    def from_rows(cls, rows: Sequence[Sequence[int | float] | Tensor], dtype: torch.dtype) -> Ragged:
         tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
         values = torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype)
         return cls(values, _offsets(torch.tensor([len(row) for row in tensors], dtype=torch.int64)))

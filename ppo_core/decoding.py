@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_core.batch import Ragged
 from ppo_core.errors import ConfigError
@@ -47,7 +47,7 @@ class Drawing(Protocol):
         ...
 
 
-def with_cache(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -> None:
+def with_cache(model: nn.Module, prompts: Ragged, repeats: int, drawing: Drawing) -> None:
     """Read each prompt once for all its samples, then token after token of all rows; rows that have finished leave."""
     running = _read_prompts(model, prompts, repeats, drawing)
     logits, cache, lengths, mask = running.logits, running.cache, running.lengths, running.mask
@@ -93,7 +93,7 @@ class _Running:
     """(rows, width + tokens to come) int64: 0 at the padding left of the prompts; None where there is none."""
 
 
-def _read_prompts(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -> _Running:
+def _read_prompts(model: nn.Module, prompts: Ragged, repeats: int, drawing: Drawing) -> _Running:
     is_real = prompts.mask(side="left")
     width = is_real.shape[1]
     room = is_real.new_ones(len(prompts), drawing.max_length)
@@ -117,19 +117,19 @@ def _read_prompts(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -
     )
 
 
-def by_generate(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -> None:
+def by_generate(model: nn.Module, prompts: Ragged, repeats: int, drawing: Drawing) -> None:
     """Have the model's own ``generate`` call us for each token, once for all prompts of one length: nothing is padding."""
-    inner = _unwrapped(model)
+    inner: Any = _unwrapped(model)
     for ids, rows in _of_one_length(prompts, repeats, drawing):
         state = SimpleNamespace(t=0, live=torch.ones_like(rows, dtype=torch.bool))
 
-        def draw(_: Tensor, logits: Tensor, rows: Tensor = rows, state: Any = state) -> Tensor:
+        def draw(_: Tensor, logits: Tensor, rows: Tensor = rows, state: SimpleNamespace = state) -> Tensor:
             drawn, state.live = drawing.draw(logits, rows, state.live, state.t)
             state.t += 1
             drawing.tell()
             return torch.full_like(logits, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
-        def is_done(*_: Any, state: Any = state, **__: Any) -> Tensor:
+        def is_done(*_: object, state: SimpleNamespace = state, **__: object) -> Tensor:
             return ~state.live
 
         with _without_settings(inner):
@@ -147,7 +147,7 @@ def by_generate(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -> 
             )
 
 
-def whole(model: Any, prompts: Ragged, repeats: int, drawing: Drawing) -> None:
+def whole(model: nn.Module, prompts: Ragged, repeats: int, drawing: Drawing) -> None:
     """Read all of each row again for each token: what the others have to equal, and the slowest."""
     few_logits = {"logits_to_keep": 1} if "logits_to_keep" in _argument_names(model) else {}
     for ids, rows in _of_one_length(prompts, repeats, drawing):
@@ -176,16 +176,16 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(dim=1) - 1) * attention_mask
 
 
-Way = Callable[[Any, Ragged, int, Drawing], None]
+Way = Callable[[nn.Module, Ragged, int, Drawing], None]
 """``(model, prompts, repeats, drawing)``: has ``drawing`` draw that many responses to each prompt, in their order."""
 _SLOWER: Mapping[Way, str] = {
     by_generate: "the model's own generate() is used, which is slower",
     whole: "the whole row is read again for each token, which is much slower",
 }
-_ways: "WeakKeyDictionary[torch.nn.Module, Way]" = WeakKeyDictionary()
+_ways: "WeakKeyDictionary[nn.Module, Way]" = WeakKeyDictionary()
 
 
-def way_of(model: Any) -> Way:
+def way_of(model: nn.Module) -> Way:
     """The fastest way on which a model gives the logits that it gives a row alone, without a cache; tried once a model.
 
     Raises:
@@ -232,7 +232,7 @@ class _Prescribed:
         pass
 
 
-def _agrees(way: Way, model: Any, close: float) -> bool:
+def _agrees(way: Way, model: nn.Module, close: float) -> bool:
     """Whether prescribed rows get on this way, all together, the logits that each gets alone without a cache.
 
     ``close`` is the difference that rounding may make, as a share of a position's largest logit.
@@ -265,7 +265,7 @@ def _largest(logits: Tensor) -> float:
     return float(logits[logits.isfinite()].abs().max())
 
 
-def _unwrapped(model: Any) -> Any:
+def _unwrapped(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, InPrecision) else model
 
 
@@ -280,7 +280,7 @@ _CACHE_ARGUMENTS = ("past_key_values", "cache")
 """What the library calls a cache, as an argument and in the answer: the second from transformers 5.24 on."""
 
 
-def _cache_argument(model: Any) -> str:
+def _cache_argument(model: nn.Module) -> str:
     """The name that the installed version wants, by its forward pass."""
     return next((name for name in _argument_names(model) if name in _CACHE_ARGUMENTS), _CACHE_ARGUMENTS[0])
 

@@ -6,7 +6,7 @@ right, where no real token sees it, so neither gets a mask. Neither is put into 
 dropout must be off, or the ratio of the first minibatch is not 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
@@ -28,7 +28,7 @@ _WIDEST = 5
 _FEWEST_WIDTHS, _MOST_WIDTHS, _ROWS_TO_PLACE = 6, 55, 2048
 
 
-def forward_groups(models: Sequence[Any], lengths: Tensor, token_budget: int) -> list[list[Tensor]]:
+def forward_groups(models: Sequence[nn.Module], lengths: Tensor, token_budget: int) -> list[list[Tensor]]:
     """Rows for one forward pass after another, each pass a list of packed rows for ``RolloutBatch.padded``.
 
     No pass has more tokens, padding included, than ``token_budget``, unless a single row has. Where all models can tell
@@ -62,9 +62,9 @@ def _price(lengths: list[int], packed_rows: list[list[int]]) -> float:
 _can_pack: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
-def can_pack(model: Any) -> bool:
+def can_pack(model: nn.Module) -> bool:
     """Whether a model takes rows that stand on one packed row for separate ones when their positions say so; tried once."""
-    inner: Any = model.model if isinstance(model, InPrecision) else model
+    inner = model.model if isinstance(model, InPrecision) else model
     if inner not in _can_pack:
         first, other, second = torch.tensor([[0, 1, 2]]), torch.tensor([[3, 0, 1]]), torch.tensor([[2, 1]])
         positions = torch.tensor([[0, 1, 2, 0, 1]])
@@ -92,7 +92,7 @@ def can_pack(model: Any) -> bool:
     return _can_pack[inner]
 
 
-def token_logits(model: Any, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "N V"]:
+def token_logits(model: nn.Module, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "N V"]:
     """Logits, divided by ``temperature``, that predict the N response tokens, row by row; float32 or wider.
 
     Real tokens are picked before any maths: padding costs nothing and cannot put NaN into the gradient.
@@ -103,18 +103,18 @@ def token_logits(model: Any, padded: PaddedBatch, *, temperature: float) -> Floa
 
 @overload
 def token_logprobs(
-    model: Any, padded: PaddedBatch, *, temperature: float, with_entropy: Literal[False] = False
+    model: nn.Module, padded: PaddedBatch, *, temperature: float, with_entropy: Literal[False] = False
 ) -> Tensor: ...
 
 
 @overload
 def token_logprobs(
-    model: Any, padded: PaddedBatch, *, temperature: float, with_entropy: Literal[True]
+    model: nn.Module, padded: PaddedBatch, *, temperature: float, with_entropy: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
 
 
 def token_logprobs(
-    model: Any, padded: PaddedBatch, *, temperature: float, with_entropy: bool = False
+    model: nn.Module, padded: PaddedBatch, *, temperature: float, with_entropy: bool = False
 ) -> Float[Tensor, " N"] | tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probability of each of the N response tokens, and the entropy of what it is drawn from if asked for.
 
@@ -131,7 +131,7 @@ def token_logprobs(
 
 
 def token_logprobs_and_values(
-    policy: Any, critic: Any, padded: PaddedBatch, *, temperature: float
+    policy: nn.Module, critic: nn.Module, padded: PaddedBatch, *, temperature: float
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probabilities, entropies and values of the N response tokens, by one pass through the body that a policy shares
     with its ``TrunkCritic``."""
@@ -149,8 +149,7 @@ def token_logprobs_and_values(
 
 
 def _hidden_states(head: LinearHead, padded: PaddedBatch) -> Float[Tensor, "G L D"]:
-    hidden: Tensor = head.body(input_ids=padded.input_ids, **_positions(padded), use_cache=False).last_hidden_state
-    return hidden
+    return head.body(input_ids=padded.input_ids, **_positions(padded), use_cache=False).last_hidden_state
 
 
 def _of_hidden_states(
@@ -164,17 +163,19 @@ def _of_hidden_states(
     return linear_logprobs(*given, **settings), None
 
 
-def response_logprobs(model: Any, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "B T"]:
+def response_logprobs(model: nn.Module, padded: PaddedBatch, *, temperature: float) -> Float[Tensor, "B T"]:
     """Log-probability of each response token, 0 outside the mask."""
     return spread(token_logprobs(model, padded, temperature=temperature), padded.response_mask)
 
 
-def response_values(critic: Any, padded: PaddedBatch) -> Float[Tensor, "B T"]:
+def response_values(critic: Callable[..., Tensor], padded: PaddedBatch) -> Float[Tensor, "B T"]:
     """``values[t]`` is the critic at the position that predicts response token ``t``; 0 outside the mask."""
     return response_and_final_values(critic, padded)[0]
 
 
-def response_and_final_values(critic: Any, padded: PaddedBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, " B"]]:
+def response_and_final_values(
+    critic: Callable[..., Tensor], padded: PaddedBatch
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, " B"]]:
     """``response_values`` and the critic after each response's last token: what a response that was cut off may yet get."""
     values = critic(input_ids=padded.input_ids, **_positions(padded))
     if values.shape != padded.input_ids.shape:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,13 +16,21 @@ from ppo_core.shapes import Float
 _has_linear_head: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
+@runtime_checkable
+class HiddenStates(Protocol):
+    """What the body of a language model returns."""
+
+    last_hidden_state: Tensor
+    """(G, L, D)."""
+
+
 class HeadCritic(nn.Module):
     """A critic that is a head on a body which belongs to somebody else: ``values = head(body(...).last_hidden_state)``.
 
     Its parameters are those of the head alone, a linear layer with one output, which computes in float32.
     """
 
-    def __init__(self, body: Callable[..., Any], head: nn.Linear) -> None:
+    def __init__(self, body: Callable[..., HiddenStates], head: nn.Linear) -> None:
         super().__init__()
         # In a tuple, out of the module's sight.
         self._body = (body,)
@@ -47,14 +55,14 @@ class TrunkCritic(HeadCritic):
     def head_alone(self) -> HeadCritic:
         """The same head over a body that passes no gradient on, for training that must leave the policy as it is."""
 
-        def body(**inputs: Any) -> Any:
+        def body(**inputs: Any) -> HiddenStates:
             with torch.no_grad():
                 return self._body[0](**inputs)
 
         return HeadCritic(body, self.head)
 
 
-def shares_trunk(critic: Any | None) -> bool:
+def shares_trunk(critic: nn.Module | None) -> bool:
     """Whether a critic is a head on the policy's body."""
     return isinstance(critic.model if isinstance(critic, InPrecision) else critic, TrunkCritic)
 
@@ -63,19 +71,19 @@ def shares_trunk(critic: Any | None) -> bool:
 class LinearHead:
     """A language model in two parts: ``logits = body(...).last_hidden_state @ weight.T + bias``."""
 
-    body: Callable[..., Any]
+    body: Callable[..., HiddenStates]
     weight: Tensor
     bias: Tensor | None
     dtype: torch.dtype | None
     """In which the product is computed; None for that of the hidden states, but at least float32."""
 
 
-def linear_head(model: Any) -> LinearHead | None:
+def linear_head(model: nn.Module) -> LinearHead | None:
     """The two parts of a model like those of Hugging Face; None for one that does more to its logits, or has no such parts.
 
     Whether the parts give the model's logits is tried once, on a few tokens.
     """
-    inner: Any = model.model if isinstance(model, InPrecision) else model
+    inner = model.model if isinstance(model, InPrecision) else model
     head = output_layer(inner)
     body = getattr(inner, "base_model", inner)
     if not isinstance(head, nn.Linear) or body is inner:

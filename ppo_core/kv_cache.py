@@ -1,11 +1,22 @@
 """Keys and values of a running batch in buffers that are as long as they will ever be, from which finished rows leave."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 # The kind of layer, among those of Hugging Face's caches, that appends each token to a copy of all before it.
 _GROWING = "DynamicLayer"
+
+
+@runtime_checkable
+class GrowingLayer(Protocol):
+    """A layer that has read something: (rows, heads, tokens, size) each, and its ways to append and to drop rows."""
+
+    keys: Tensor
+    values: Tensor
+    update: Callable[..., tuple[Tensor, Tensor]]
+    batch_select_indices: Callable[[Tensor], None]
 
 
 class _Room:
@@ -14,7 +25,7 @@ class _Room:
     The layer stays the library's object, since its masks are made by asking what kind of layer it is.
     """
 
-    def __init__(self, layer: Any, *, repeats: int, length: int) -> None:
+    def __init__(self, layer: GrowingLayer, *, repeats: int, length: int) -> None:
         self._layer = layer
         self._buffers = [_with_room(x, repeats, length) for x in (layer.keys, layer.values)]
         self._show(len(layer.keys) * repeats, layer.keys.shape[-2])
@@ -23,7 +34,7 @@ class _Room:
     def _show(self, num_rows: int, num_tokens: int) -> None:
         self._layer.keys, self._layer.values = (buffer[:num_rows, :, :num_tokens] for buffer in self._buffers)
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Take in what new tokens say; returns what all say, (rows, heads, tokens, size) each."""
         num_rows, before = len(keys), self._layer.keys.shape[-2]
         end = before + keys.shape[-2]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ppo_core.errors import ConfigError, ShapeError
 from ppo_core.shapes import Float, Int
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _CHUNK_ELEMENTS = 2**25
 # Stands for the logarithm of a probability of 0: its product with 0 is 0, where that of minus infinity is not a number.
@@ -118,16 +119,16 @@ def linear_in_float32(layer: nn.Linear, hidden: Float[Tensor, "*B D"]) -> Float[
         return nn.functional.linear(at_least_float32(hidden), at_least_float32(layer.weight), bias)
 
 
-def _without_autocast(function: F) -> F:
+def _without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """A step of an autograd function in the types of its tensors, whatever the caller's context would cast them to."""
 
     @wraps(function)
-    def wrapped(ctx: Any, first: Tensor, *others: Any) -> Any:
-        device = next(x.device for x in (first, *others) if isinstance(x, Tensor))
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(x.device for x in args if isinstance(x, Tensor))
         with torch.autocast(device.type, enabled=False):
-            return function(ctx, first, *others)
+            return function(*args, **kwargs)
 
-    return cast(F, wrapped)
+    return wrapped
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -179,7 +180,7 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     @_without_autocast
-    def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, token_ids, logsumexps, entropies = ctx.saved_tensors
         temperature, chunk, dtype = ctx.settings
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

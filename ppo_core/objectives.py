@@ -1,10 +1,9 @@
 """What policy and critic minimise on a micro-batch: its shares of the minibatch's loss and statistics."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_core.batch import PaddedBatch
 from ppo_core.config import PPOConfig
@@ -32,14 +31,14 @@ class Counts:
 
 
 def policy_objective(
-    policy: Any,
+    policy: nn.Module,
     padded: PaddedBatch,
     config: PPOConfig,
     counts: Counts,
     *,
     temperature: float,
-    reference: Any | None = None,
-    critic: Any | None = None,
+    reference: nn.Module | None = None,
+    critic: nn.Module | None = None,
 ) -> tuple[Tensor, Stats]:
     """The surrogate, and what the configuration adds to it: KL from the reference, entropy; the value loss of a ``critic``
     on the policy's body."""
@@ -48,6 +47,7 @@ def policy_objective(
     kl_estimator = config.kl_loss_estimator if config.kl_loss_coef > 0 else None
     new_values: Tensor | None = None
     if kl_estimator == "exact":
+        assert reference is not None
         *tokens, divergence = _tokens_and_exact_kl(policy, reference, padded, config, temperature=temperature)
     elif critic is not None:
         *tokens, new_values = token_logprobs_and_values(policy, critic, padded, temperature=temperature)
@@ -88,7 +88,7 @@ def policy_objective(
 
 
 def _tokens_and_exact_kl(
-    policy: Any, reference: Any, padded: PaddedBatch, config: PPOConfig, *, temperature: float
+    policy: nn.Module, reference: nn.Module, padded: PaddedBatch, config: PPOConfig, *, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) log-probabilities, entropies and divergences: whole distributions are compared, so their logits have to exist."""
     # The policy comes last: it may be an adapter on the reference, and the backward pass may compute its layers again.
@@ -127,7 +127,7 @@ def _surrogate(new_logprobs: Tensor, padded: PaddedBatch, config: PPOConfig, cou
     return loss, stats | weight_stats
 
 
-def critic_objective(critic: Any, padded: PaddedBatch, config: PPOConfig, counts: Counts) -> tuple[Tensor, Stats]:
+def critic_objective(critic: nn.Module, padded: PaddedBatch, config: PPOConfig, counts: Counts) -> tuple[Tensor, Stats]:
     """The value loss of a critic with a body of its own."""
     padded = padded.to(device_of(critic))
     return _value_objective(response_values(critic, padded), padded, config, counts)

@@ -45,7 +45,7 @@ class InPrecision(nn.Module):
 
 
 @contextmanager
-def _head_in_float32(model: Any) -> Iterator[None]:
+def _head_in_float32(model: nn.Module) -> Iterator[None]:
     """The layer that makes the logits leaves the autocast around it: a model's own forward pass calls it within."""
     head = output_layer(model)
     if head is None or isinstance(own := head.forward, _Float32Forward):
@@ -65,10 +65,10 @@ def _head_in_float32(model: Any) -> Iterator[None]:
 class _Float32Forward:
     """The forward pass of a layer in float32: what it is while ``_head_in_float32`` is open."""
 
-    def __init__(self, layer: nn.Module, own: Callable[..., Any]) -> None:
+    def __init__(self, layer: nn.Module, own: Callable[..., Tensor]) -> None:
         self.layer, self.own = layer, own
 
-    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if type(self.layer) is nn.Linear:
             return linear_in_float32(self.layer, hidden)
         with torch.autocast(hidden.device.type, enabled=False):

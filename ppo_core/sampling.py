@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_core.batch import Ragged, RolloutBatch
 from ppo_core.config import SamplingConfig
@@ -22,7 +21,7 @@ _BLOCK = 512
 
 @torch.no_grad()
 def sample(
-    model: Any,
+    model: nn.Module,
     prompts: Ragged,
     *,
     sampling: SamplingConfig,

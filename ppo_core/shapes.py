@@ -4,7 +4,7 @@ The tests check every annotation (``--jaxtyping-packages=ppo_core,beartype.beart
 torch and numpy can still import and run the same code.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ else:
     except ImportError:
 
         class _AnyShape:
-            def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
+            def __class_getitem__(cls, array_and_shape: tuple[type[Tensor], str]) -> type[Tensor]:
                 return array_and_shape[0]
 
         Bool = Float = Int = _AnyShape

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from ppo_core.batch import PaddedBatch
 from ppo_core.errors import NonFiniteError
@@ -21,8 +21,8 @@ _MAXIMA = ("ratio_max_deviation",)
 class Training:
     """A model in training: its gradient, and its statistics from micro-batch to minibatch to update."""
 
-    model: Any
-    optimizer: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
     epochs: int
     max_grad_norm: float
     objective: Callable[[PaddedBatch, Counts], tuple[Tensor, Stats]]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from ppo_core.batch import RolloutBatch
 from ppo_core.config import PPOConfig
@@ -86,15 +86,15 @@ class MinibatchStats:
 
 
 def ppo_update(
-    policy: Any | None,
-    critic: Any | None,
+    policy: nn.Module | None,
+    critic: nn.Module | None,
     optimizers: Optimizers,
     batch: RolloutBatch,
     config: PPOConfig,
     *,
     seed: int,
     temperature: float = 1.0,
-    reference: Any | None = None,
+    reference: nn.Module | None = None,
     micro_batch_tokens: int = 8192,
     group: "distributed.ProcessGroup | None" = None,
     before_step: Callable[[MinibatchStats], None] | None = None,
@@ -145,17 +145,18 @@ def ppo_update(
 
 
 def _in_training(
-    policy: Any | None,
-    critic: Any | None,
+    policy: nn.Module | None,
+    critic: nn.Module | None,
     optimizers: Optimizers,
     config: PPOConfig,
     *,
     temperature: float,
-    reference: Any | None,
+    reference: nn.Module | None,
 ) -> dict[str, Training]:
     """What is trained, by name; a critic on the policy's body is part of the policy."""
     in_training: dict[str, Training] = {}
     if policy is not None:
+        assert optimizers.policy is not None
         trunk_critic = critic if shares_trunk(critic) else None
         in_training["policy"] = Training(
             model=policy,
@@ -167,6 +168,7 @@ def _in_training(
             ),
         )
     if critic is not None and not shares_trunk(critic):
+        assert optimizers.critic is not None
         in_training["critic"] = Training(
             model=critic,
             optimizer=optimizers.critic,
@@ -244,10 +246,10 @@ def _summary(batch: RolloutBatch, in_training: dict[str, Training]) -> UpdateSta
 def _require_inputs(
     batch: RolloutBatch,
     config: PPOConfig,
-    policy: Any | None,
-    critic: Any | None,
+    policy: nn.Module | None,
+    critic: nn.Module | None,
     optimizers: Optimizers,
-    reference: Any | None,
+    reference: nn.Module | None,
 ) -> None:
     """Refuse an update that lacks something that its configuration uses."""
     if policy is None and critic is None:

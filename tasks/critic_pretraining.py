@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from tasks.config import CriticPretrainingStageConfig, StageConfig
 from tasks.contract import StageContext, StageOutput, stage_function
 from tasks.models import CRITIC, POLICY, Models, descend, part_directory, shuffled
 from tasks.sampling import CALIBRATION, batch_values, calibration_rollouts, rollout_batch
-from tasks.store import Ref, Table, read_dataset, write_dataset
+from tasks.store import Input, Ref, Table, read_dataset, write_dataset
 from tasks.text import copy_tokenizer
 
 HELD_OUT_EVERY = 8
@@ -140,7 +139,7 @@ def experience_of(
 ) -> Ref:
     """The responses with ``values`` of the critic as it is and ``returns``, by the very stages of an iteration."""
 
-    def made(name: str, directory: str, settings: StageConfig, **inputs: Any) -> Ref:
+    def made(name: str, directory: str, settings: StageConfig, **inputs: Input) -> Ref:
         output = context.output / directory
         output.mkdir()
         stage_function(name)(replace(context, output=output), settings, **inputs)

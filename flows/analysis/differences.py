@@ -1,11 +1,11 @@
 """What sets one configuration apart from another, or from the defaults."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.config import RunConfig, dump
-from tasks.config import completed, decided
+from tasks.config import Json, completed, decided
 
 MISSING = "–"
 """In the place of a value where the one configuration has no such setting, or a setting no default."""
@@ -16,8 +16,8 @@ class Setting:
     """A setting that differs, by the dotted name that ``--set`` takes."""
 
     name: str
-    a: Any
-    b: Any
+    a: Json
+    b: Json
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,9 +37,9 @@ def chosen_settings(config: RunConfig) -> list[Setting]:
     return [Setting(name=name, a=_default(own, name.split(".")), b=value) for name, value in leaves(own)]
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Json, path: str = "") -> Iterator[tuple[str, Json]]:
     """``a.b.0.c`` and the value of each plain value of a document."""
-    items: Any = None
+    items: Iterable[tuple[str | int, Json]] = ()
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, list | tuple):
@@ -51,9 +51,9 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(inner, f"{path}.{key}" if path else str(key))
 
 
-def _default(own: Mapping[str, Any], path: list[str]) -> Any:
+def _default(own: Mapping[str, Any], path: list[str]) -> Json:
     """What the setting of a path would be, had the configuration not said it."""
-    found: Any = completed(_without(own, path), RunConfig)
+    found: Json = completed(_without(own, path), RunConfig)
     for name in path:
         if isinstance(found, list):
             found = found[int(name)] if int(name) < len(found) else MISSING
@@ -73,5 +73,5 @@ def _without(value: Any, path: list[str]) -> Any:
     return {name: _without(item, rest) if name == first else item for name, item in value.items()}
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Json) -> bool:
     return isinstance(value, list) and not any(isinstance(item, Mapping) for item in value)

@@ -1,6 +1,6 @@
 """What a metric is, by its declaration, and what it was in a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -76,7 +76,7 @@ def suggestions(name: str) -> list[str]:
 
 def figures_of(name: str, stages: Sequence[StageStatus]) -> list[Figures]:
     """The values of a metric in a run; of a name with ``<reward>`` in it those of each reward."""
-    parts: dict[tuple[int, int], list[Any]] = {}
+    parts: dict[tuple[int, int], list[tuple[int, Mapping[str, float]]]] = {}
     for status in stages:
         parts.setdefault((status.round, status.iteration), []).extend(status.parts)
     rows, of_rounds = rows_of(parts)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -188,11 +188,11 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return values / spread if spread else np.zeros_like(values)
 
 
-def _floats(column: Any) -> np.ndarray:
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
     return pc.cast(column, pa.float64()).to_numpy()
 
 
-def _whole(column: Any) -> pa.Array:
+def _whole(column: pa.ChunkedArray) -> pa.Array:
     found = column.combine_chunks()
     return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found
 

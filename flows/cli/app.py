@@ -5,7 +5,7 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -63,7 +63,7 @@ def until_nobody_reads() -> Iterator[None]:
         raise typer.Exit(NO_READER) from error
 
 
-def is_unread(stream: Any) -> bool:
+def is_unread(stream: IO[str]) -> bool:
     """Whether a stream is a pipe of which nobody has the other end any more; a connection to a server may break too."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)

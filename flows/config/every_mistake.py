@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from flows.config.mistakes import OF_PYDANTIC, UNKNOWN, sentence_of
 from flows.config.run_config import RunConfig
+from tasks.config import Json
 
 STAND_IN = "left_out_for_a_mistake"
 """What stands in the place of a file, a model or a function that a mistake is about."""
@@ -41,12 +43,12 @@ def every_mistake(document: Mapping[str, Any]) -> tuple[list[str], RunConfig | N
     return told, _of_named_things(rest)
 
 
-def _one_a_field(error: ValidationError) -> list[Mapping[str, Any]]:
+def _one_a_field(error: ValidationError) -> list[ErrorDetails]:
     """The mistakes of a validation without those that repeat another: each type that a value could have been of has its own,
     a list without a sound entry is too short besides, and a misspelt key is the likeliest cause of a missing one."""
-    found: dict[Location, Mapping[str, Any]] = {}
+    found: dict[Location, ErrorDetails] = {}
     for mistake in error.errors():
-        found.setdefault(_section(mistake) or (mistake["msg"],), dict(mistake))
+        found.setdefault(_section(mistake) or (mistake["msg"],), mistake)
     misspelt = {at[:-1] for at, mistake in found.items() if mistake["type"] in UNKNOWN}
 
     def repeats(at: Location, kind: str) -> bool:
@@ -58,12 +60,12 @@ def _one_a_field(error: ValidationError) -> list[Mapping[str, Any]]:
     return [mistake for at, mistake in found.items() if not repeats(at, mistake["type"])]
 
 
-def _section(mistake: Mapping[str, Any]) -> Location:
+def _section(mistake: ErrorDetails) -> Location:
     """Where in the document a mistake was found; empty where its parts contradict each other."""
     return tuple(part for part in mistake["loc"] if str(part) not in OF_PYDANTIC)
 
 
-def _location(mistake: Mapping[str, Any]) -> Location:
+def _location(mistake: ErrorDetails) -> Location:
     """The path to what a mistake is about; where parts of the document contradict each other, to what its sentence names."""
     at = _section(mistake)
     message = mistake["msg"].removeprefix("Value error, ")
@@ -73,7 +75,7 @@ def _location(mistake: Mapping[str, Any]) -> Location:
     return at
 
 
-def _follows(mistake: Mapping[str, Any], left_out: set[Location]) -> bool:
+def _follows(mistake: ErrorDetails, left_out: set[Location]) -> bool:
     """Whether a mistake is there only because another one was left out."""
     at = _location(mistake)
     if at in left_out:
@@ -124,7 +126,7 @@ def _replace(document: dict[str, Any], steps: Sequence[tuple[Any, Any]], place: 
 def _fill_in(document: dict[str, Any], at: Location) -> bool:
     """Put something in the place of what is required and not there."""
     sampling = {"max_new_tokens": 1}
-    required: dict[Location, Any] = {
+    required: dict[Location, Json] = {
         ("model",): {"policy": STAND_IN},
         ("data",): {"prompts": [STAND_IN], "preferences": [STAND_IN], "texts": [STAND_IN]},
         ("data", "prompts"): [STAND_IN],

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from flows.config.run_config import RunConfig
 from tasks.config import NO_KIND, REWARD_KINDS
@@ -29,7 +30,7 @@ def sentence(error: ValidationError) -> str:
     return sentence_of(mistakes[0])
 
 
-def sentence_of(mistake: Any) -> str:
+def sentence_of(mistake: ErrorDetails) -> str:
     """One of pydantic's mistakes, for people."""
     location = [str(part) for part in mistake["loc"] if str(part) not in OF_PYDANTIC]
     field, kind = ".".join(location), mistake["type"]

@@ -74,7 +74,7 @@ def with_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dic
     return changed
 
 
-def position(items: list[Any], text: str, override: str) -> int:
+def position(items: Sequence[object], text: str, override: str) -> int:
     """An index into a list of the document, given as text."""
     if not text.isdecimal() or int(text) >= len(items):
         raise ConfigError(f"--set {override}: {text} is no position in a list of {len(items)}; count from 0")

@@ -38,7 +38,7 @@ def close(queue: Queue, into: Path) -> dict[str, Any]:
                 "shows who was asked"
             )
         write_new(into, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), option="--into")
-        told = {"into": str(into.absolute()), "time": time.time(), "preferences": len(rows)}
+        told: dict[str, Any] = {"into": str(into.absolute()), "time": time.time(), "preferences": len(rows)}
         write_json(queue.directory / CLOSED, told)
     return told
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.labels.tasks import LabelTask
+from tasks.config import Json
 from tasks.errors import ConfigError, RunError
 from tasks.store import flush, make_empty, read_json, wait_in_turn, write_json
 
@@ -172,7 +173,7 @@ def find_queue(home: Path, name: str | None) -> Queue:
     return Queue(home / LABELS / name)
 
 
-def write_secret(path: Path, value: Any) -> None:
+def write_secret(path: Path, value: Json) -> None:
     """As ``write_json``, readable by its owner alone from the first byte on."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)

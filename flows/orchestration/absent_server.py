@@ -7,7 +7,7 @@ shows it as one task.
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -22,6 +22,7 @@ from tasks.contract import StageError, worth_retrying
 from tasks.errors import TransientError
 from tasks.store import Place
 
+Made = TypeVar("Made")
 Rlhf = Callable[[], None]
 
 
@@ -101,12 +102,12 @@ def until_it_answers(
     return True, None if state is None else state.report
 
 
-def told_to(run: Run, url: str) -> AbstractContextManager[Any]:
+def told_to(run: Run, url: str) -> AbstractContextManager[object]:
     """Have Prefect's clients talk to the home's own server."""
     return temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth_string(run.home)})
 
 
-def retried(attempt: Callable[[], Output], retries: int) -> Output:
+def retried(attempt: Callable[[], Made], retries: int) -> Made:
     """Try again what is worth it, as Prefect does with a task: after one second, then two, four …"""
     for number in range(retries):
         try:

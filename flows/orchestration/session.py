@@ -56,8 +56,8 @@ class Session:
         self.worker = worker
         self.unreported: list[str] = []
         self._generations = run.generations
-        self._tasks: dict[str, Task[..., Any]] = {}
-        self._futures: list[PrefectFuture[Any]] = []
+        self._tasks: dict[str, Task[..., State[Ref] | Ref]] = {}
+        self._futures: list[PrefectFuture[State[Ref] | Ref]] = []
         self._found: Counter[str] = Counter()
         """How many outputs of each stage of this round were found before anything was submitted for them."""
         self._micro_batch_divisor: dict[str, int] = {}
@@ -110,7 +110,7 @@ class Session:
         if not found:
             return
         what = ", ".join(f"{number} × {stage}" for stage, number in found.items())
-        task: Task[[], Any] = Task(
+        task: Task[[], State[None]] = Task(
             fn=lambda: Completed(name="Reused", message=f"committed before: {what}"),
             name="reused",
             cache_policy=NO_CACHE,
@@ -173,7 +173,7 @@ class Session:
         """Name the flow run whose cancellation ends this session."""
         self._flow_run_id = flow_run_id
 
-    def _task(self, stage: str) -> Task[..., Any]:
+    def _task(self, stage: str) -> Task[..., State[Ref] | Ref]:
         if stage not in self._tasks:
             self._tasks[stage] = Task(
                 fn=self._supervise,

@@ -83,7 +83,7 @@ def json_of(site: Site, page: Page) -> Endpoint:
     """The endpoint of what a page shows, for programs."""
 
     async def endpoint(request: Request) -> Response:
-        def make() -> tuple[Any, int]:
+        def make() -> tuple[dict[str, Any], int]:
             try:
                 return page.facts(site, asked_of(request)), 200
             except (UserError, DamagedError, OSError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.plan.changed_data import KINDS
 from flows.plan.planned import Planned
+from tasks.config import Json
 from tasks.stages import STAGES
 from tasks.store import Recipe, Store, digest_text
 
@@ -77,7 +78,7 @@ def digested(settings: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]
     return list(zip(sources, settings["source_digests"], strict=True))
 
 
-def changed_items(before: Sequence[Any], after: Sequence[Any], prefix: str) -> list[str]:
+def changed_items(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
     """What differs in two lists of sources: field by field where they are as many, else which came and went."""
     if len(before) == len(after):
         return [
@@ -89,7 +90,7 @@ def changed_items(before: Sequence[Any], after: Sequence[Any], prefix: str) -> l
     return [*gone, *(f"{prefix}: with {name_of(item)}" for item in after if item not in before)]
 
 
-def holds_mappings(items: Sequence[Any]) -> bool:
+def holds_mappings(items: Sequence[Json]) -> bool:
     return all(isinstance(item, Mapping) for item in items)
 
 
@@ -98,7 +99,7 @@ def name_of(item: Mapping[str, Any]) -> str:
     return str(item.get("path") or item.get("dataset") or item.get("function") or in_words(item))
 
 
-def in_words(value: Any) -> str:
+def in_words(value: Json) -> str:
     """A value as the configuration would have it; of a long one the beginning, and a digest that tells it from others."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_LENGTH else f"{text[:SHOWN_LENGTH]}… (digest {short(digest_text(text))})"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from flows.config import STAND_IN, STAND_IN_FUNCTION, RunConfig
 from flows.plan import find_model, named_models
@@ -11,6 +11,7 @@ from tasks.data import require_there, reward_function
 from tasks.errors import UserError
 from tasks.store import Ref
 
+Found = TypeVar("Found")
 KINDS = ("prompts", "held_out_prompts", "preferences", "texts")
 
 
@@ -19,7 +20,7 @@ def look_for_named(config: RunConfig, home: Path) -> tuple[list[UserError], dict
     models, which the home remembers."""
     mistakes: list[UserError] = []
 
-    def tried(look: Callable[[], Any]) -> Any:
+    def tried(look: Callable[[], Found]) -> Found | None:
         try:
             return look()
         except UserError as error:

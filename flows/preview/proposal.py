@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.config import RunConfig, default_of
 from flows.preview.memory import memory_of_stages
-from tasks.config import ExecutionConfig, RolloutsConfig, Source
+from tasks.config import ExecutionConfig, Json, RolloutsConfig, Source
 from tasks.data import read_rows
 from tasks.errors import ConfigError
 from tasks.yaml_text import write_yaml
@@ -43,7 +43,7 @@ class Proposal:
     has_pairs: bool
     """Whether the preferences have a prompt and a chosen answer in columns of their own, as texts."""
 
-    def set(self, path: str, value: Any, why: str) -> None:
+    def set(self, path: str, value: Json, why: str) -> None:
         *parents, last = path.split(".")
         node = self.document
         for parent in parents:

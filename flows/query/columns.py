@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from tasks.store import Table
 
-Column = Any
-"""An array of Arrow, whole or in chunks; the library has no types."""
+Column: TypeAlias = pa.Array | pa.ChunkedArray
+"""Whole or in chunks."""
 DERIVED: Mapping[str, tuple[str, ...]] = {"length": ("response_token_ids",), "kl_sum": ("logprobs", "ref_logprobs")}
 """Columns of each response, and the lists that they follow from: tokens, and the sampled estimate of the KL in nats."""
 

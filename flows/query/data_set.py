@@ -98,7 +98,7 @@ class Part:
         stored = self.table.column_names
         return [*stored, *(name for name in self.columns if name not in stored and name not in own)]
 
-    def rows(self, indices: Any, columns: Sequence[str] | None) -> Table:
+    def rows(self, indices: pa.Array, columns: Sequence[str] | None) -> Table:
         """The rows chosen: all columns, or those named. What follows from stored columns is worked out for these alone."""
         names = self.all_columns if columns is None else columns
         stored = set(self.table.column_names)
@@ -173,9 +173,9 @@ class Rows:
     """The rows that a search found."""
 
     data_set: DataSet
-    chosen: tuple[tuple[int, Any], ...]
+    chosen: tuple[tuple[int, pa.Array], ...]
     """The number of a part, and positions in it."""
-    order: tuple[Any, ...] | None
+    order: tuple[np.ndarray, ...] | None
     """Where the rows of each stand among all; None where they stand one part after the other."""
     found: int
     """How many rows fulfil the search, those that were cut off too."""
@@ -266,8 +266,8 @@ class Rows:
 
     def window(self, start: int, stop: int) -> "Rows":
         """Some of these rows, by where they stand among all."""
-        kept: list[tuple[int, Any]] = []
-        order: list[Any] = []
+        kept: list[tuple[int, pa.Array]] = []
+        order: list[np.ndarray] = []
         before = 0
         for i, (number, indices) in enumerate(self.chosen):
             standing = np.arange(before, before + len(indices)) if self.order is None else self.order[i]

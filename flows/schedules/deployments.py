@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect import Flow, State, flow, get_client
@@ -56,7 +55,7 @@ Kept by `rounds schedule`: what is edited here lasts until `rounds serve` starts
 
 
 @flow(name="rlhf", flow_run_name="{run}", validate_parameters=False)
-def scheduled_rounds(run: str, config: RunConfig) -> State[Any]:
+def scheduled_rounds(run: str, config: RunConfig) -> State[None]:
     """Goes on with a run: starts it, continues it where it was stopped, or adds a round for data that arrived since.
 
     Args:
@@ -88,7 +87,7 @@ def scheduled_rounds(run: str, config: RunConfig) -> State[Any]:
     return state
 
 
-def go_on(home: Path, name: str, config: RunConfig, log: FlowRunLog) -> State[Any]:
+def go_on(home: Path, name: str, config: RunConfig, log: FlowRunLog) -> State[None]:
     """Bring a run to where its data and configuration say that it should be."""
     environment.quieten(hub=config.needs_hub())
     from flows.rlhf import run_rounds
@@ -123,7 +122,7 @@ def name_flow_run(name: str) -> None:
         client.set_flow_run_name(this_flow_run.id, name)
 
 
-def state_after(error: StageError) -> State[Any]:
+def state_after(error: StageError) -> State[None]:
     """How a flow run ends whose stage failed."""
     if error.kind == "cancelled":
         return Cancelled(message="nothing that was committed is lost; the next run, or Retry, goes on")
@@ -243,7 +242,7 @@ def serve(home: Path, tell: Tell) -> None:
         raise KeyboardInterrupt
 
 
-async def our_flow(flow_run: FlowRun) -> Flow[..., Any]:
+async def our_flow(flow_run: FlowRun) -> Flow[[str, RunConfig], State[None]]:
     """The flow of every flow run: Prefect would load the code that the server names, to look for hooks in it."""
     del flow_run
     return scheduled_rounds

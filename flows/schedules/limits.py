@@ -8,11 +8,10 @@ in the schedule's own directory. Code, hubs and servers are those that the sched
 import glob
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig, dump
 from flows.schedules.schedules import Schedule
-from tasks.config import TRAINED
+from tasks.config import TRAINED, Json
 from tasks.data import is_pattern
 from tasks.errors import RunError
 
@@ -34,7 +33,7 @@ HARMLESS = (
 )
 """Text that names nothing that is read or executed."""
 NO_MODEL = (FROM_POLICY, FROM_REWARD_MODEL, TRAINED)
-Leaf = tuple[str, str, Any]
+Leaf = tuple[str, str, Json]
 """The path to a value of a document, the name of the field that it belongs to, and the value."""
 
 
@@ -87,7 +86,7 @@ def lies_inside(directory: Path, name: str) -> bool:
         return False
 
 
-def leaves(document: Any, path: str = "", field: str = "") -> Iterator[Leaf]:
+def leaves(document: Json, path: str = "", field: str = "") -> Iterator[Leaf]:
     """All plain values of a configuration. A value in a list, or under a name of the user's, belongs to the field above."""
     if isinstance(document, Mapping):
         for key, value in document.items():

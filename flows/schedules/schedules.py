@@ -18,6 +18,7 @@ from flows.launch import prepared
 from flows.runs import named_run, require_name
 from flows.schedules.arrivals import limited_patterns, next_step
 from tasks import environment
+from tasks.config import Json
 from tasks.errors import ConfigError, RunError
 from tasks.store import exclusive, is_locked, read_json, write_json
 
@@ -114,7 +115,7 @@ def local_timezone() -> str:
     return next((name for name in names if name and name in zoneinfo.available_timezones()), "UTC")
 
 
-def paths_of(document: Any, value: Any, prefix: str = "") -> list[str]:
+def paths_of(document: Json, value: Json, prefix: str = "") -> list[str]:
     """``a.b.c`` of each place in a document that holds this value."""
     if isinstance(document, Mapping | list):
         items = document.items() if isinstance(document, Mapping) else enumerate(document)

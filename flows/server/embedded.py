@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-def asked(url: str) -> Any:
+def asked(url: str) -> HTTPResponse:
     """The answer to a GET; of this machine without a proxy, which would look for the port on itself."""
     if urllib.parse.urlsplit(url).hostname in environment.LOOPBACK:
         return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=ANSWER_S)

@@ -9,6 +9,8 @@ from flows.terminal.tables import TIGHT, Column, Table, View, numbers
 from flows.text import number, printable
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from flows.alone import Evaluation, Judged
 
 
@@ -16,7 +18,7 @@ def sample_view(rows: Sequence[Mapping[str, Any]], called: str, *, seed: int) ->
     """Each prompt once, dim, with the responses to it below; of one that was cut off, the last line says so."""
     from rich.text import Text
 
-    parts: list[Any] = []
+    parts: list[Table | RenderableType] = []
     for row in rows:
         if row["sample_index"] == 0:
             parts.append(Text(shown_prompt(row["prompt"]), style="dim"))

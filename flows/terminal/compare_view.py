@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.analysis.compare import Comparison, SideSummary
 from flows.analysis.differences import MISSING, Setting
@@ -13,9 +13,10 @@ from flows.analysis.joined import Answer, Pair
 from flows.terminal.tables import BAD, DOUBTFUL, GOOD, Column, Hidden, Table, View, folded, numbers
 from flows.terminal.views import colored, signed
 from flows.text import number, printable
+from tasks.config import Json
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
 MOST_SETTINGS = 12
@@ -30,7 +31,9 @@ def comparison_view(found: Comparison, pairs: Sequence[Pair]) -> View:
     """What both sides are, how their numbers differ, and the prompts that come first."""
     from rich.text import Text
 
-    parts: list[Any] = [Text(f"{name}  {told_of(side)}") for name, side in zip("AB", found.sides, strict=True)]
+    parts: list[Table | RenderableType] = [
+        Text(f"{name}  {told_of(side)}") for name, side in zip("AB", found.sides, strict=True)
+    ]
     told = f"{found.prompts:,} prompts that both have"
     if found.held_out:
         told += f"; {found.doubtful:,} doubtful: the score rose while a held-out reward fell"
@@ -133,7 +136,7 @@ def settings_table(settings: Sequence[Setting], names: tuple[str, str] = ("A", "
     return table
 
 
-def value_text(value: Any) -> str:
+def value_text(value: Json) -> str:
     """A setting's value as YAML has it on a line."""
     if value == MISSING:
         return MISSING
@@ -152,7 +155,11 @@ def explanation_view(found: Explanation, figures: Sequence[Figures], run: str | 
         ("logged by", ", ".join(found.logged_by) or "every round that is published"),
         ("error", f"{found.name}_stderr is its standard error" if found.has_stderr else ""),
     ]
-    parts: list[Any] = [Text.assemble((found.name, "bold"), f"  {found.unit}"), Text(found.meaning), Text("")]
+    parts: list[Table | RenderableType] = [
+        Text.assemble((found.name, "bold"), f"  {found.unit}"),
+        Text(found.meaning),
+        Text(""),
+    ]
     parts += [Text(f"{name:<11}{text}") for name, text in told if text]
     for own in figures:
         parts += [Text(""), Text.assemble((f"{printable(own.name)} in {printable(run)}", "bold")), *figure_lines(own)]

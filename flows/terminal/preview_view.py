@@ -8,6 +8,7 @@ from flows.terminal.tables import BAD, DOUBTFUL, GOOD, Column, Table, View, numb
 from flows.text import duration, printable
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.text import Text
 
 TITLES = {"prompts": "a prompt", "held_out_prompts": "a held-out prompt", "texts": "a text"}
@@ -17,7 +18,7 @@ MOST_SHOWN = 600
 
 def preview_view(preview: Preview) -> View:
     """All that is known, in the order in which one reads it."""
-    parts: list[Any] = []
+    parts: list[Table | RenderableType] = []
     if preview.sources:
         parts += [sources_table(preview.sources), *dropped_lines(preview.sources), ""]
     for example in preview.examples:

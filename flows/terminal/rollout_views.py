@@ -9,6 +9,8 @@ from flows.text import number, printable
 from tasks.store import HELD_OUT
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from tasks.worker.replay import Replayed
 
 TITLES = {"rollout_id": "rollout", "preference_id": "preference", "finish_reason": "finish", "kl_sum": "KL"}
@@ -55,7 +57,7 @@ def replay_view(replayed: "Sequence[Replayed]") -> View:
                 "" if found.largest is None else f"{found.largest:.3g}",
                 found.count,
             )
-    parts: list[Any] = [Text(line) for line in lines]
+    parts: list[Table | RenderableType] = [Text(line) for line in lines]
     return View([*parts, Text(""), table] if table.rows else parts)
 
 
@@ -109,7 +111,7 @@ def wide_view(rows: Rows) -> View:
 
     texts, numbers = shown_columns(rows)
     heads = [n for n in texts if n not in ("prompt", "response", "responses")]
-    parts: list[Any] = []
+    parts: list[Table | RenderableType] = []
     for row in rows.dicts([*texts, *numbers]):
         told = [printable(row[n]) for n in heads if row.get(n) is not None]
         told += [f"{title_of(n)} {_number(row[n])}" for n in numbers if row.get(n) is not None]

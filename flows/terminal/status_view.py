@@ -1,7 +1,7 @@
 """A run's rounds and stages as tables."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.outcomes import AskedFor, StageStatus
 from flows.runs import Run
@@ -15,6 +15,7 @@ from tasks.stages import STAGES
 from tasks.store import Place
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.text import Text
 
 REASONS_SHOWN = 5
@@ -32,7 +33,7 @@ def status_view(statuses: Sequence[StageStatus], *, whole: bool = False, most: i
     """
     from rich.text import Text
 
-    parts: list[Any] = []
+    parts: list[Table | RenderableType] = []
     for round in sorted({status.round for status in statuses}):
         of_round = [status for status in statuses if status.round == round]
         parts.append(Text(f"round {round}", style="bold"))

@@ -12,6 +12,7 @@ from flows.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table as RichTable
     from rich.text import Text
 
 GAPS, TIGHT = (3, 2), (2, 1)
@@ -94,7 +95,7 @@ class Table:
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         yield View([self])
 
-    def _part(self, shown: Sequence[int], widths: dict[int, int], gap: int, *, with_head: bool) -> Any:
+    def _part(self, shown: Sequence[int], widths: dict[int, int], gap: int, *, with_head: bool) -> "RichTable":
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text

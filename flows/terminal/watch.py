@@ -1,7 +1,7 @@
 """A run's state on the whole terminal, looked at again and again while the run is in progress."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.outcomes import Standing, result_columns, standing_of
 from flows.query import Span
@@ -12,7 +12,7 @@ from flows.terminal.views import results_table, state_line, warning_lines
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 PAUSE_S, SHARE = 2.0, 0.1
 """Seconds between two looks; more, where looking would take a larger share of the time."""
@@ -54,7 +54,7 @@ def watch_view(run: Run, found: Standing, rounds: Span, *, height: int) -> View:
     pending = [status.round for status in statuses if status.state != "committed"]
     current = pending[0] if pending else statuses[-1].round
     of_round = [status for status in statuses if status.round == current]
-    parts: list[Any] = [state_line(run, found.state), Text("")]
+    parts: list[RenderableType] = [state_line(run, found.state), Text("")]
     if found.results:
         parts += [results_table(result_columns(run.config), found.results), Text("")]
     # Above what might have no room.

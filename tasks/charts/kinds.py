@@ -172,7 +172,7 @@ def scatter(
     title: str,
     x: tuple[str, Sequence[Any]],
     y: tuple[str, Sequence[Any]],
-    ids: Sequence[Any],
+    ids: Sequence[str],
     texts: Sequence[str] = (),
 ) -> Figure | None:
     """A point for each pair of finite values; ``ids`` stand in ``customdata``, so that a click can lead there.

@@ -1,7 +1,7 @@
 """The settings of each stage, and of what stages share: pydantic alone, so that a configuration is checked at once."""
 
 from tasks.config.advantages import AdvantagesConfig, Algorithm, ComputeAdvantagesConfig, LengthCutConfig
-from tasks.config.base import StageConfig
+from tasks.config.base import Json, StageConfig
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source, parse_import_path
 from tasks.config.decided import completed, decided, decided_precision
 from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_available
@@ -51,6 +51,7 @@ __all__ = [
     "GenerateCandidatesConfig",
     "GenerateRolloutsConfig",
     "HealthConfig",
+    "Json",
     "LengthCutConfig",
     "ModelAccess",
     "ModelChecks",

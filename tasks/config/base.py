@@ -1,6 +1,12 @@
 """What every part of the configuration is."""
 
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
 from pydantic import BaseModel, ConfigDict
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""A value as JSON has it."""
 
 
 class StageConfig(BaseModel):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 from pydantic import BaseModel, Discriminator, Tag
 from pydantic_core import PydanticUndefined, to_json
 
+from tasks.config.base import Json
 from tasks.config.execution import ExecutionConfig
 
 PRECISION = ("dtype", "head_dtype")
@@ -20,8 +21,7 @@ PRECISION = ("dtype", "head_dtype")
 
 class _Field(NamedTuple):
     has_default: bool
-    default: Any
-    """As JSON."""
+    default: Json
     hint: Any
 
 
@@ -56,7 +56,7 @@ def decided_precision(execution: Mapping[str, Any]) -> dict[str, Any]:
     return {name: execution[name] for name in PRECISION if execution[name] != defaults[name].default}
 
 
-def _changed(value: Any, hint: Any, change: Change) -> Any:
+def _changed(value: Json, hint: Any, change: Change) -> Json:
     """A field's value with each section in it changed; what may be of several classes stays whole, unless a discriminator
     tells of which it is."""
     if isinstance(value, list):
@@ -93,12 +93,12 @@ def _defaults(config: type) -> Iterator[tuple[str, bool, Any]]:
         yield plain.name, default is not dataclasses.MISSING, default
 
 
-def _json(default: Any) -> Any:
+def _json(default: Any) -> Json:
     missing = default is PydanticUndefined or default is dataclasses.MISSING
     return None if missing else json.loads(to_json(default, inf_nan_mode="strings"))
 
 
-def _alternatives(hint: Any, value: Any) -> Sequence[Any]:
+def _alternatives(hint: Any, value: Json) -> Sequence[Any]:
     """The types that a value may be of; the one that it is of, where a discriminator tells."""
     plain, marks = _without_marks(hint)
     options = get_args(plain) if get_origin(plain) in (Union, UnionType) else [plain]

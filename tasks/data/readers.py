@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from tasks.data.plain_values import Problem, Values, an_object, as_values, json_object, once
 from tasks.errors import DataError, shorten
@@ -97,7 +97,7 @@ def _read_json_lines(path: Path) -> Numbered:
         raise _damaged(path, number, error) from None
 
 
-def _lines(file: IO[Any], path: Path) -> Iterator[Any]:
+def _lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
     """The lines of a file, none of which may be without end."""
     for number in itertools.count(1):
         line = file.readline(MAX_ROW + 1)
@@ -218,7 +218,7 @@ def _split_directory(path: Path, split: str | None) -> Path:
     return path
 
 
-def _read_part(directory: Path, name: str, wanted: Callable[[Any], list[Any]]) -> list[Any]:
+def _read_part(directory: Path, name: str, wanted: Callable[[Any], list[str]]) -> list[str]:
     """A list out of one of the JSON files beside a saved data set."""
     try:
         return [*wanted(json.loads(require_regular(directory / name).read_text(encoding="utf-8")))]

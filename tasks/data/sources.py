@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.config import Source
+from tasks.config import Json, Source
 from tasks.data.bad_rows import BadRow, Row
 from tasks.data.functions import code_digest, import_function
 from tasks.data.plain_values import Problem, Values, as_values
@@ -94,7 +94,7 @@ def _source_digest(source: Source, seed: int) -> str:
             [("".join(format_of(file)), _file_digest(file)) for file in _files_of(source.path, source.split)]
         )
     if source.dataset is not None:
-        identity: list[Any] = ["hub", source.dataset, source.subset, source.split, source.revision]
+        identity: list[Json] = ["hub", source.dataset, source.subset, source.split, source.revision]
     else:
         assert source.function is not None
         identity = ["function", source.function, source.arguments, seed, code_digest(source.function)]
@@ -106,7 +106,7 @@ def digest_of_files(files: Sequence[tuple[str, str]]) -> str:
     return _digest(["files", list(files)])
 
 
-def _digest(identity: list[Any]) -> str:
+def _digest(identity: list[Json]) -> str:
     canonical = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 

@@ -34,7 +34,7 @@ class Trainable:
     model: nn.Module
     parameters: list[nn.Parameter]
     save: Callable[[Path], None]
-    kept: Callable[[], Any]
+    kept: Callable[[], nn.Module | Adapter]
     """What later stages find in memory, and need not read from what was saved."""
 
 

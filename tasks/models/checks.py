@@ -70,7 +70,7 @@ def model_mistakes(checks: ModelChecks) -> list[str]:
     return mistakes
 
 
-Check = Callable[[], Any]
+Check = Callable[[], object]
 
 
 def mistakes_of(model: "Candidate", checks: Iterator[Check]) -> list[str]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from tasks.sampling import Sampler, rollout_batch
 from tasks.scoring import score_rows
 from tasks.store import Place, Ref, Table
 
+Result = TypeVar("Result")
 FEW, MANY = 2, 8
 """Responses drawn together, of which each step of sampling costs something for itself and something a response."""
 BRIEF, LONGER = 2, 12
@@ -98,8 +99,7 @@ def pass_seconds(models: Models, policy: Ref, batch: RolloutBatch) -> dict[str, 
     times = max(1, num_tokens // int(batch.lengths.sum()))
     batch = RolloutBatch.concatenate([batch] * times)
     model = models.policy(policy)
-    whole: Any = model
-    in_precision = InPrecision(whole, models.dtype, models.head_dtype)
+    in_precision = InPrecision(model, models.dtype, models.head_dtype)
     groups = forward_groups([in_precision], batch.lengths, models.context.execution.micro_batch_tokens)
     padded = [batch.padded(group, models.device) for group in groups]
 
@@ -113,7 +113,7 @@ def pass_seconds(models: Models, policy: Ref, batch: RolloutBatch) -> dict[str, 
             logprobs, _ = token_logprobs(in_precision, part, temperature=1.0, with_entropy=True)
             (-logprobs.mean()).backward()
 
-    parameters = list(whole.parameters())
+    parameters = list(model.parameters())
     optimizer = adamw([{"params": parameters, "lr": 0.0}])
     forward()
     learn()
@@ -128,7 +128,7 @@ def pass_seconds(models: Models, policy: Ref, batch: RolloutBatch) -> dict[str, 
     return found
 
 
-def timed(work: Callable[[], Any], models: Models) -> tuple[float, Any]:
+def timed(work: Callable[[], Result], models: Models) -> tuple[float, Result]:
     """Seconds until it is done, on the device too: the least of several tries, since others use the machine as well."""
     tries: list[float] = []
     while len(tries) < FEWEST_TRIES or (len(tries) < MOST_TRIES and sum(tries) < ENOUGH_S):

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tasks import environment
+from tasks.config import Json
 from tasks.store.digests import canonical_json, digest_text
 from tasks.store.files import flush
 from tasks.store.locks import exclusive
@@ -99,7 +99,7 @@ class DatabaseTemplate:
         package = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
         migrations = sorted((path.name, path.stat().st_size) for path in (package / self.migrations).glob("*.py"))
         versions = {name: importlib.metadata.version(name) for name in (self.library, *self.made_with)}
-        decided_by: list[Any] = [versions, sqlite3.sqlite_version, migrations]
+        decided_by: list[Json] = [versions, sqlite3.sqlite_version, migrations]
         return f"{self.library}-{versions[self.library]}-{digest_text(canonical_json(decided_by))[:16]}"
 
 

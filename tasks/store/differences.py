@@ -1,13 +1,13 @@
 """Where two columns differ first, and how much: by Arrow, without an object for each value."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Column = Any
-"""An array of Arrow, whole or in chunks; the library has no types."""
+Column: TypeAlias = pa.Array | pa.ChunkedArray
+"""Whole or in chunks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

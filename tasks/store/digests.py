@@ -5,13 +5,14 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from tasks.config import Json
 
 DIGEST_LENGTH = 32
 """Hex digits of every digest; also the longest that MLflow's data set digests may have."""
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: Json) -> str:
     """One text for one value: sorted keys, no white space, NaN refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

@@ -5,7 +5,7 @@ clock that a template may ask for shows one date, and a template that draws at r
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -197,11 +197,11 @@ def variables_of(tokenizer: PreTrainedTokenizerBase, template: str) -> set[str]:
 
 
 Found = TypeVar("Found")
-_MEMORY: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+_MEMORY: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Hashable, ...], Any]] = WeakKeyDictionary()
 
 
 def remembered(
-    tokenizer: PreTrainedTokenizerBase, find: Callable[[PreTrainedTokenizerBase], Found], *more: Any
+    tokenizer: PreTrainedTokenizerBase, find: Callable[[PreTrainedTokenizerBase], Found], *more: Hashable
 ) -> Found:
     """``find(tokenizer)``, found once for each template, set of options, and what else decides it."""
     key = (find, str(tokenizer.chat_template), tokenizer.eos_token, repr(options_of(tokenizer)), *more)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from tasks.config import Json
 from tasks.yaml_text import write_yaml
 
 MAX_PARAM_LENGTH = 6000
@@ -13,9 +14,9 @@ MAX_PARAM_LENGTH = 6000
 Item = TypeVar("Item")
 
 
-def flattened(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def flattened(value: Json, path: str = "") -> Iterator[tuple[str, str]]:
     """``a.b.0.c`` and text for each leaf of a configuration. A list of plain values is one leaf."""
-    entries: Iterable[tuple[str, Any]] = ()
+    entries: Iterable[tuple[str, Json]] = ()
     if isinstance(value, Mapping) and all(re.fullmatch(r"[\w-]+", str(key)) for key in value):
         entries = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
@@ -40,7 +41,7 @@ def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps({"columns": columns, "data": data}, ensure_ascii=False, allow_nan=False)
 
 
-def finite(value: Any) -> Any:
+def finite(value: Json) -> Json:
     """The value, or None for a number that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

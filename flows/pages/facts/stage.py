@@ -1,6 +1,7 @@
 """The output of a stage: its manifest, what it was made from, and what was made from it."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from flows.pages.site import Asked, Site
@@ -41,7 +42,7 @@ def facts(site: Site, asked: Asked) -> dict[str, Any]:
     }
 
 
-def directory_of(run: Run, fingerprint: str) -> Any:
+def directory_of(run: Run, fingerprint: str) -> Path:
     """Where the output lies.
 
     Raises:
