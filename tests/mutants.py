@@ -1239,7 +1239,7 @@ TASKS: Table = [
             ),
             ("squared_differences(unit) / (len(unit) - 1) for unit", "squared_differences(unit) / len(unit) for unit"),
             ("if len(unit) > 1]", "if len(unit) > 0]"),
-            ("(ranks[j] > ranks[i]) - (ranks[j] < ranks[i])", "(ranks[j] < ranks[i]) - (ranks[j] > ranks[i])"),
+            ("(ranks[j] > ranks[i]) - (ranks[j] < ranks[i])", "int(ranks[j] > ranks[i])"),
             ("queue.tasks[task_id].repeats is None", "True"),
             ("[-score for score in known]", "known"),
             ("firsts += answer.shown[0] in best", "firsts += 0 in best"),

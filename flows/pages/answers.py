@@ -5,7 +5,7 @@ from.
 """
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from flows.labels import (
     Queue,
     all_answers,
     annotation_of,
+    answers_of,
     find_queue,
     next_tasks,
     save,
@@ -62,8 +63,7 @@ def annotator_routes(home: Path) -> list[Route]:
 
             return await run_in_threadpool(make)
 
-        whole: Callable[[Request], Awaitable[Response]] = endpoint
-        return Route(f"/{ANSWERS}/{{queue}}{path}", whole, methods=[method])
+        return Route(f"/{ANSWERS}/{{queue}}{path}", endpoint, methods=[method])
 
     return [
         route("", page),
@@ -115,7 +115,7 @@ def one_task(queue: Queue, annotator: str, request: Request, body: bytes) -> Res
     task = queue.tasks.get(request.path_params["task_id"])
     if task is None:
         raise RunError(f"queue {queue.name} has no task {request.path_params['task_id']!r}; load the page again")
-    answer = all_answers(queue).get(annotator, {}).get(task.task_id)
+    answer = answers_of(queue, annotator).get(task.task_id)
     return JSONResponse(
         {**shown_task(queue, annotator, task), "answer": None if answer is None else earlier(answer)}, headers=NOT_KEPT
     )
