@@ -105,6 +105,8 @@ class Guard:
         first, queue = [*scope["path"].split("/"), "", ""][1:3]
         if first == ANSWERS:
             cookie, people = f"{self._cookie}-{queue}", self._people(queue)
+            if not people:
+                return sentence("there is no such queue, or no more; ask whoever gave you the link", 404)
             scope["annotator"] = next((name for name, own in people.items() if is_same(own, given or "")), None)
             if given is None:
                 scope["annotator"] = self._annotator(cookies, queue)

@@ -32,7 +32,7 @@ def some_tasks(number=3, responses=("the lamp is red", "the lamp is blue", HOSTI
 @pytest.fixture
 def home(tmp_path):
     queue = make_queue(tmp_path, "first", some_tasks(), SETTINGS)
-    make_queue(tmp_path, "second", some_tasks(), SETTINGS)
+    make_queue(tmp_path, "second", some_tasks(), SETTINGS).invite(["eve"])
     queue.invite(["ann", "bob"])
     return tmp_path
 
@@ -69,10 +69,13 @@ def test_a_link_opens_its_queue_and_nothing_else(home):
     ann = opened(home)
     assert ann.get("/label/first").status_code == 200
     assert ann.get("/static/label.js").status_code == 200
-    for path in ("/", "/runs", "/labels", "/labels/first", "/json/labels", "/label/second", "/label/none", "/label/"):
+    for path in ("/", "/runs", "/labels", "/labels/first", "/json/labels", "/label/second"):
         answer = ann.get(path)
         assert answer.status_code == 401, path
         assert "needs the token of" in answer.text
+    for path in ("/label/none", "/label/", "/label/none/answers"):
+        answer = ann.get(path)
+        assert (answer.status_code, answer.text[:22]) == (404, "there is no such queue")
     assert ann.post("/labels", content="run=done").status_code == 401
     assert ann.post("/labels/first/people", content="name=eve").status_code == 401
 
@@ -187,7 +190,8 @@ def test_a_queue_that_is_gone_and_a_task_that_is_not_there_are_told(home):
     ann = opened(home)
     assert "has no task 't9'" in ann.get("/label/first/tasks/t9").json()["error"]
     (home / "labels" / "first").rename(home / "labels" / "gone")
-    assert ann.get("/label/first").status_code == 401
+    gone = ann.get("/label/first")
+    assert (gone.status_code, gone.text) == (404, "there is no such queue, or no more; ask whoever gave you the link\n")
     owner = browser(home, token=TOKEN)
     missing = owner.get("/labels/first")
     assert missing.status_code == 404
