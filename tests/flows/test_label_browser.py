@@ -174,6 +174,21 @@ def test_without_a_connection_answers_wait_in_the_browser_also_over_a_closed_pag
 
 
 @in_browser
+def test_an_answer_to_a_queue_that_is_gone_stays_in_the_browser_until_it_is_back(tmp_path, opened):
+    queue, token = a_queue(tmp_path)
+    page = opened(queue, token)
+    away = queue.directory.rename(tmp_path / "away")
+    for key in ("a", "b", "Enter"):
+        page.keyboard.press(key)
+    until(page, "document.querySelector('[data-mistake]').textContent.startsWith('the link is no longer valid')")
+    assert page.locator("[data-unsent]").inner_text().startswith("1 not sent yet")
+    away.rename(queue.directory)
+    page.reload()
+    until(page, "document.querySelector('[data-unsent]').textContent === ''")
+    assert len(answers_of(queue, "ann")) == 1
+
+
+@in_browser
 def test_what_is_heard_and_reached_without_seeing_the_page(tmp_path, opened):
     queue, token = a_queue(tmp_path, number=1)
     page = opened(queue, token)

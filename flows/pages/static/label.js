@@ -226,8 +226,8 @@
         const found = await fetch(`${base}/answers`, { method: "POST", headers, body });
         if (found.status >= 500) throw new Error();
         const told = await found.json().catch(() => ({ error: "the link is no longer valid; ask for a new one" }));
-        // A link that does not hold any more is no reason to throw an answer away.
-        if (found.status === 401) {
+        // A link that does not hold any more, or a queue that is gone, is no reason to throw an answer away.
+        if ([401, 404].includes(found.status)) {
           complain(told.error);
           break;
         }
