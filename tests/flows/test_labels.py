@@ -107,10 +107,10 @@ def test_alpha_of_a_queue_is_of_pairs_of_responses(tmp_path):
 
 
 def test_what_is_told_of_a_person(tmp_path):
-    tasks = [task(1, scores=(3.0, 2.0, 1.0)), task(2, scores=(3.0, 2.0, 1.0))]
+    tasks = [task(1, scores=(3.0, 2.0, 1.0)), task(2, scores=(3.0, 1.0, 2.0))]
     again = LabelTask(**{**tasks[0].as_dict(), "task_id": "t0001-again", "repeats": "t0001"})
     queue = a_queue(tmp_path, [*tasks, again], annotators=2)
-    answer(queue, "ann", "t0001", [1, 2, 3], shown=[1, 0, 2], seconds=2.0)
+    answer(queue, "ann", "t0001", [1, 2, 3], shown=[0, 1, 2], seconds=2.0)
     answer(queue, "ann", "t0002", [3, 2, 1], shown=[2, 1, 0], seconds=4.0)
     answer(queue, "ann", "t0001-again", [1, 3, 2], seconds=9.0)
     answer(queue, "bob", "t0001", [1, 2, 2])
@@ -121,10 +121,10 @@ def test_what_is_told_of_a_person(tmp_path):
     assert ann.with_others == 1.0
     # 01 and 02 as before, 12 the other way round.
     assert ann.with_repeats == pytest.approx(2 / 3)
-    # The first task as the score has it, the second the reverse.
-    assert ann.with_score == pytest.approx(3 / 6)
-    # The best stood first once in two tasks of three responses; chance gives 2/3.
-    assert ann.first_place == pytest.approx(1 / (2 / 3))
+    # The first task as the score has it; of the second only that the last is better than the one before.
+    assert ann.with_score == pytest.approx(4 / 6)
+    # The best stood first in both tasks of three responses; chance gives 2/3.
+    assert ann.first_place == pytest.approx(2 / (2 / 3))
     assert person_of(queue, all_answers(queue), "bob").skipped == 1
 
 
@@ -148,6 +148,8 @@ def test_nothing_is_told_where_nothing_can_be_said(tmp_path):
     ([[1, 1, 3], [2, 1, 3]], [2, 1, 3]),
     ([[1, 2], [2, 1]], [1, 1]),
     ([[2, 1, 2]], [2, 1, 2]),
+    # 1.5 + 0.5 and 1.5 + 0.5 and 0 + 2.
+    ([[1, 1, 2], [2, 2, 1]], [1, 1, 1]),
 ])  # fmt: skip
 def test_borda_counts_whom_a_response_is_put_before(rankings, expected):
     assert borda(rankings) == expected
@@ -201,8 +203,9 @@ def test_a_queue_is_closed_once_and_late_answers_are_kept(tmp_path):
         close(queue, tmp_path / "p.csv")
     close(queue, tmp_path / "p.jsonl")
     answer(queue, "ann", "t0002", [1, 2, 3])
+    answer(queue, "bob", "t0002", [1, 2, 3])
     assert set(answers_of(queue, "ann")) == {"t0001", "t0002"}
-    with pytest.raises(ConfigError, match=r"was closed into .*p\.jsonl already, 1 answers came since then"):
+    with pytest.raises(ConfigError, match=r"was closed into .*p\.jsonl already, 2 answers came since then"):
         close(queue, tmp_path / "p2.jsonl")
 
 
