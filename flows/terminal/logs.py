@@ -23,12 +23,13 @@ def log_files(run: Run) -> list[Path]:
 
 def last_lines(file: Path, most: int) -> list[str]:
     """The last lines of a file."""
-    with file.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - LONGEST_TAIL))
-        text = stream.read(LONGEST_TAIL)
-    lines = shown(text).splitlines()
-    return lines[-most:]
+    text, _ = _read_on(file, tail_of(file), to_the_end=True)
+    return shown(text).splitlines()[-most:]
+
+
+def tail_of(file: Path) -> int:
+    """Where the end of a file begins that is looked at."""
+    return max(0, file.stat().st_size - LONGEST_TAIL)
 
 
 def stage_lines(run: Run, most: int, seen: set[Path]) -> list[str]:
@@ -64,9 +65,10 @@ def followed(run: Run, most: int) -> Iterator[str]:
     last: Path | None = None
     yield from stage_lines(run, most, seen)
     for file in log_files(run):
-        positions[file] = file.stat().st_size
+        # Read once: what comes in between is neither lost nor told twice.
+        text, positions[file] = _read_on(file, tail_of(file), to_the_end=False)
         yield head_of(file)
-        yield from last_lines(file, most)
+        yield from shown(text).splitlines()[-most:]
         last = file
     is_over = False
     while not is_over:

@@ -272,15 +272,14 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
-    if (button.dataset.letter) actions.rank(LETTERS.indexOf(button.dataset.letter));
+    if (button.dataset.reason) {
+      // At once, and not when the dialog tells that it is closed: the next key belongs to the next task.
+      document.getElementById("skip").close();
+      answer({ skipped: button.dataset.reason });
+    } else if (button.dataset.letter) actions.rank(LETTERS.indexOf(button.dataset.letter));
     else if (button.dataset.do) actions[button.dataset.do]();
     // After the mouse, Enter saves; after the keyboard it presses the button that has the focus.
     if (event.detail) button.blur();
-  });
-  document.getElementById("skip").addEventListener("close", (event) => {
-    const reason = event.target.returnValue;
-    event.target.returnValue = "";
-    if (reason && task) answer({ skipped: reason });
   });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden && since !== null) {
