@@ -32,7 +32,7 @@ def run_rounds(
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
     server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run, and it is all that
     is executed. ``has_looked`` says that the worker has looked at the models. Returns what could not be reported; raises
-    ``StageError``."""
+    ``StageError``. Long, since the flows within each other share one session."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
