@@ -9,7 +9,7 @@ from flows.addresses import pages_of_run
 from flows.config import RunConfig
 from flows.outcomes import note_reported, told_reports
 from flows.plan import Plan, make_plan
-from flows.preview import look_first, look_for_named
+from flows.preview import doubts_about_workers, look_first, look_for_named
 from flows.runs import RUN_FILE, Run
 from flows.server import embedded as servers
 from flows.terminal.display import display_for
@@ -19,7 +19,7 @@ from tasks.config import require_available
 from tasks.contract import StageError
 from tasks.errors import Mistakes, TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
-from tasks.worker import Supervisor
+from tasks.worker import Workers, local_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +91,17 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run what is planned with live progress; raises ``StageError``."""
-    with closing(Supervisor(run.worker_log)) as worker:
+    with closing(local_pool(run.worker_log, config.execution)) as workers:
         if has_work := any(planned.ref is None for planned in plan.stages):
             WAITING.on("starting the Prefect server and the process that holds the models")
             # Beside each other, since each takes as long as the other.
-            worker.begin()
+            workers.begin()
             servers.begin_prefect(run.home)
-            look_first(worker, config, look_for_named(config, run.home)[1])
-        return execute_with(worker, run, config, plan, has_looked=has_work)
+            look_first(workers, config, look_for_named(config, run.home)[1])
+        return execute_with(workers, run, config, plan, has_looked=has_work)
 
 
-def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan, *, has_looked: bool) -> Outcome:
+def execute_with(workers: Workers, run: Run, config: RunConfig, plan: Plan, *, has_looked: bool) -> Outcome:
     """Find or start the Prefect server, and run all rounds."""
     asked_for = environment.prefect_api_url()
     WAITING.on("starting the Prefect server")
@@ -118,8 +118,10 @@ def execute_with(worker: Supervisor, run: Run, config: RunConfig, plan: Plan, *,
         if url is not None and asked_for not in (None, url):
             display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
         display.note(f"pages: {pages_of_run(run.home, run.name)}")
+        for doubt in doubts_about_workers(config) if has_looked else ():
+            display.note(doubt)
         unreported = run_rounds(
-            run, config, display, worker, plan=plan, awaits_server=url is None, has_looked=has_looked
+            run, config, display, workers, plan=plan, awaits_server=url is None, has_looked=has_looked
         )
     reports = [display.reports[number] for number in sorted(display.reports)]
     if plan.is_whole and not unreported and not display.lost_server:
