@@ -18,8 +18,8 @@ def doubts_about_workers(config: RunConfig) -> list[str]:
     doubts = []
     if execution.workers > 1 and execution.workers > shards:
         doubts.append(
-            f"{own}: an iteration has {shards} shard{'s' * (shards > 1)}, so that no more workers have something to do; raise "
-            "rollouts.shards, or lower it"
+            f"{own}: an iteration has {shards} shard{'s' * (shards > 1)}, so that no more workers have something to do; "
+            "raise rollouts.shards, or lower it"
         )
     if execution.workers > max(1, cores) and execution.device != "cuda":
         doubts.append(

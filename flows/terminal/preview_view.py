@@ -99,7 +99,7 @@ def fit_line(preview: Preview) -> "Text":
         return styled(f"fits: at most {all_workers} {gib(free)} GiB that are free on {name}", GOOD)
     if largest.total <= free:
         return styled(
-            f"does not fit: the first worker takes {gib(largest.total)} GiB and the others {gib(preview.other_workers)} GiB, "
+            f"does not fit: the first worker takes {gib(largest.total)} GiB, the others {gib(preview.other_workers)} GiB, "
             f"and {name} has {gib(free)} GiB free; lower execution.workers",
             f"bold {BAD}",
         )

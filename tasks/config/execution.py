@@ -46,8 +46,8 @@ class ExecutionConfig(StageConfig):
         if self.workers > 1 and self.device not in ("auto", "cpu", "cuda"):
             one = "there is one Metal device" if self.device == "mps" else "it names one device"
             raise ValueError(
-                f"device={self.device} with workers={self.workers}: {one}, and each worker needs one of its own; set device to "
-                "cpu or cuda, or workers to 1"
+                f"device={self.device} with workers={self.workers}: {one}, and each worker needs one of its own; set device "
+                "to cpu or cuda, or workers to 1"
             )
         return self
 
