@@ -35,10 +35,7 @@ class Dealer:
 
     def take(self, shard: int | None, *, gives_up: Callable[[], bool]) -> int | None:
         """Wait for a worker; None where ``gives_up`` says so meanwhile, which is asked now and then."""
-        request = Request(shard)
-        with self._lock:
-            self._waiting.append(request)
-            self._deal()
+        request = self.ask(shard)
         while not request.has_worker.wait(POLL_S):
             if gives_up():
                 with self._lock:
@@ -46,6 +43,14 @@ class Dealer:
                         self._waiting.remove(request)
                         return None
         return request.worker
+
+    def ask(self, shard: int | None) -> Request:
+        """A request that has a worker as soon as there is one for it."""
+        request = Request(shard)
+        with self._lock:
+            self._waiting.append(request)
+            self._deal()
+        return request
 
     def give_back(self, worker: int) -> None:
         """The worker is idle again."""
