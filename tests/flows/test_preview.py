@@ -18,8 +18,7 @@ from flows.preview.duration import checkpoint_bytes, seconds_of_run, seconds_of_
 from flows.preview.first_look import look_first, preview_config
 from flows.preview.memory import memory_of_stages
 from flows.runs import Run
-from tasks.config import PreviewConfig
-from tasks.contract import StageError
+from tasks.contract import PreviewConfig, StageError
 from tasks.errors import ConfigError, Mistakes
 from tasks.preview import look
 

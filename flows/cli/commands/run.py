@@ -79,8 +79,8 @@ def run(
 def finish(outcome: "Outcome", config: "RunConfig", *, as_json: bool) -> None:
     """Print what the run came to, and end with the code that says whether all of it was reported."""
     from flows.outcomes import outputs_asked_for, result_columns, summary_of, warnings_of
-    from flows.terminal.status_view import beginning_lines
-    from flows.terminal.views import next_steps, results_table, warning_lines
+    from flows.terminal.views.runs import next_steps, results_table, warning_lines
+    from flows.terminal.views.status import beginning_lines
 
     WAITING.over()
     run = outcome.run
@@ -205,7 +205,7 @@ def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bo
     from dataclasses import asdict
 
     from flows.outcomes import steps
-    from flows.terminal.views import steps_table, steps_total
+    from flows.terminal.views.runs import steps_table, steps_total
 
     found = steps(run, plan, forced)
     WAITING.over()
