@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from flows.addresses import pages_of_run
 from flows.config import RunConfig
@@ -19,7 +20,8 @@ from tasks.config import require_available
 from tasks.contract import StageError
 from tasks.errors import Mistakes, TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
-from tasks.worker import Workers, local_pool
+from tasks.tracking import import_mlflow
+from tasks.worker import local_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,39 +96,46 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     with closing(local_pool(run.worker_log, config.execution)) as workers:
         if has_work := any(planned.ref is None for planned in plan.stages):
             WAITING.on("starting the Prefect server and the process that holds the models")
-            # Beside each other, since each takes as long as the other.
+            # Beside each other, and this process imports MLflow and Prefect meanwhile: each of the three takes seconds.
             workers.begin()
             servers.begin_prefect(run.home)
+            import_mlflow(run.home)
+        url, problems = prefect_server(run.home)
+        # Prefect reads where its server is when it is imported.
+        from flows.rlhf import run_rounds
+
+        if has_work:
+            WAITING.on("waiting for the process that holds the models")
             look_first(workers, config, look_for_named(config, run.home)[1])
-        return execute_with(workers, run, config, plan, has_looked=has_work)
-
-
-def execute_with(workers: Workers, run: Run, config: RunConfig, plan: Plan, *, has_looked: bool) -> Outcome:
-    """Find or start the Prefect server, and run all rounds."""
-    asked_for = environment.prefect_api_url()
-    WAITING.on("starting the Prefect server")
-    try:
-        url = servers.ensure_prefect(run.home, patience_s=servers.PATIENCE_S)
-    except TransientError:
-        url = None
-        servers.use_embedded(run.home, None)
-    # Prefect reads where its server is when it is imported.
-    from flows.rlhf import run_rounds
-
-    WAITING.over()
-    with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
-        if url is not None and asked_for not in (None, url):
-            display.note(f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}")
-        display.note(f"pages: {pages_of_run(run.home, run.name)}")
-        for doubt in doubts_about_workers(config) if has_looked else ():
-            display.note(doubt)
-        unreported = run_rounds(
-            run, config, display, workers, plan=plan, awaits_server=url is None, has_looked=has_looked
-        )
+        WAITING.over()
+        with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
+            doubts = doubts_about_workers(config) if has_work else []
+            for said in (*problems, *doubts, f"pages: {pages_of_run(run.home, run.name)}"):
+                display.note(said)
+            unreported = run_rounds(
+                run, config, display, workers, plan=plan, awaits_server=url is None, has_looked=has_work
+            )
     reports = [display.reports[number] for number in sorted(display.reports)]
     if plan.is_whole and not unreported and not display.lost_server:
         note_reported(run, config, reports)
     return Outcome(run=run, plan=plan, reports=reports, unreported=unreported, lost_server=display.lost_server)
+
+
+def prefect_server(home: Path) -> tuple[str | None, list[str]]:
+    """The address of the Prefect server, found or started, and what is to be told of it.
+
+    There is no address where it still starts; the run begins without it.
+    """
+    asked_for = environment.prefect_api_url()
+    WAITING.on("starting the Prefect server")
+    try:
+        url = servers.ensure_prefect(home, patience_s=servers.PATIENCE_S)
+    except TransientError:
+        servers.use_embedded(home, None)
+        return None, []
+    if asked_for in (None, url):
+        return url, []
+    return url, [f"{asked_for} does not answer; Prefect's pages of this run are at {url.removesuffix('/api')}"]
 
 
 @contextmanager

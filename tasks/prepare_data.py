@@ -1,5 +1,7 @@
 """Stage: the run's data in one form, split into training and held-out parts, and a new model where one is asked for."""
 
+from collections.abc import Mapping
+
 from tasks.config import DataConfig, PrepareDataConfig
 from tasks.contract import StageContext, StageOutput
 from tasks.data import (
@@ -23,7 +25,7 @@ from tasks.models import (
     require_layers,
     why_limited,
 )
-from tasks.store import Ref, write_dataset, write_json
+from tasks.store import Ref, Table, write_dataset, write_json
 from tasks.text import (
     Encoder,
     check_tokenizer,
@@ -83,10 +85,7 @@ def prepare_data(
         seed=context.run_seed,
         previous=previous,
     )
-    for name, table in written.items():
-        if table.num_rows == 0:
-            raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
-        write_dataset(context.output / name, table)
+    write_datasets(context, written)
     found = {**findings.as_dict(), "rows_of_sources": counts_of, "context_length": encoder.limit}
     write_json(context.output / "findings.json", found)
     counts = {f"data/{name}": float(table.num_rows) for name, table in written.items()}
@@ -95,6 +94,14 @@ def prepare_data(
         rows=sum(table.num_rows for table in written.values()),
         metrics={**counts, "data/dropped": float(dropped)},
     )
+
+
+def write_datasets(context: StageContext, tables: Mapping[str, Table]) -> None:
+    """Write each, and refuse one without rows."""
+    for name, table in tables.items():
+        if table.num_rows == 0:
+            raise DataError(f"data.{name}: no row is left; give more data, or a longer context")
+        write_dataset(context.output / name, table)
 
 
 def tell_of_dropped(context: StageContext, findings: Findings) -> int:

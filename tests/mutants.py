@@ -873,7 +873,7 @@ PPO_CORE: Table = [
 # ---------------------------------------------------------------------------------------------------------------------
 DATA: Table = [
     (
-        "tasks/data/transcripts.py",
+        "tasks/data/shapes/transcripts.py",
         "tests/tasks/test_transcripts.py tests/tasks/test_records.py",
         [
             ("    cut = cuts[0]\n", "    cut = cuts[-1]\n"),
@@ -896,7 +896,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/data/preferences.py",
+        "tasks/data/shapes/preferences.py",
         "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
         [
             (
@@ -909,7 +909,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/data/columns.py",
+        "tasks/data/shapes/columns.py",
         "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
         [
             ("    if ends_with_opening(prompt):\n        return", "    if False:\n        return"),
@@ -920,14 +920,14 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/data/records.py",
+        "tasks/data/shapes/records.py",
         "tests/tasks/test_records.py tests/tasks/test_comparisons.py",
         [
             ("if taken := sorted(TAKEN & extra.keys()):", "if taken := []:"),
         ],
     ),
     (
-        "tasks/data/comparisons.py",
+        "tasks/data/shapes/comparisons.py",
         "tests/tasks/test_comparisons.py tests/tasks/test_records.py",
         [
             ("FIRST if amount < 0 else SECOND", "SECOND if amount < 0 else FIRST"),
@@ -939,7 +939,7 @@ DATA: Table = [
         ],
     ),
     (
-        "tasks/data/conversations.py",
+        "tasks/data/shapes/conversations.py",
         "tests/tasks/test_conversations.py",
         [
             (
@@ -1753,8 +1753,12 @@ FLOWS: Table = [
             ('"descending" if own.largest_first else "ascending"', '"ascending"'),
             ("np.argsort(np.concatenate(self.order))", "np.arange(len(np.concatenate(self.order)))"),
             ("mask = own if mask is None else pc.and_(mask, own)", "mask = own"),
-            ("return self._audit.column(name).take(rows)", "return self._audit.column(name)"),
         ],
+    ),
+    (
+        "flows/query/part.py",
+        "tests/flows/test_query.py",
+        [("return self._audit.column(name).take(rows)", "return self._audit.column(name)")],
     ),
     (
         "flows/query/find.py",

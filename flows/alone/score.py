@@ -16,7 +16,7 @@ from flows.runs import Run
 from tasks.config import ExecutionConfig, RewardConfig, Source
 from tasks.config.rewards import ModelReward
 from tasks.data import Row, as_json, read_rows, to_texts
-from tasks.data.records import TAKEN
+from tasks.data.shapes.records import TAKEN
 from tasks.errors import RewardError
 from tasks.models import Models
 from tasks.scoring import score_rows, weighted_sum

@@ -2,8 +2,8 @@
 
 import sys
 
-from flows.cli import alone, before, compare, keep, label, look, pages, rollouts, run, serve
 from flows.cli.app import app
+from flows.cli.commands import alone, before, compare, keep, label, look, pages, rollouts, run, serve
 from flows.text import escape_what_streams_lack
 
 for module in (before, run, alone, look, rollouts, compare, pages, label, keep, serve):

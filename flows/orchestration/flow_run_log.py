@@ -69,7 +69,7 @@ class LogDisplay(LineDisplay):
         from rich.console import Console
 
         from flows.outcomes import result_columns, summary_of
-        from flows.terminal.views import results_table
+        from flows.terminal.views.runs import results_table
 
         reports = [summary_of(self.reports[number]) for number in sorted(self.reports)]
         text = io.StringIO()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from flows.config import STAND_IN, RunConfig
 from flows.plan import externals_of, model_checks
 from flows.preview.named import sources
-from tasks.config import PreviewConfig, TrialConfig
+from tasks.contract import PreviewConfig, TrialConfig
 from tasks.errors import ConfigError, Mistakes
 from tasks.store import Ref
 from tasks.worker import Workers

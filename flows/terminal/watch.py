@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from flows.outcomes import Standing, result_columns, standing_of
 from flows.query import Span
 from flows.runs import Run
-from flows.terminal.status_view import status_view
 from flows.terminal.tables import DOUBTFUL, View
-from flows.terminal.views import results_table, state_line, warning_lines
+from flows.terminal.views.runs import results_table, state_line, warning_lines
+from flows.terminal.views.status import status_view
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_availa
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
 from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import ADAPTER_CONFIG, AdapterConfig, ModelAccess, ModelChecks, needs_hub
-from tasks.config.preview import PreviewConfig, TrialConfig
 from tasks.config.rewards import (
     NO_KIND,
     REWARD_KINDS,
@@ -57,7 +56,6 @@ __all__ = [
     "ModelChecks",
     "OptimizersConfig",
     "PrepareDataConfig",
-    "PreviewConfig",
     "ReportRoundConfig",
     "RewardConfig",
     "RewardModelConfig",
@@ -68,7 +66,6 @@ __all__ = [
     "Source",
     "StageConfig",
     "TrainRewardModelConfig",
-    "TrialConfig",
     "UpdatePolicyConfig",
     "WarmUpConfig",
     "WarmUpStageConfig",

@@ -12,6 +12,7 @@ from tasks.contract.failures import (
     worth_retrying,
 )
 from tasks.contract.gates import Gates
+from tasks.contract.preview import PreviewConfig, TrialConfig
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext, StageOutput, stage_function
 
@@ -19,11 +20,13 @@ __all__ = [
     "NO_LIMITS",
     "Gates",
     "Kind",
+    "PreviewConfig",
     "ResidentModels",
     "StageCall",
     "StageContext",
     "StageError",
     "StageOutput",
+    "TrialConfig",
     "classify",
     "describe",
     "execute",

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tasks.config import PreviewConfig
+from tasks.contract import PreviewConfig
 from tasks.data import with_held_out
 from tasks.errors import UserError
 from tasks.models import (

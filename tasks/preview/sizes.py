@@ -7,7 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from tasks.config import ExecutionConfig, PreviewConfig
+from tasks.config import ExecutionConfig
+from tasks.contract import PreviewConfig
 from tasks.models import load_policy, load_scalar_model, pick_device, pick_dtype
 
 SHORT, LONG = 64, 192

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from ppo_core import InPrecision, RolloutBatch, forward_groups, token_logprobs
-from tasks.config import HealthConfig, PreviewConfig, TrialConfig
-from tasks.contract import ResidentModels, StageContext
+from tasks.config import HealthConfig
+from tasks.contract import PreviewConfig, ResidentModels, StageContext, TrialConfig
 from tasks.errors import TransientError, UserError
 from tasks.models import Models, adamw
 from tasks.sampling import Sampler, rollout_batch

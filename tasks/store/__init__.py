@@ -4,7 +4,6 @@ from tasks.store.background import BackgroundWriter
 from tasks.store.data_sets import read_dataset, write_dataset
 from tasks.store.database_template import DatabaseTemplate
 from tasks.store.digests import canonical_json, digest_files, digest_text
-from tasks.store.external import model_ref
 from tasks.store.files import flush, make_empty, read_json, write_json
 from tasks.store.locks import exclusive, is_locked, wait_in_turn
 from tasks.store.manifest import (
@@ -29,8 +28,9 @@ from tasks.store.manifest import (
     require_undamaged,
     rerun_command,
 )
-from tasks.store.model_files import PATTERNS, TEMPLATES, files_below, lies_inside
-from tasks.store.recall import found_or_known, noting, recalling
+from tasks.store.outside.model_files import PATTERNS, TEMPLATES, files_below, lies_inside
+from tasks.store.outside.models import model_ref
+from tasks.store.outside.recall import found_or_known, noting, recalling
 from tasks.store.schemas import (
     HELD_OUT,
     PREFERENCES,

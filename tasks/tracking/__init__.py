@@ -1,6 +1,7 @@
 """MLflow and charts: what is committed is logged once, and drawn."""
 
 from tasks.tracking.addresses import run_page, server_page, where_to_look
+from tasks.tracking.connection import import_mlflow
 from tasks.tracking.database import is_logged
 from tasks.tracking.outbox import Tracking
 from tasks.tracking.server import mlflow_server
@@ -13,6 +14,7 @@ __all__ = [
     "TrackedRound",
     "TrackedRun",
     "Tracking",
+    "import_mlflow",
     "is_logged",
     "mlflow_server",
     "run_page",

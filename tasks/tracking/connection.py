@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from tasks import environment
 from tasks.store import DatabaseTemplate, wait_in_turn
+from tasks.tracking.addresses import tracking_uri
 from tasks.tracking.database import database, embedded_uri, follow_home
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ MIGRATED = DatabaseTemplate(
     # The one that MLflow makes by itself, whose artifacts would lie in that home's working directory.
     emptied=("experiments",),
 )
+
+
+def import_mlflow(home: Path) -> None:
+    """Import what :func:`connected` needs, which takes seconds, while there is something else to wait for."""
+    if tracking_uri(home) == embedded_uri(home):
+        environment.forget_other_mlflow()
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    silence()
 
 
 def connected(uri: str, home: Path) -> "MlflowClient":

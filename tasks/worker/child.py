@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.config import ExecutionConfig, ModelChecks, PreviewConfig
-from tasks.contract import ResidentModels, StageCall, classify, describe, execute, is_of_users_code
+from tasks.config import ExecutionConfig, ModelChecks
+from tasks.contract import PreviewConfig, ResidentModels, StageCall, classify, describe, execute, is_of_users_code
 from tasks.models import empty_cache, pick_device, prefer_determinism, require_sound_models
 from tasks.preview import look
 from tasks.stages import STAGES

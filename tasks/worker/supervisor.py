@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks import environment
-from tasks.config import ModelChecks, PreviewConfig
-from tasks.contract import Kind, StageCall, StageError
+from tasks.config import ModelChecks
+from tasks.contract import Kind, PreviewConfig, StageCall, StageError
 from tasks.store import Ref
 from tasks.worker.protocol import END, Report, encode_call, read_lines
 

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/start.py [--against TREE] [--repeat N] [--readme]
 
-The run is that of the tests: two rounds of two iterations, a few seconds of work. Each command is a process of its own on
-a terminal, and is timed until it says something, and until it ends; processor time is that of the command and its worker.
+The run is the smallest: one iteration of one round in the world of the tests, two seconds of work. Each command is a
+process of its own on a terminal, and is timed until it says something, and until it ends; processor time is that of the
+command and its worker.
 Other ``TREE``s, checkouts of another version, are measured by turns with this one.
 """
 
@@ -24,10 +25,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 import harness  # noqa: E402
 
 COMMAND = "import sys; from flows.cli.main import main; sys.argv[0] = 'rounds'; main()"
+SMALLEST = ("--set", "rounds=1", "--set", "iterations=1")
 CASES = {
-    "a new home": ("run", "{config}", "--name", "first"),
-    "a server that runs": ("run", "{config}", "--name", "second"),
-    "nothing left to do": ("run", "{config}", "--name", "second"),
+    "a new home": ("run", "{config}", *SMALLEST, "--name", "first"),
+    "a server that runs": ("run", "{config}", *SMALLEST, "--name", "second"),
+    "nothing left to do": ("run", "{config}", *SMALLEST, "--name", "second"),
 }
 
 

@@ -77,7 +77,7 @@ def models(tmp_path_factory):
     from transformers import LlamaForCausalLM
 
     from tasks.config.data import FromScratchConfig
-    from tasks.data.records import Text
+    from tasks.data.shapes.records import Text
     from tasks.models.from_scratch import make_model
 
     root = tmp_path_factory.mktemp("models")

@@ -16,7 +16,7 @@ import flows
 from flows.alone.evaluate import Measured, measured
 from flows.cli import main as cli
 from flows.presets.quickstart import true_quality
-from flows.terminal.alone_views import sample_view
+from flows.terminal.views.alone import sample_view
 from tasks.config import FromScratchConfig
 from tasks.data import Text
 from tasks.models import make_model

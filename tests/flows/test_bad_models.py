@@ -15,7 +15,7 @@ from flows.runs.workspace import create_or_open
 from tasks.config.data import FromScratchConfig
 from tasks.contract.execution import execute
 from tasks.contract.resident import ResidentModels
-from tasks.data.records import Text
+from tasks.data.shapes.records import Text
 from tasks.errors import UserError
 from tasks.models.from_scratch import make_model
 

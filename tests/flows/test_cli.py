@@ -75,7 +75,7 @@ def test_help_names_every_command_and_is_quick():
     ("module", "heavy"),
     [
         ("flows.cli.main", {"rich", "torch", "prefect", "mlflow", "pandas", "pyarrow", "yaml", "pydantic"}),
-        ("flows.terminal.views", {"torch", "prefect", "mlflow", "pandas", "transformers"}),
+        ("flows.terminal.views.runs", {"torch", "prefect", "mlflow", "pandas", "transformers"}),
         ("flows.launch", {"torch", "prefect", "mlflow", "pandas", "transformers"}),
     ],
 )

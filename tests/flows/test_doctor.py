@@ -348,7 +348,7 @@ def test_a_server_of_the_home_that_does_not_answer_or_runs_elsewhere(tmp_path, m
 
 def test_the_command_itself_imports_no_torch():
     code = (
-        "import sys, flows.doctor, flows.terminal.doctor_view; print({'torch', 'mlflow', 'prefect'} & {*sys.modules})"
+        "import sys, flows.doctor, flows.terminal.views.doctor; print({'torch', 'mlflow', 'prefect'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

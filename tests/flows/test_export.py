@@ -13,7 +13,7 @@ from flows.config.reading import checked
 from flows.outcomes.card import loading_lines
 from flows.outcomes.export import export_model
 from tasks.config.data import FromScratchConfig
-from tasks.data.records import Text
+from tasks.data.shapes.records import Text
 from tasks.errors import ConfigError, DamagedError, RunError
 from tasks.models.from_scratch import make_model
 from tasks.models.scalar import load_scalar_model

@@ -18,8 +18,7 @@ from flows.preview.duration import checkpoint_bytes, seconds_of_run, seconds_of_
 from flows.preview.first_look import look_first, preview_config
 from flows.preview.memory import memory_of_stages
 from flows.runs import Run
-from tasks.config import PreviewConfig
-from tasks.contract import StageError
+from tasks.contract import PreviewConfig, StageError
 from tasks.errors import ConfigError, Mistakes
 from tasks.preview import look
 
@@ -239,9 +238,8 @@ def test_what_is_mistaken_is_told_and_leaves_no_run(tmp_path, model, monkeypatch
     config = load_config(write_document(tmp_path, document))
     run = Run(tmp_path / "home" / "runs" / "r", tmp_path / "home")
     monkeypatch.setattr(launch, "local_pool", lambda log, execution: InThisProcess(log))
-    # It starts beside the look, and nobody waits for it.
     monkeypatch.setattr(launch.servers, "begin_prefect", lambda home: None)
-    monkeypatch.setattr(launch.servers, "ensure_prefect", None)
+    monkeypatch.setattr(launch.servers, "ensure_prefect", lambda home, **_: "http://127.0.0.1:1/api")
     with pytest.raises(Mistakes) as told:
         launch.start(run, config, launch.prepared(run, config))
     assert [sentence.partition(": ")[0] for sentence in told.value.mistakes] == ["model.policy", "rewards.r.model"]

@@ -297,7 +297,7 @@ def test_what_follows_from_lists_is_worked_out_for_the_rows_that_are_shown_alone
     assert [row["kl_sum"] for row in expected] == [1.5, 0.5]
     assert [(row["kind"], row["iteration"]) for row in expected] == [("x", 1), ("y", 1)]
     seen = []
-    monkeypatch.setattr("flows.query.data_set.column_of", lambda table, name: seen.append((name, table.num_rows)))
+    monkeypatch.setattr("flows.query.part.column_of", lambda table, name: seen.append((name, table.num_rows)))
     DataSet(parts=(a_part(a_table()),)).search("", top=2).dicts(["rollout_id", "kl_sum", "kind"])
     assert seen == [("kl_sum", 2), ("kind", 2)]
 

@@ -198,7 +198,7 @@ def test_a_ranking_is_of_the_answers_to_its_own_prompt():
 @pytest.mark.parametrize("preset", ["quickstart", "grpo", "rloo"])
 @pytest.mark.parametrize("seed", [0, 4])
 def test_every_row_of_the_world_fits_the_model_and_every_word_is_one_token(preset, seed, tmp_path):
-    from tasks.data.records import to_texts
+    from tasks.data.shapes.records import to_texts
     from tasks.models.from_scratch import make_model
     from tasks.text.tokens import encode_dialogue, load_tokenizer
 

@@ -27,11 +27,11 @@ from flows.plan import Attempt
 from flows.query import LATEST, Query, one_rollout, parse, select, written
 from flows.runs import find_run
 from flows.terminal import logs, watch
-from flows.terminal.compare_view import comparison_view, explanation_view, sparkline
-from flows.terminal.rollout_views import rollout_view, rows_table, wide_view
-from flows.terminal.status_view import status_view
 from flows.terminal.tables import MOST_LISTED, Column, Hidden, Table, View, folded, numbers
-from flows.terminal.views import attempts_table, results_table, runs_table, signed, steps_table
+from flows.terminal.views.compare import comparison_view, explanation_view, sparkline
+from flows.terminal.views.rollouts import rollout_view, rows_table, wide_view
+from flows.terminal.views.runs import attempts_table, results_table, runs_table, signed, steps_table
+from flows.terminal.views.status import status_view
 from tasks.errors import ConfigError
 from tasks.metrics.declared import GLOSSARY
 from tasks.store import Manifest

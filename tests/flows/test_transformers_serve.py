@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_serve_available
 from flows.config.reading import load_config
 from ppo_core import Ragged, SamplingConfig
 from tasks.config.data import FromScratchConfig
-from tasks.data.records import Text
+from tasks.data.shapes.records import Text
 from tasks.errors import ServerError, TransientError
 from tasks.models.from_scratch import make_model
 from tasks.sampling.engines.policy_files import PolicyFiles

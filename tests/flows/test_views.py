@@ -16,9 +16,9 @@ from flows.outcomes.status import overview, reports_of, run_state, stage_statuse
 from flows.plan.attempts import attempts_of
 from flows.plan.plan import forced_by, make_plan
 from flows.query import LATEST, Span, one_rollout, select
-from flows.terminal.rollout_views import rollout_view, rows_table
-from flows.terminal.status_view import round_table, status_view
-from flows.terminal.views import attempts_table, results_table, runs_table, steps_table
+from flows.terminal.views.rollouts import rollout_view, rows_table
+from flows.terminal.views.runs import attempts_table, results_table, runs_table, steps_table
+from flows.terminal.views.status import round_table, status_view
 from flows.text import duration, json_text, number, printable, printable_lines
 from tasks.errors import ConfigError, RunError
 from tasks.store.data_sets import read_dataset, write_dataset

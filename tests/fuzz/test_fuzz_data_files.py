@@ -18,8 +18,8 @@ from flows.cli.options import MISTAKE
 from flows.text import printable
 from tasks.config.data import Source
 from tasks.data.bad_rows import Findings
-from tasks.data.preferences import to_preferences
-from tasks.data.records import to_prompts
+from tasks.data.shapes.preferences import to_preferences
+from tasks.data.shapes.records import to_prompts
 from tasks.data.sources import read_rows
 from tasks.errors import UserError
 

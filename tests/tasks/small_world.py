@@ -19,7 +19,7 @@ from tasks.config.training import TrainRewardModelConfig
 from tasks.config.update import UpdatePolicyConfig
 from tasks.contract.resident import ResidentModels
 from tasks.contract.stage import StageContext, stage_function
-from tasks.data.records import Text
+from tasks.data.shapes.records import Text
 from tasks.models.from_scratch import make_model
 from tasks.stages import STAGES
 from tasks.store.data_sets import read_dataset

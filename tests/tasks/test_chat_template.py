@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_endings import CHATML, EOS, GEMMA, LLAMA_2, REFUSES_ANSWERS, TOKENS, chat_tokenizer
 from tiny_tokenizers import byte_level, wrap
 
-from tasks.data.records import Prompt, Text
+from tasks.data.shapes.records import Prompt, Text
 from tasks.errors import ConfigError, DataError, ModelError
 from tasks.text.chat_template import bind_options, remembered, render
 from tasks.text.doubts import doubts_about, doubts_about_data

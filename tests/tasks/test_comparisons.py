@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.data.bad_rows import Findings, Row
-from tasks.data.preferences import to_preferences
+from tasks.data.shapes.preferences import to_preferences
 from tasks.errors import DataError
 
 PLACE = "a.jsonl, row 1"

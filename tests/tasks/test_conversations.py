@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tasks.data.bad_rows import BadRow, Row
-from tasks.data.conversations import json_list, messages_of, unfolded
+from tasks.data.shapes.conversations import json_list, messages_of, unfolded
 
 ROW = Row("a.csv, row 3", {})
 Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}

@@ -13,7 +13,7 @@ from tasks.errors import ModelError, RunError
 from tasks.models.loading import load_policy
 from tasks.models.scalar import load_scalar_model
 from tasks.store.digests import digest_file
-from tasks.store.external import model_ref, remembered_digests
+from tasks.store.outside.models import model_ref, remembered_digests
 from tasks.text.tokens import copy_tokenizer
 
 FILES = {
@@ -99,7 +99,7 @@ def counted(monkeypatch):
         hashed.append(path.name)
         return real(path)
 
-    monkeypatch.setattr("tasks.store.external.digest_file", reading)
+    monkeypatch.setattr("tasks.store.outside.models.digest_file", reading)
     return hashed
 
 

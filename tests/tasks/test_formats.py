@@ -17,8 +17,8 @@ from transcripts import WRITTEN, written
 from tasks.config.data import Source
 from tasks.data.bad_rows import Row
 from tasks.data.plain_values import content_key
-from tasks.data.preferences import to_preferences
-from tasks.data.records import to_prompts, to_texts
+from tasks.data.shapes.preferences import to_preferences
+from tasks.data.shapes.records import to_prompts, to_texts
 from tasks.data.sources import read_rows
 from tasks.store.manifest import Place
 

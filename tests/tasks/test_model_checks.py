@@ -13,7 +13,7 @@ from small_world import TEXTS, Workbench, prepare_config, write_rows
 from tasks.config.data import FromScratchConfig, Source
 from tasks.config.execution import ExecutionConfig
 from tasks.config.model_access import ModelAccess, ModelChecks
-from tasks.data.records import Text
+from tasks.data.shapes.records import Text
 from tasks.errors import ModelError
 from tasks.models.access import Models
 from tasks.models.checks import model_mistakes, require_sound_models

@@ -5,8 +5,8 @@ from shared_data import SHARED, needs_shared_data
 
 from tasks.config.data import Source
 from tasks.data.bad_rows import BadRow, Findings, Row
-from tasks.data.preferences import to_preferences
-from tasks.data.records import TAKEN, Preference, Prompt, Text, to_prompts, to_texts
+from tasks.data.shapes.preferences import to_preferences
+from tasks.data.shapes.records import TAKEN, Preference, Prompt, Text, to_prompts, to_texts
 from tasks.data.sources import read_rows
 from tasks.errors import DataError
 from tasks.store.schemas import ROLLOUTS

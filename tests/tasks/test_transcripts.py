@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from transcripts import WRITTEN, written
 
 from tasks.data.bad_rows import Findings, Row
-from tasks.data.preferences import to_preferences
-from tasks.data.transcripts import split
+from tasks.data.shapes.preferences import to_preferences
+from tasks.data.shapes.transcripts import split
 from tasks.errors import DataError
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Who are you?\n\nAssistant:"

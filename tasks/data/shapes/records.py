@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tasks.data.bad_rows import Findings, Row, refuse
-from tasks.data.columns import answer_name, has, messages_name, prompt_in, required, responses_after, without_answer
-from tasks.data.conversations import Messages, last_answer, messages_of, require_text, unfolded
+from tasks.data.shapes.columns import (
+    answer_name,
+    has,
+    messages_name,
+    prompt_in,
+    required,
+    responses_after,
+    without_answer,
+)
+from tasks.data.shapes.conversations import Messages, last_answer, messages_of, require_text, unfolded
 from tasks.errors import DataError
 
 TAKEN = frozenset(

@@ -24,48 +24,50 @@ class Format(StrEnum):
     csv = "csv"
 
 
+Rounds = Annotated[str | None, typer.Option(metavar="R", help="A round, 2-4, or all; default: the latest.")]
+Iterations = Annotated[str | None, typer.Option(metavar="I", help="An iteration, 2-4, or all; default: the latest.")]
+Where = Annotated[
+    str | None, typer.Option(metavar="SEARCH", help='Such as: lamp -"red lamp" score<0 finish_reason:stop sort:-length')
+]
+Grep = Annotated[str | None, typer.Option(metavar="TEXT", help="Rows whose texts hold these words as they are.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="The responses to one prompt, by its prompt_id, through all iterations."),
+]
+Sort = Annotated[str | None, typer.Option(metavar="COLUMN", help="Smallest first; -COLUMN puts the largest first.")]
+Sample = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="So many rows drawn at random, the same ones each time.")
+]
+Top = Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: 10 in a table, else all.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Another data set: evaluation, preferences, prompts, audit, ...", autocompletion=data_sets
+    ),
+]
+Wide = Annotated[bool, typer.Option("--wide", help="Whole texts below their numbers, instead of a table.")]
+Form = Annotated[Format, typer.Option("--format", help="jsonl has every column, csv those that are no lists.")]
+Parquet = Annotated[Path | None, typer.Option(metavar="FILE", help="Write every column to a new Parquet file.")]
+Url = Annotated[bool, typer.Option("--url", help="Print the address of the page that shows these rows.")]
+
+
 @commands.command()
 def rollouts(
     ctx: typer.Context,
     run: RunName = None,
-    round: Annotated[str | None, typer.Option(metavar="R", help="A round, 2-4, or all; default: the latest.")] = None,
-    iteration: Annotated[
-        str | None, typer.Option(metavar="I", help="An iteration, 2-4, or all; default: the latest.")
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(metavar="SEARCH", help='Such as: lamp -"red lamp" score<0 finish_reason:stop sort:-length'),
-    ] = None,
-    grep: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Rows whose texts hold these words as they are.")
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="The responses to one prompt, by its prompt_id, through all iterations."),
-    ] = None,
-    sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Smallest first; -COLUMN puts the largest first.")
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="So many rows drawn at random, the same ones each time.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: 10 in a table, else all.")] = None,
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Another data set: evaluation, preferences, prompts, audit, ...",
-            autocompletion=data_sets,
-        ),
-    ] = "rollouts",
-    wide: Annotated[bool, typer.Option("--wide", help="Whole texts below their numbers, instead of a table.")] = False,
-    format_: Annotated[
-        Format, typer.Option("--format", help="jsonl has every column, csv those that are no lists.")
-    ] = (Format.table),
-    parquet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every column to a new Parquet file.")
-    ] = None,
-    url: Annotated[bool, typer.Option("--url", help="Print the address of the page that shows these rows.")] = False,
+    round: Rounds = None,
+    iteration: Iterations = None,
+    where: Where = None,
+    grep: Grep = None,
+    prompt: Prompt = None,
+    sort: Sort = None,
+    sample: Sample = None,
+    top: Top = None,
+    data: Data = "rollouts",
+    wide: Wide = False,
+    format_: Form = Format.table,
+    parquet: Parquet = None,
+    url: Url = False,
     attempt: AttemptId = None,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +111,7 @@ def rollouts(
 def show_rows(found: "Selection", rows: "Rows", data: str, *, wide: bool, sample: int | None) -> None:
     """A table, or whole texts, and where the rows are from."""
     from flows.query import SEED_OF_SAMPLES
-    from flows.terminal.rollout_views import rows_table, where_from, wide_view
+    from flows.terminal.views.rollouts import rows_table, where_from, wide_view
 
     show(wide_view(rows) if wide else rows_table(rows))
     drawn = f", drawn with seed {SEED_OF_SAMPLES}" if sample is not None else ""
@@ -193,6 +195,6 @@ def show_(
     if as_json:
         print_json({**found.row, "tokens": found.tokens})
     else:
-        from flows.terminal.rollout_views import rollout_view
+        from flows.terminal.views.rollouts import rollout_view
 
         show(rollout_view(found))

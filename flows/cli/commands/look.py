@@ -26,7 +26,7 @@ def list_(ctx: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json([asdict(item) for item in overviews])
     elif overviews:
-        from flows.terminal.views import runs_table
+        from flows.terminal.views.runs import runs_table
 
         show(runs_table(overviews))
     else:
@@ -85,8 +85,8 @@ def show_status(run: "Run", rounds: "Span", *, whole: bool, as_json: bool) -> No
             }
         )
         return
-    from flows.terminal.status_view import status_view
-    from flows.terminal.views import results_table, state_line, warning_lines
+    from flows.terminal.views.runs import results_table, state_line, warning_lines
+    from flows.terminal.views.status import status_view
 
     show(state_line(run, found.state), is_line=True)
     print()
@@ -107,7 +107,7 @@ def show_attempts(run: "Run", plan: "Plan", *, as_json: bool) -> None:
     if as_json:
         print_json({"run": run.name, "attempts": [asdict(attempt) for attempt in found]})
     elif found:
-        from flows.terminal.views import attempts_table
+        from flows.terminal.views.runs import attempts_table
 
         show(attempts_table(found))
         print(
@@ -169,7 +169,7 @@ def replay(
     if as_json:
         print_json({"run": found.name, "stages": [asdict(stage) for stage in replayed]})
     else:
-        from flows.terminal.rollout_views import replay_view
+        from flows.terminal.views.rollouts import replay_view
 
         show(replay_view(replayed))
     if any(stage.differences for stage in replayed):

@@ -15,8 +15,8 @@ from tasks.paths import user_path
 from tasks.store.digests import digest_file, digest_files
 from tasks.store.files import read_json, write_json
 from tasks.store.manifest import Ref
-from tasks.store.model_files import PATTERNS, model_files
-from tasks.store.recall import found_or_known
+from tasks.store.outside.model_files import PATTERNS, model_files
+from tasks.store.outside.recall import found_or_known
 
 # Written into the name of what was merged: another way of merging must not find the results of the old one.
 MERGE_VERSION = "1"

@@ -7,7 +7,7 @@ from flows.outcomes import AskedFor, StageStatus
 from flows.runs import Run
 from flows.terminal.display import ITERATION_LINE, headline
 from flows.terminal.tables import DOUBTFUL, MOST_LISTED, Column, Hidden, Table, View, folded, numbers
-from flows.terminal.views import colored
+from flows.terminal.views.runs import colored
 from flows.text import duration, number, printable, stage_label
 from tasks import environment
 from tasks.metrics import combine

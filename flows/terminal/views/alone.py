@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.terminal.rollout_views import printable_block, title_of
 from flows.terminal.tables import TIGHT, Column, Table, View, numbers
+from flows.terminal.views.rollouts import printable_block, title_of
 from flows.text import number, printable
 
 if TYPE_CHECKING:

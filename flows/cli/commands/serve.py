@@ -196,7 +196,7 @@ def doctor(
     if as_json:
         print_json([finding.as_dict() for finding in findings])
     else:
-        from flows.terminal.doctor_view import doctor_table
+        from flows.terminal.views.doctor import doctor_table
 
         show(doctor_table(findings))
     if any(finding.state == PROBLEM for finding in findings):

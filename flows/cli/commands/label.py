@@ -150,7 +150,7 @@ def invite(
 def status(ctx: typer.Context, queue: QueueName = None, as_json: Json = False) -> None:
     """How far people are, and how far they agree: with each other, with themselves, with the score."""
     from flows.labels import find_queue, quality_of
-    from flows.terminal.label_views import annotators_table, queue_sentence
+    from flows.terminal.views.labels import annotators_table, queue_sentence
 
     found = quality_of(find_queue(ctx.obj, queue))
     if as_json:
@@ -171,7 +171,7 @@ def without_tokens(found: dict[str, Any]) -> dict[str, Any]:
 def list_(ctx: typer.Context, as_json: Json = False) -> None:
     """All queues, the newest first."""
     from flows.labels import queues, summary_of
-    from flows.terminal.label_views import queues_table
+    from flows.terminal.views.labels import queues_table
 
     found = [summary_of(queue) for queue in queues(ctx.obj)]
     if as_json:

@@ -11,7 +11,7 @@ from flows.analysis.differences import MISSING, Setting
 from flows.analysis.explain import Explanation, Figures
 from flows.analysis.joined import Answer, Pair
 from flows.terminal.tables import BAD, DOUBTFUL, GOOD, Column, Hidden, Table, View, folded, numbers
-from flows.terminal.views import colored, signed
+from flows.terminal.views.runs import colored, signed
 from flows.text import number, printable
 from tasks.config import Json
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from tasks.data.bad_rows import BadRow, Row, refuse
-from tasks.data.conversations import Messages, last_answer, messages_of, require_text, same_messages, unfolded
-from tasks.data.transcripts import begins_with_turn, ends_with_answer, ends_with_opening
+from tasks.data.shapes.conversations import Messages, last_answer, messages_of, require_text, same_messages, unfolded
+from tasks.data.shapes.transcripts import begins_with_turn, ends_with_answer, ends_with_opening
 from tasks.errors import shorten
 
 MESSAGES = ("messages", "conversations", "conversation")

@@ -3,11 +3,8 @@
 from pydantic import Field
 
 from ppo_core.config import SamplingConfig
+from tasks.config import DataConfig, ExecutionConfig, FromScratchConfig, ModelAccess, ModelChecks, Rewards
 from tasks.config.base import StageConfig
-from tasks.config.data import DataConfig, FromScratchConfig
-from tasks.config.execution import ExecutionConfig
-from tasks.config.model_access import ModelAccess, ModelChecks
-from tasks.config.rewards import Rewards
 
 
 class TrialConfig(StageConfig):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.data.bad_rows import Row, refuse
-from tasks.data.conversations import json_list
+from tasks.data.shapes.conversations import json_list
 
 Answers = dict[str, Any]
 """Values of responses by the names of their columns."""

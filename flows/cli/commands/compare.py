@@ -35,7 +35,7 @@ def compare(
     if as_json:
         print_json(found.as_dict(0, top))
     else:
-        from flows.terminal.compare_view import comparison_view
+        from flows.terminal.views.compare import comparison_view
 
         show(comparison_view(found, found.pairs(0, top)))
 
@@ -62,7 +62,7 @@ def diff(
     if as_json:
         print_json({"a": names[0], "b": names[1], "settings": [setting.as_dict() for setting in found]})
     elif found:
-        from flows.terminal.compare_view import settings_table
+        from flows.terminal.views.compare import settings_table
 
         show(settings_table(found, names))
     else:
@@ -93,6 +93,6 @@ def explain(
         values = {item.name: [dict(zip(places, value, strict=True)) for value in item.values] for item in figures}
         print_json({**found.as_dict(), **({} if own is None else {"run": own.name, "values": values})})
     else:
-        from flows.terminal.compare_view import explanation_view
+        from flows.terminal.views.compare import explanation_view
 
         show(explanation_view(found, figures, None if own is None else own.name))

@@ -81,7 +81,7 @@ def sample(
         for row in rows:
             print(json_text(row))
     else:
-        from flows.terminal.alone_views import sample_view
+        from flows.terminal.views.alone import sample_view
 
         show(sample_view(rows, chosen.called, seed=seed))
 
@@ -128,7 +128,7 @@ def score(
         for row in found.rows():
             print(json_text(row))
     else:
-        from flows.terminal.alone_views import scores_table
+        from flows.terminal.views.alone import scores_table
 
         show(scores_table(found))
 
@@ -160,7 +160,7 @@ def evaluate(
     if as_json:
         print_json({"run": own.name, **found.as_dict()})
     else:
-        from flows.terminal.alone_views import evaluation_view
+        from flows.terminal.views.alone import evaluation_view
 
         show(evaluation_view(found))
 

@@ -33,7 +33,7 @@ def check(
     from flows.config import read_document, with_overrides
     from flows.preview import examine
     from flows.runs import named_run
-    from flows.terminal.preview_view import preview_view
+    from flows.terminal.views.preview import preview_view
     from tasks.errors import ConfigError, Mistakes
 
     document = with_overrides(read_document(config), set_ or [])

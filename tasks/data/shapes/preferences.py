@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.data.bad_rows import BadRow, Findings, Row, refuse
-from tasks.data.columns import MESSAGES, answer_name, has, prompt_in, required, responses_after
-from tasks.data.comparisons import PROMPT_NAMES, has_scores, is_true, number, ranks_of, rated_completions, two_answers
-from tasks.data.conversations import (
+from tasks.data.shapes.columns import MESSAGES, answer_name, has, prompt_in, required, responses_after
+from tasks.data.shapes.comparisons import (
+    PROMPT_NAMES,
+    has_scores,
+    is_true,
+    number,
+    ranks_of,
+    rated_completions,
+    two_answers,
+)
+from tasks.data.shapes.conversations import (
     Messages,
     json_list,
     last_answer,
@@ -18,8 +26,8 @@ from tasks.data.conversations import (
     same_messages,
     unfolded,
 )
-from tasks.data.records import Preference, converted
-from tasks.data.transcripts import PARTED, split
+from tasks.data.shapes.records import Preference, converted
+from tasks.data.shapes.transcripts import PARTED, split
 from tasks.errors import DataError, shorten
 
 EQUAL = "chosen equal to rejected"
@@ -32,10 +40,10 @@ def to_preferences(rows: Iterable[Row], findings: Findings | None = None) -> tup
 
     - ``prompt, chosen, rejected`` and perhaps ``margin``: texts, or message lists (chosen and rejected one assistant
       message each, or the whole conversation);
-    - ``chosen, rejected``: whole transcripts or conversations; what they share is the prompt (``tasks.data.transcripts``);
+    - ``chosen, rejected``: whole transcripts or conversations; what they share is the prompt;
     - ``prompt, responses`` with ``ranks``, or with ``scores``, of which more is better; UltraFeedback's ``completions``;
     - ``prompt``, two answers such as ``answer_a, answer_b``, and which is better, such as ``winner``
-      (``tasks.data.comparisons``);
+      (``tasks.data.shapes.comparisons``);
     - ``prompt, completion, label``: the answers to one prompt, the good ones ranked before the bad ones.
 
     Rows that compare nothing are left out, because real data has some: equal chosen and rejected, all ranks tied,

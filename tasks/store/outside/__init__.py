@@ -1,0 +1,1 @@
+"""Models that lie outside of the store, as references."""
