@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from tasks.config import ModelChecks, PreviewConfig
-from tasks.contract import StageCall
+from tasks.config import ModelChecks
+from tasks.contract import PreviewConfig, StageCall
 from tasks.store import Ref
 from tasks.worker.protocol import Report
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tasks.config import ModelChecks, PreviewConfig
-from tasks.contract import StageCall, StageError, worth_retrying
+from tasks.config import ModelChecks
+from tasks.contract import PreviewConfig, StageCall, StageError, worth_retrying
 from tasks.store import Ref
 from tasks.worker.dealer import Dealer
 from tasks.worker.interface import Workers
