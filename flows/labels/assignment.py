@@ -27,7 +27,7 @@ def next_tasks(
     number: int,
     held: frozenset[str] = frozenset(),
 ) -> list[LabelTask]:
-    """What this person is asked next; ``held`` are the tasks that their page has already.
+    """What this person is asked next; ``held`` are those that they see now, or whose answers are on their way.
 
     A task that as many people have answered as are wanted is asked nobody else. One that is repeated comes ten answers
     after it was answered first, or when nothing else is left.

@@ -142,7 +142,7 @@ def take_answer(queue: Queue, annotator: str, request: Request, body: bytes) -> 
 
 
 def standing(queue: Queue, annotator: str, held: frozenset[str]) -> dict[str, Any]:
-    """How far this person is, and the next tasks beside those that the page has."""
+    """How far this person is, and the next tasks beside those on the page or on their way here."""
     answers = all_answers(queue)
     own = answers.get(annotator, {})
     left = next_tasks(queue, annotator, answers, number=len(queue.tasks), held=frozenset(held))
@@ -150,7 +150,7 @@ def standing(queue: Queue, annotator: str, held: frozenset[str]) -> dict[str, An
     return {
         "answered": list(own),
         "left": len(left) + len(waiting),
-        "tasks": [shown_task(queue, annotator, task) for task in left[: max(0, AHEAD - len(waiting))]],
+        "tasks": [shown_task(queue, annotator, task) for task in left[:AHEAD]],
     }
 
 

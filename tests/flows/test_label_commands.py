@@ -135,12 +135,12 @@ tasks = json.load(opener.open(f"{base}/tasks"))["tasks"]
 while tasks:
     task = tasks.pop(0)
     sent = {"task_id": task["task_id"], "answer_id": f"{token[:8]}-{task['task_id']}", "shown": task["shown"],
-            "ranks": list(range(1, len(task["shown"]) + 1)), "seconds": 1, "held": [t["task_id"] for t in tasks]}
+            "ranks": list(range(1, len(task["shown"]) + 1)), "seconds": 1, "held": [t["task_id"] for t in tasks[:1]]}
     request = urllib.request.Request(f"{base}/answers", json.dumps(sent).encode(), {"content-type": "application/json"})
     told = json.load(opener.open(request))
     with open(confirmed, "a") as stream:
         stream.write(told["saved"] + "\\n")
-    tasks += told["tasks"]
+    tasks = tasks[:1] + told["tasks"]
 """
 
 
@@ -198,7 +198,7 @@ def test_a_queue_of_a_thousand_tasks_with_five_annotators_at_once(tmp_path):
     queue, confirmed, codes = answer_all(tmp_path, number=1000, people=5, annotators=2)
     assert [codes[f"p{i}"] for i in range(1, 5)] == [0] * 4
     check_all_there(queue, confirmed, codes, 2)
-    # Those whom several had before them at the same time, and no more.
+    # A task is asked once too often where several see it at the same time, which happens when few are left.
     assert sum(map(len, saved(queue).values())) <= 2000 + 50
 
 

@@ -199,7 +199,7 @@
     send();
   }
   function held() {
-    return [task, ...upcoming].filter(Boolean).map((own) => own.task_id);
+    return task ? [task.task_id] : [];
   }
   function take(told) {
     // What was answered here and is not sent yet is answered all the same.
@@ -207,7 +207,8 @@
     answered = [...told.answered, ...waiting.filter((id) => !told.answered.includes(id))];
     const known = new Set([...held(), ...answered]);
     left = told.left - waiting.filter((id) => !told.answered.includes(id)).length;
-    upcoming.push(...told.tasks.filter((own) => !known.has(own.task_id)));
+    // All of them anew: what enough others have answered by now is asked nobody else.
+    upcoming = told.tasks.filter((own) => !known.has(own.task_id));
     if (!task && upcoming.length) show(upcoming.shift());
   }
   function complain(sentence) {
