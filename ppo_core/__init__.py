@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from ppo_core.randomness import derive_seed, row_uniforms
     from ppo_core.rewards import RunningMoments, overlong_penalty, token_rewards, treated_scores
     from ppo_core.sampling import sample
+    from ppo_core.shares import ALONE, Sharing, add_gradients, can_share
     from ppo_core.update import MinibatchStats, Optimizers, UpdateStats, ppo_update
 
 __all__ = [
+    "ALONE",
     "AS_FEW_AS_POSSIBLE",
     "CalibrationBin",
     "ConfigError",
@@ -57,11 +59,14 @@ __all__ = [
     "RunningMoments",
     "SamplingConfig",
     "ShapeError",
+    "Sharing",
     "TrunkCritic",
     "UpdateStats",
     "UserError",
+    "add_gradients",
     "aggregate_loss",
     "calibration_bins",
+    "can_share",
     "derive_seed",
     "entropy",
     "exact_kl",
@@ -117,6 +122,7 @@ _MODULES = (
     "randomness",
     "rewards",
     "sampling",
+    "shares",
     "update",
 )
 

@@ -1,12 +1,11 @@
 """A model in training: its gradient and its statistics, from micro-batch to minibatch to update."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ppo_core.batch import PaddedBatch
 from ppo_core.errors import NonFiniteError
@@ -27,22 +26,15 @@ class Training:
     max_grad_norm: float
     objective: Callable[[PaddedBatch, Counts], tuple[Tensor, Stats]]
     minibatches: list[dict[str, float]] = field(default_factory=list)
-    open_stats: Stats = field(default_factory=dict)
 
     @property
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def add(self, stats: Stats) -> None:
-        """Add a micro-batch's statistics to those of its minibatch."""
-        self.open_stats = _added([self.open_stats, stats])
-
-    def close_minibatch(self, where: str, group: "distributed.ProcessGroup | None") -> dict[str, float]:
-        """The finished minibatch as numbers; its gradient is summed over processes and scaled down to its limit."""
+    def close_minibatch(self, where: str, parts: Iterable[Stats]) -> dict[str, float]:
+        """The minibatch as numbers, from those of its micro-batches; its gradient is scaled down to its limit."""
         parameters = self.parameters
-        if group is not None:
-            self.open_stats = _sum_over_processes(parameters, self.open_stats, group)
-        stats = {name: float(value) for name, value in self.open_stats.items()}
+        stats = {name: float(value) for name, value in _added(parts).items()}
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         stats["grad_norm"] = float(norm)
@@ -53,7 +45,6 @@ class Training:
             )
         if stats["grad_norm"] > self.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        self.open_stats = {}
         self.minibatches.append(stats)
         return stats
 
@@ -63,23 +54,7 @@ class Training:
         return mean_of(values) if values else None
 
 
-def _sum_over_processes(parameters: list[Tensor], stats: Stats, group: "distributed.ProcessGroup") -> Stats:
-    """Gradients are summed in place. Every process computes the same sums, hence takes the same step."""
-    own = ({name: value.cpu() for name, value in stats.items()}, [p.grad is not None for p in parameters])
-    gathered: list[Any] = [None] * group.size()
-    distributed.all_gather_object(gathered, own, group=group)
-    for parameter, *has_gradient in zip(parameters, *(flags for _, flags in gathered), strict=True):
-        # An optimizer leaves a parameter without a gradient alone; with one of zeros it would decay it.
-        if not any(has_gradient):
-            continue
-        # A process without a row has no gradient, but has to take part.
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        distributed.all_reduce(parameter.grad, group=group)
-    return _added([stats for stats, _ in gathered])
-
-
-def _added(parts: list[Stats]) -> Stats:
+def _added(parts: Iterable[Stats]) -> Stats:
     """Statistics of parts as those of the whole: sums, but for the maximum."""
     whole: Stats = {}
     for stats in parts:

@@ -6,17 +6,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ppo_core.batch import RolloutBatch
 from ppo_core.config import PPOConfig
 from ppo_core.errors import ConfigError, NonFiniteError, ShapeError
 from ppo_core.forward import forward_groups
 from ppo_core.heads import shares_trunk
+from ppo_core.losses import Stats
 from ppo_core.masking import explained_variance
 from ppo_core.objectives import Counts, critic_objective, policy_objective
 from ppo_core.packing import minibatches
 from ppo_core.randomness import derive_seed
+from ppo_core.shares import ALONE, Sharing, add_gradients
 from ppo_core.training import Training, mean_of
 
 
@@ -96,7 +98,7 @@ def ppo_update(
     temperature: float = 1.0,
     reference: nn.Module | None = None,
     micro_batch_tokens: int = 8192,
-    group: "distributed.ProcessGroup | None" = None,
+    sharing: Sharing = ALONE,
     before_step: Callable[[MinibatchStats], None] | None = None,
     on_tokens: Callable[[int], None] | None = None,
     on_trained: Callable[[str], None] | None = None,
@@ -113,8 +115,9 @@ def ppo_update(
     that the logprobs were stored at.
 
     ``micro_batch_tokens`` bounds the tokens of one forward pass, padding included, and with it memory. The processes of
-    ``group``, each with the same models and the same batch, share the rows of every minibatch and add up their
-    gradients. Results depend on neither.
+    ``sharing.group``, each with the same models and the same batch, share the micro-batches of every minibatch and add up
+    their gradients. Results depend on neither but by rounding, and on the processes not even by that where
+    ``sharing.shares`` says in which order gradients are added.
 
     ``before_step`` is told of each minibatch of the policy before its optimizer steps, and may raise. ``on_tokens`` is
     told the response tokens of each micro-batch when a model has learned from it, ``on_trained`` the name of a model,
@@ -127,8 +130,8 @@ def ppo_update(
     for name, training in in_training.items():
         for epoch in range(training.epochs):
             for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
-                _add_gradient(training, batch.select(rows), config, group, micro_batch_tokens, on_tokens)
-                stats = training.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", group)
+                parts = _add_gradient(training, batch.select(rows), config, sharing, micro_batch_tokens, on_tokens)
+                stats = training.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", parts)
                 if before_step is not None and name == "policy":
                     before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
                 training.optimizer.step()
@@ -183,24 +186,29 @@ def _add_gradient(
     training: Training,
     minibatch: RolloutBatch,
     config: PPOConfig,
-    group: "distributed.ProcessGroup | None",
+    sharing: Sharing,
     micro_batch_tokens: int,
     on_tokens: Callable[[int], None] | None,
-) -> None:
-    """The gradient of this process's share of a minibatch, in passes that fit into memory."""
+) -> list[Stats]:
+    """The gradient of a minibatch, in passes that fit into memory; what each pass says of its own."""
     counts = Counts(
         num_tokens=len(minibatch.responses.values),
         num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
     )
-    share = minibatch.select(_share_of(minibatch.lengths, group))
-    training.optimizer.zero_grad()
-    for packed_rows in forward_groups([training.model], share.lengths, micro_batch_tokens):
-        padded = share.padded(packed_rows)
+    passes = forward_groups([training.model], minibatch.lengths, micro_batch_tokens)
+
+    def backward(number: int) -> Stats:
+        padded = minibatch.padded(passes[number])
         loss, shares = training.objective(padded, counts)
         loss.backward()
-        training.add({"loss": loss.detach(), **shares})
         if on_tokens is not None:
             on_tokens(len(padded.response_ids))
+        stats = {"loss": loss.detach(), **shares}
+        # Alone, nothing waits for a device before the minibatch ends.
+        return stats if sharing.group is None else {name: value.cpu() for name, value in stats.items()}
+
+    training.optimizer.zero_grad()
+    return add_gradients(training.parameters, len(passes), backward, sharing)
 
 
 def require_finite(parameters: Iterable[Tensor], what: str) -> None:
@@ -210,13 +218,6 @@ def require_finite(parameters: Iterable[Tensor], what: str) -> None:
     """
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise NonFiniteError(f"{what} are not all finite numbers; lower the learning rate")
-
-
-def _share_of(lengths: Tensor, group: "distributed.ProcessGroup | None") -> Tensor:
-    """The rows of a minibatch that this process computes: all, or every n-th by length, so that all have as much to do."""
-    if group is None:
-        return torch.arange(len(lengths))
-    return torch.argsort(lengths, stable=True)[group.rank() :: group.size()]
 
 
 def _summary(batch: RolloutBatch, in_training: dict[str, Training]) -> UpdateStats:

@@ -15,7 +15,7 @@ from small_models import HistoryPolicy
 from torch import distributed, multiprocessing, nn
 from update_world import World
 
-from ppo_core import Optimizers
+from ppo_core import ALONE, Optimizers, Sharing
 
 NUM_PROCESSES = 3
 UPDATES = {
@@ -49,7 +49,11 @@ class WithSpare(HistoryPolicy):
         self.spare = nn.Parameter(torch.ones(3, dtype=torch.float64))
 
 
-def run_update(name, group=None):
+SHARES = {1: (2, 3, 4), 2: (2, 4), 3: (3,)}
+"""Numbers of shares, by the number of processes that work on them."""
+
+
+def run_update(name, sharing=ALONE, *, micro_batch_tokens=8192):
     """Weights and statistics after the update; in a group some processes have few rows, or none."""
     world = World()
     world.policy = WithSpare(world.policy.table.detach())
@@ -58,9 +62,9 @@ def run_update(name, group=None):
         policy=torch.optim.AdamW(world.policy.parameters(), 0.05, eps=1e-3, weight_decay=0.1),
         critic=world.optimizers.critic,
     )
-    # A process works through its rows one by one, a single one through all at once.
-    micro_batch_tokens = 8192 if group is None else 12
-    stats = world.update(batch=world.off_policy(), micro_batch_tokens=micro_batch_tokens, group=group, **UPDATES[name])
+    stats = world.update(
+        batch=world.off_policy(), micro_batch_tokens=micro_batch_tokens, sharing=sharing, **UPDATES[name]
+    )
     return [*world.weights, world.policy.spare.detach()], stats.as_dict()
 
 
@@ -73,10 +77,16 @@ def take_part(rank, folder):
         timeout=datetime.timedelta(seconds=100),
     )
     results = {}
-    for size in range(2, NUM_PROCESSES + 1):
-        group = distributed.new_group(list(range(size)))
-        if rank < size:
-            results[size] = {name: run_update(name, group) for name in UPDATES}
+    for size in range(1, NUM_PROCESSES + 1):
+        group = distributed.new_group(list(range(size))) if size > 1 else None
+        if rank >= size:
+            continue
+        # A process works through its rows one by one, a single one through all at once.
+        results[size] = {name: run_update(name, Sharing(group), micro_batch_tokens=12) for name in UPDATES}
+        for shares in SHARES[size]:
+            results[size, shares] = {
+                name: run_update(name, Sharing(group, shares), micro_batch_tokens=12) for name in UPDATES
+            }
     torch.save(results, folder / f"{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

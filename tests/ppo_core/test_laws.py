@@ -23,6 +23,7 @@ from ppo_core import (
     Ragged,
     RolloutBatch,
     ShapeError,
+    can_share,
     entropy,
     exact_kl,
     gae,
@@ -128,6 +129,30 @@ def test_2_the_number_of_processes_does_not_change_loss_and_gradient(shared_upda
         other_weights, other_stats = results[num_processes][name]
         assert all(torch.equal(a, b) for a, b in zip(first_weights, other_weights, strict=True))
         assert other_stats == first_stats
+
+
+@pytest.mark.parametrize("name", gloo_update.UPDATES)
+@pytest.mark.parametrize(("num_processes", "shares"), [(n, shares) for n in (2, 3) for shares in gloo_update.SHARES[n]])
+def test_2_with_shares_the_number_of_processes_changes_no_bit(shared_updates, num_processes, shares, name):
+    weights, stats = shared_updates[0][1, shares][name]
+    for results in shared_updates[:num_processes]:
+        other_weights, other_stats = results[num_processes, shares][name]
+        assert all(torch.equal(a, b) for a, b in zip(weights, other_weights, strict=True))
+        assert other_stats == stats
+    # And it is the same update as without shares but for rounding.
+    whole_weights, whole_stats = shared_updates[0][1][name]
+    assert_same_weights(weights, whole_weights)
+    assert stats == pytest.approx(whole_stats, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize(("shares", "processes"), [(3, 2), (2, 4), (6, 2), (12, 4)])
+def test_2_shares_that_processes_cannot_add_up_in_one_order_are_refused(shares, processes):
+    assert not can_share(shares, processes)
+
+
+@pytest.mark.parametrize(("shares", "processes"), [(1, 7), (2, 1), (4, 2), (6, 3), (8, 8)])
+def test_2_shares_that_each_process_has_a_branch_of_are_taken(shares, processes):
+    assert can_share(shares, processes)
 
 
 @law

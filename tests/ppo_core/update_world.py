@@ -5,6 +5,7 @@ from cases import Draws
 from small_models import HistoryCritic, history_policy
 
 from ppo_core import (
+    ALONE,
     Optimizers,
     PPOConfig,
     Ragged,
@@ -74,7 +75,7 @@ class World:
         policy=True,
         critic=True,
         micro_batch_tokens=8192,
-        group=None,
+        sharing=ALONE,
         before_step=None,
         on_tokens=None,
         on_trained=None,
@@ -90,7 +91,7 @@ class World:
             temperature=self.temperature if temperature is None else temperature,
             reference=self.reference if settings.get("kl_loss_estimator") == "exact" else None,
             micro_batch_tokens=micro_batch_tokens,
-            group=group,
+            sharing=sharing,
             before_step=before_step,
             on_tokens=on_tokens,
             on_trained=on_trained,

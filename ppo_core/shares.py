@@ -1,0 +1,159 @@
+"""The gradient of a minibatch from those of its micro-batches: who computes which, and in what order they are added.
+
+Sums of floating-point numbers depend on their order. So micro-batches are those of the whole minibatch, for any number of
+processes; and where a number of ``shares`` is named, gradients are added along one tree over the shares, whoever holds
+them. Weights then come out the same to the last bit for every number of processes of which each has 1, 2, 4, 8, ... shares.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from ppo_core.errors import ConfigError
+
+T = TypeVar("T")
+Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sharing:
+    """How a minibatch is shared."""
+
+    group: "distributed.ProcessGroup | None" = None
+    """Processes with the same models and the same minibatch; None is this one alone."""
+    shares: int = 1
+    """Parts whose gradients are added in one order for any number of processes; 1 leaves the order to the processes."""
+
+    def __post_init__(self) -> None:
+        if not can_share(self.shares, self.size):
+            raise ConfigError(
+                f"{self.shares} shares and {self.size} processes: each process takes 1, 2, 4, 8, ... shares, and all "
+                "equally many; change one of the numbers"
+            )
+
+    @property
+    def size(self) -> int:
+        return 1 if self.group is None else self.group.size()
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else self.group.rank()
+
+
+def can_share(shares: int, processes: int) -> bool:
+    """Whether so many processes add up gradients as one does: each has a whole branch of the tree over the shares."""
+    each, rest = divmod(shares, processes)
+    return shares == 1 or processes == 1 or (rest == 0 and each & (each - 1) == 0)
+
+
+ALONE = Sharing()
+
+
+def add_gradients(
+    parameters: Sequence[Tensor], num_parts: int, backward: Callable[[int], T], sharing: Sharing
+) -> list[T]:
+    """Leave the sum of the gradients of all parts in each parameter's ``grad``, in every process.
+
+    ``backward(i)`` adds the gradient of part i to those of the parameters, which start without any. Part i belongs to share
+    i modulo the number of shares. Returns what ``backward`` said of each part, in the order of the parts, in every process.
+    """
+    if sharing.group is None and sharing.shares == 1:
+        return [backward(part) for part in range(num_parts)]
+    said: dict[int, T] = {}
+
+    def gradients_of(part: int) -> Gradients:
+        for parameter in parameters:
+            parameter.grad = None
+        if part < num_parts:
+            said[part] = backward(part)
+        return [parameter.grad for parameter in parameters]
+
+    if sharing.shares == 1:
+        for part in range(sharing.rank, num_parts, sharing.size):
+            said[part] = backward(part)
+        total = _sum_over_processes([parameter.grad for parameter in parameters], sharing)
+    else:
+        each = sharing.shares // sharing.size
+        own = range(sharing.rank * each, (sharing.rank + 1) * each)
+        total = [None] * len(parameters)
+        for first in range(0, num_parts, sharing.shares):
+            branch = _Tree()
+            for share in own:
+                branch.add(gradients_of(first + share))
+            total = _added(total, _sum_over_processes(branch.sum(), sharing))
+    for parameter, gradient in zip(parameters, total, strict=True):
+        parameter.grad = gradient
+    return _in_order(said, sharing)
+
+
+class _Tree:
+    """Sums of gradients along a binary tree: of 1, 2, 4, ... neighbours, so that few are in memory at a time."""
+
+    def __init__(self) -> None:
+        self._branches: list[tuple[int, Gradients]] = []
+
+    def add(self, gradients: Gradients) -> None:
+        size = 1
+        while self._branches and self._branches[-1][0] == size:
+            gradients = _added(self._branches.pop()[1], gradients)
+            size *= 2
+        self._branches.append((size, gradients))
+
+    def sum(self) -> Gradients:
+        """Of all; what has no partner is added to its neighbour, the smallest first."""
+        total = self._branches[-1][1]
+        for _, gradients in reversed(self._branches[:-1]):
+            total = _added(gradients, total)
+        return total
+
+
+def _added(first: Gradients, second: Gradients) -> Gradients:
+    """Parameter by parameter, into the tensors of ``first``; one that no token reached has no gradient."""
+    return [a if b is None else b if a is None else a.add_(b) for a, b in zip(first, second, strict=True)]
+
+
+def _sum_over_processes(gradients: Gradients, sharing: Sharing) -> Gradients:
+    """The sum of what each process has; with shares along the tree, whose branches the processes are."""
+    if sharing.group is None:
+        return gradients
+    gathered: list[Any] = [None] * sharing.size
+    # A process without a part has no gradient. A parameter that nobody has one of is left alone: of zeros it would decay.
+    mine = [None if gradient is None else (gradient.shape, gradient.dtype) for gradient in gradients]
+    distributed.all_gather_object(gathered, mine, group=sharing.group)
+    total: Gradients = []
+    for index, gradient in enumerate(gradients):
+        kinds = [kinds[index] for kinds in gathered]
+        kind = next((kind for kind in kinds if kind is not None), None)
+        if kind is None:
+            total.append(None)
+            continue
+        own = gradient if gradient is not None else torch.zeros(kind[0], dtype=kind[1], device=_device_of(sharing))
+        if sharing.shares == 1:
+            distributed.all_reduce(own, group=sharing.group)
+            total.append(own)
+            continue
+        parts = [torch.empty_like(own) for _ in range(sharing.size)]
+        distributed.all_gather(parts, own.contiguous(), group=sharing.group)
+        tree = _Tree()
+        for part, has_one in zip(parts, kinds, strict=True):
+            tree.add([part if has_one is not None else None])
+        total += tree.sum()
+    return total
+
+
+def _device_of(sharing: Sharing) -> torch.device:
+    is_on_gpu = distributed.get_backend(sharing.group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if is_on_gpu else torch.device("cpu")
+
+
+def _in_order(said: dict[int, T], sharing: Sharing) -> list[T]:
+    """What was said of all parts, by whichever process."""
+    gathered: list[Any] = [said]
+    if sharing.group is not None:
+        gathered = [None] * sharing.size
+        distributed.all_gather_object(gathered, said, group=sharing.group)
+    everywhere: dict[int, T] = {part: own for one in gathered for part, own in one.items()}
+    return [everywhere[part] for part in sorted(everywhere)]
