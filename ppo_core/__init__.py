@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppo_core.advantages import gae, group_advantages, length_adaptive_lam, rewards_to_go
     from ppo_core.batch import AS_FEW_AS_POSSIBLE, PaddedBatch, Ragged, RolloutBatch
-    from ppo_core.config import GroupEstimator, PPOConfig, SamplingConfig
+    from ppo_core.config import GroupEstimator, PPOConfig, SamplingConfig, can_share
     from ppo_core.errors import ConfigError, EmptyMaskError, NonFiniteError, ShapeError, UserError
     from ppo_core.forward import (
         forward_groups,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ppo_core.randomness import derive_seed, row_uniforms
     from ppo_core.rewards import RunningMoments, overlong_penalty, token_rewards, treated_scores
     from ppo_core.sampling import sample
-    from ppo_core.shares import ALONE, Sharing, add_gradients, can_share
+    from ppo_core.shares import ALONE, Sharing, add_gradients
     from ppo_core.update import MinibatchStats, Optimizers, UpdateStats, ppo_update
 
 __all__ = [

@@ -172,3 +172,9 @@ def ratio_clip_widths(cliprange: float | tuple[float, float]) -> tuple[float, fl
 def _require_at_least_one(name: str, value: int, hint: str) -> None:
     if not value >= 1:
         raise ConfigError(f"{name}={value} must be at least 1; {hint}")
+
+
+def can_share(shares: int, processes: int) -> bool:
+    """Whether so many processes add up gradients as one does: each has a whole branch of the tree over the shares."""
+    each, rest = divmod(shares, processes)
+    return shares == 1 or processes == 1 or (rest == 0 and each & (each - 1) == 0)

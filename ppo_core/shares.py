@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from ppo_core.config import can_share
 from ppo_core.errors import ConfigError
 
 T = TypeVar("T")
@@ -43,46 +44,33 @@ class Sharing:
         return 0 if self.group is None else self.group.rank()
 
 
-def can_share(shares: int, processes: int) -> bool:
-    """Whether so many processes add up gradients as one does: each has a whole branch of the tree over the shares."""
-    each, rest = divmod(shares, processes)
-    return shares == 1 or processes == 1 or (rest == 0 and each & (each - 1) == 0)
-
-
 ALONE = Sharing()
 
 
-def add_gradients(
-    parameters: Sequence[Tensor], num_parts: int, backward: Callable[[int], T], sharing: Sharing
-) -> list[T]:
-    """Leave the sum of the gradients of all parts in each parameter's ``grad``, in every process.
+def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[], T]], sharing: Sharing) -> list[T]:
+    """Leave the sum of the gradients of all passes in each parameter's ``grad``, in every process.
 
-    ``backward(i)`` adds the gradient of part i to those of the parameters, which start without any. Part i belongs to share
-    i modulo the number of shares. Returns what ``backward`` said of each part, in the order of the parts, in every process.
+    Each pass adds its gradient to those of the parameters, which start without any. Pass i belongs to share i modulo the
+    number of shares. Returns what the passes returned, in their order, in every process.
     """
     if sharing.group is None and sharing.shares == 1:
-        return [backward(part) for part in range(num_parts)]
+        return [one() for one in passes]
     said: dict[int, T] = {}
-
-    def gradients_of(part: int) -> Gradients:
-        for parameter in parameters:
-            parameter.grad = None
-        if part < num_parts:
-            said[part] = backward(part)
-        return [parameter.grad for parameter in parameters]
-
     if sharing.shares == 1:
-        for part in range(sharing.rank, num_parts, sharing.size):
-            said[part] = backward(part)
+        for number in range(sharing.rank, len(passes), sharing.size):
+            said[number] = passes[number]()
         total = _sum_over_processes([parameter.grad for parameter in parameters], sharing)
     else:
         each = sharing.shares // sharing.size
-        own = range(sharing.rank * each, (sharing.rank + 1) * each)
         total = [None] * len(parameters)
-        for first in range(0, num_parts, sharing.shares):
+        for first in range(sharing.rank * each, len(passes) + sharing.rank * each, sharing.shares):
             branch = _Tree()
-            for share in own:
-                branch.add(gradients_of(first + share))
+            for number in range(first, first + each):
+                for parameter in parameters:
+                    parameter.grad = None
+                if number < len(passes):
+                    said[number] = passes[number]()
+                branch.add([parameter.grad for parameter in parameters])
             total = _added(total, _sum_over_processes(branch.sum(), sharing))
     for parameter, gradient in zip(parameters, total, strict=True):
         parameter.grad = gradient

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,10 +196,9 @@ def _add_gradient(
         num_tokens=len(minibatch.responses.values),
         num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
     )
-    passes = forward_groups([training.model], minibatch.lengths, micro_batch_tokens)
 
-    def backward(number: int) -> Stats:
-        padded = minibatch.padded(passes[number])
+    def backward(packed_rows: list[Tensor]) -> Stats:
+        padded = minibatch.padded(packed_rows)
         loss, shares = training.objective(padded, counts)
         loss.backward()
         if on_tokens is not None:
@@ -208,7 +208,8 @@ def _add_gradient(
         return stats if sharing.group is None else {name: value.cpu() for name, value in stats.items()}
 
     training.optimizer.zero_grad()
-    return add_gradients(training.parameters, len(passes), backward, sharing)
+    groups = forward_groups([training.model], minibatch.lengths, micro_batch_tokens)
+    return add_gradients(training.parameters, [partial(backward, packed_rows) for packed_rows in groups], sharing)
 
 
 def require_finite(parameters: Iterable[Tensor], what: str) -> None:

@@ -1,8 +1,9 @@
 """Stage: the critic learns what the reference's responses score, before the first iteration asks it."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -77,15 +78,17 @@ def fit(
     """Train the critic on the ``returns`` of a batch, and return the loss of each step."""
     context, model = models.context, InPrecision(critic, models.dtype)
 
-    def backward(rows: Sequence[int]) -> float:
+    def passes(rows: Sequence[int]) -> list[Callable[[], float]]:
         chosen = batch.select(torch.tensor(rows))
         counts = Counts(num_tokens=len(chosen.responses.values), num_responses=None)
-        total = 0.0
-        for packed_rows in forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens):
+
+        def backward(packed_rows: list[torch.Tensor]) -> float:
             loss, _ = critic_objective(model, chosen.padded(packed_rows, models.device), PPOConfig(), counts)
             loss.backward()
-            total += float(loss.detach())
-        return total
+            return float(loss.detach())
+
+        groups = forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens)
+        return [partial(backward, packed_rows) for packed_rows in groups]
 
     def batches(epoch: int) -> list[list[int]]:
         order = shuffled(len(batch), seed=context.seed("critic_pretraining"), epoch=epoch)
@@ -94,7 +97,8 @@ def fit(
     return descend(
         parameters,
         batches,
-        backward,
+        passes,
+        sharing=models.sharing,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         warmup_share=config.warmup_share,

@@ -241,6 +241,18 @@ def worker_environment() -> dict[str, str]:
     }
 
 
+def of_rank(rank: int) -> dict[str, str]:
+    """What sets one of several processes that train together apart: its own CUDA device. They talk on this machine alone."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [] if named is None else named.split(",")
+    return {
+        "CUDA_VISIBLE_DEVICES": str(rank) if named is None else visible[rank] if rank < len(visible) else "",
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        "NCCL_SOCKET_IFNAME": os.environ.get("NCCL_SOCKET_IFNAME", "lo"),
+    }
+
+
 def of_worker(number: int, workers: int) -> dict[str, str]:
     """What sets one of several workers apart, beside the environment that all have: its own CUDA device, if there are any.
 

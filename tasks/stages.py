@@ -24,7 +24,7 @@ from tasks.config import (
     WarmUpStageConfig,
     completed,
 )
-from tasks.config.decided import PRECISION
+from tasks.config.decided import ORDER_OF_SUMS, PRECISION
 
 Headline = tuple[str, str, int]
 """A metric, its name in a line of a terminal, and its digits there."""
@@ -44,6 +44,8 @@ class Stage:
     is in its context."""
     uses_models: bool = True
     """Whether forward passes decide what it writes, so that their precision is part of the recipe."""
+    trains: bool = False
+    """Whether it trains a model, which several processes may do together."""
     data_sets: tuple[str, ...] = ()
     """The data sets in its output; those of rollouts have the columns of the stages before it."""
     is_asked_for: bool = False
@@ -53,6 +55,11 @@ class Stage:
     models: tuple[str, ...] = ()
     """The models in its output that can be exported."""
     headlines: tuple[Headline, ...] = ()
+
+    @property
+    def execution(self) -> tuple[str, ...]:
+        """The settings of ``ExecutionConfig`` that are part of its recipe."""
+        return (PRECISION if self.uses_models else ()) + (ORDER_OF_SUMS if self.trains else ())
 
 
 @dataclass(slots=True)
@@ -74,9 +81,9 @@ class Stages:
         """All settings of a recipe, of which it holds those that differ from their default."""
         stage = self[recipe["stage"]]
         settings = completed(recipe["settings"], stage.config)
-        if stage.uses_models:
-            precision = {name: settings[name] for name in PRECISION if name in settings}
-            settings |= {name: completed(precision, ExecutionConfig)[name] for name in PRECISION}
+        if stage.execution:
+            given = {name: settings[name] for name in stage.execution if name in settings}
+            settings |= {name: completed(given, ExecutionConfig)[name] for name in stage.execution}
         return settings
 
     @property
@@ -130,6 +137,7 @@ STAGES = Stages(
             name="warm_up",
             version="3",
             config=WarmUpStageConfig,
+            trains=True,
             belongs_to="round",
             inputs=("base", "data"),
             headlines=(("warm_up/first_loss", "first loss", 2), ("warm_up/loss", "loss", 2)),
@@ -138,6 +146,7 @@ STAGES = Stages(
             name="train_reward_model",
             version="7",
             config=TrainRewardModelConfig,
+            trains=True,
             belongs_to="round",
             inputs=("base", "reference", "data"),
             models=("reward_model",),
@@ -148,6 +157,7 @@ STAGES = Stages(
             name="critic_pretraining",
             version="1",
             config=CriticPretrainingStageConfig,
+            trains=True,
             belongs_to="round",
             inputs=("reference", "critic", "reward_model", "external", "data"),
             headlines=(
@@ -198,6 +208,7 @@ STAGES = Stages(
             name="update_policy",
             version="4",
             config=UpdatePolicyConfig,
+            trains=True,
             belongs_to="iteration",
             inputs=("experience", "policy", "critic", "reference"),
             is_replayed=True,

@@ -1,6 +1,6 @@
 """Stage: a reward model from preferences, calibrated on the reference policy's responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -44,7 +44,7 @@ def train_reward_model(
     gates = Gates(context)
     require_better_than_chance(quality, context.health.min_reward_model_accuracy, gates)
     mean, std = calibrate(models, model, source, config, reference=reference, data=data)
-    model.save(context.output / REWARD_MODEL)
+    models.save(model.save, context.output / REWARD_MODEL)
     copy_tokenizer(source, context.output / REWARD_MODEL)
     if options := options_of(tokenizer):
         # So that whoever scores with it renders a conversation as here.
@@ -81,9 +81,8 @@ def fit(
     num_pairs = [pairs_in(row["ranks"]) for row in rows]
     dialogues = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
 
-    def backward(batch: Sequence[int]) -> float:
-        total = 0.0
-        for part in pack_groups([dialogues[i] for i in batch], context.execution.micro_batch_tokens):
+    def passes(batch: Sequence[int]) -> list[Callable[[], float]]:
+        def backward(part: Sequence[int]) -> float:
             chosen = [batch[k] for k in part]
             group_ids = [g for g, i in enumerate(chosen) for _ in dialogues[i]]
             ranks = [rank for i in chosen for rank in rows[i]["ranks"]]
@@ -97,8 +96,10 @@ def fit(
                 centering=config.centering,
             ) * (len(chosen) / len(batch))
             loss.backward()
-            total += float(loss.detach())
-        return total
+            return float(loss.detach())
+
+        parts = pack_groups([dialogues[i] for i in batch], context.execution.micro_batch_tokens)
+        return [partial(backward, part) for part in parts]
 
     def batches(epoch: int) -> list[list[int]]:
         order = shuffled(len(rows), seed=context.seed("reward_model"), epoch=epoch)
@@ -107,7 +108,8 @@ def fit(
     return descend(
         list(model.parameters()),
         batches,
-        backward,
+        passes,
+        sharing=models.sharing,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         warmup_share=config.warmup_share,

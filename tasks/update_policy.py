@@ -42,7 +42,8 @@ def update_policy(
 
     def on_tokens(tokens: int) -> None:
         nonlocal done
-        done += tokens
+        # Each of the processes that train together tells of its own part, and all have as much to do.
+        done = min(total, done + tokens * models.sharing.size)
         context.progress(done, total, unit="tokens", tokens=done)
 
     gates = Gates(context)
@@ -58,6 +59,7 @@ def update_policy(
             temperature=config.temperature,
             reference=InPrecision(models.policy(reference), dtype, head_dtype) if reference is not None else None,
             micro_batch_tokens=context.execution.micro_batch_tokens,
+            sharing=models.sharing,
             seed=context.seed("update"),
             before_step=lambda minibatch: require_health(gates, context, minibatch, dtype),
             on_tokens=on_tokens,

@@ -1,6 +1,7 @@
 """Stage: supervised training of the base model on texts, before any reinforcement learning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -31,15 +32,17 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     trainable = models.take_policy(base)
     policy = InPrecision(trainable.model, models.dtype, models.head_dtype)
 
-    def backward(batch: Sequence[int]) -> float:
+    def passes(batch: Sequence[int]) -> list[Callable[[], float]]:
         chosen = texts.select(torch.tensor(batch))
-        total = 0.0
-        for packed_rows in forward_groups([trainable.model], chosen.lengths, context.execution.micro_batch_tokens):
+
+        def backward(packed_rows: list[torch.Tensor]) -> float:
             logprobs = token_logprobs(policy, chosen.padded(packed_rows, models.device), temperature=1.0)
             loss = -logprobs.sum() / len(chosen.responses.values)
             loss.backward()
-            total += float(loss.detach())
-        return total
+            return float(loss.detach())
+
+        groups = forward_groups([trainable.model], chosen.lengths, context.execution.micro_batch_tokens)
+        return [partial(backward, packed_rows) for packed_rows in groups]
 
     def batches(epoch: int) -> list[list[int]]:
         # Rows of like length share a batch, so that little of it is padding; the order of the batches is random.
@@ -51,7 +54,8 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     losses = descend(
         trainable.parameters,
         batches,
-        backward,
+        passes,
+        sharing=models.sharing,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         warmup_share=config.warmup_share,

@@ -3,7 +3,7 @@
 from tasks.config.advantages import AdvantagesConfig, Algorithm, ComputeAdvantagesConfig, LengthCutConfig
 from tasks.config.base import Json, StageConfig
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source, parse_import_path
-from tasks.config.decided import completed, decided, decided_precision
+from tasks.config.decided import completed, decided, decided_execution
 from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_available
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
 from tasks.config.execution import ExecutionConfig, HealthConfig
@@ -72,7 +72,7 @@ __all__ = [
     "collision",
     "completed",
     "decided",
-    "decided_precision",
+    "decided_execution",
     "needs_hub",
     "parse_import_path",
     "require_available",

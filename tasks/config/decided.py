@@ -17,6 +17,8 @@ from tasks.config.execution import ExecutionConfig
 
 PRECISION = ("dtype", "head_dtype")
 """The settings of ``ExecutionConfig`` that are part of a recipe, where a stage uses models."""
+ORDER_OF_SUMS = ("shares",)
+"""Those that are part of one where a stage trains."""
 
 
 class _Field(NamedTuple):
@@ -50,10 +52,10 @@ def completed(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
     return found
 
 
-def decided_precision(execution: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the precision of forward passes differs from the default."""
+def decided_execution(execution: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Which of these settings of ``ExecutionConfig`` differ from the default."""
     defaults = _fields(ExecutionConfig)
-    return {name: execution[name] for name in PRECISION if execution[name] != defaults[name].default}
+    return {name: execution[name] for name in names if execution[name] != defaults[name].default}
 
 
 def _changed(value: Json, hint: Any, change: Change) -> Json:

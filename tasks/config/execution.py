@@ -5,17 +5,25 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ppo_core.config import can_share
 from tasks.config.base import StageConfig
 
 
 class ExecutionConfig(StageConfig):
-    """Where and how stages run. Only the two dtypes change results, so only they are part of a fingerprint."""
+    """Where and how stages run. The two dtypes change results, and so do ``shares`` where a model is trained, so only they
+    are part of a fingerprint."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto takes CUDA, else Apple's MPS, else the CPU."""
     workers: int = Field(1, gt=0, le=256)
     """Processes that sample and score the shards of ``rollouts.shards`` side by side, each with its models and, on CUDA, a
     device of its own. The bytes of all outputs are the same for any number."""
+    train_processes: int = Field(1, gt=0, le=256)
+    """Processes that train one model together (warm-up, reward model, critic, update), each with all of it and, on CUDA, a
+    device of its own: they share the micro-batches and add up their gradients. Results change by rounding alone."""
+    shares: int = Field(1, gt=0, le=256)
+    """Parts of a minibatch whose gradients are added in one order, so that weights are the same to the last bit for every
+    number of ``train_processes`` of which each takes 1, 2, 4, 8, ... of them."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward passes; weights that are trained stay float32. auto: bfloat16 on CUDA, float32 elsewhere."""
     head_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -48,6 +56,20 @@ class ExecutionConfig(StageConfig):
             raise ValueError(
                 f"device={self.device} with workers={self.workers}: {one}, and each worker needs one of its own; set device "
                 "to cpu or cuda, or workers to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _processes_can_train_together(self) -> Self:
+        if self.train_processes > 1 and self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f"device={self.device} with train_processes={self.train_processes}: each process needs a device of its own; "
+                "set device to cpu or cuda, or train_processes to 1"
+            )
+        if not can_share(self.shares, self.train_processes):
+            raise ValueError(
+                f"shares={self.shares} with train_processes={self.train_processes}: each process takes 1, 2, 4, 8, ... "
+                "shares, and all equally many; change one of the numbers"
             )
         return self
 

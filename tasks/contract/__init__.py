@@ -1,8 +1,9 @@
 """The stage contract: what a stage is, what it may know, how its output is found or made, and which failures are retried."""
 
 from tasks.contract.call import StageCall
-from tasks.contract.execution import NO_LIMITS, execute, recover, remade, repeat
+from tasks.contract.execution import NO_LIMITS, Together, execute, recover, remade, repeat, run_stage
 from tasks.contract.failures import (
+    ElsewhereError,
     Kind,
     StageError,
     classify,
@@ -18,6 +19,7 @@ from tasks.contract.stage import StageContext, StageOutput, stage_function
 
 __all__ = [
     "NO_LIMITS",
+    "ElsewhereError",
     "Gates",
     "Kind",
     "PreviewConfig",
@@ -26,6 +28,7 @@ __all__ = [
     "StageContext",
     "StageError",
     "StageOutput",
+    "Together",
     "TrialConfig",
     "classify",
     "describe",
@@ -35,6 +38,7 @@ __all__ = [
     "recover",
     "remade",
     "repeat",
+    "run_stage",
     "stage_function",
     "worth_retrying",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tasks.config import decided, decided_precision
+from tasks.config import decided, decided_execution
 from tasks.stages import STAGES
 from tasks.store import Inputs, Place, Recipe, input_digests
 
@@ -45,8 +45,7 @@ class StageCall:
     def recipe(self) -> Recipe:
         stage = STAGES[self.stage]
         settings = dict(_decided(self.stage, self.settings))
-        if stage.uses_models:
-            settings |= decided_precision(self.execution)
+        settings |= decided_execution(self.execution, stage.execution)
         return Recipe(
             stage=self.stage,
             version=stage.version,

@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from ppo_core.config import can_share
 from tasks.config import ExecutionConfig, HealthConfig
 from tasks.contract.call import MICRO_BATCH, StageCall
 from tasks.contract.resident import ResidentModels
@@ -31,6 +32,8 @@ from tasks.store import (
 
 LORA_BASE = "lora_base"
 """The input that every stage with models may have: the frozen model whose adapters the others are."""
+PROCESSES = "train_processes"
+Together = Callable[[str, StageContext, Mapping[str, Any], Inputs], StageOutput]
 TELL_S = 1.0
 NO_LIMITS = HealthConfig(
     max_ratio_deviation=inf,
@@ -43,8 +46,14 @@ NO_LIMITS = HealthConfig(
 """For what was committed once: the limits let it pass then, or were told to."""
 
 
-def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[str, Any]], None]) -> Ref:
-    """Reuse the committed output of this call, or make and commit it."""
+def execute(
+    call: StageCall,
+    models: ResidentModels,
+    report: Callable[[Mapping[str, Any]], None],
+    *,
+    together: Together | None = None,
+) -> Ref:
+    """Reuse the committed output of this call, or make and commit it; ``together`` executes it in several processes."""
     store = Store(Path(call.run_root))
     recipe = call.recipe()
     if (done := store.find(recipe)) is not None:
@@ -63,7 +72,8 @@ def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[s
         resident=models,
         report=report,
         keeps_recoverable=call.keeps_recoverable,
-        hands_on=execution.workers > 1,
+        hands_on=execution.workers > 1 or execution.train_processes > 1,
+        together=together,
     )
     with models.recovering(lambda ref: recover(ref, store, context)):
         output = run_stage(call.stage, context, call.settings, call.inputs)
@@ -78,7 +88,7 @@ def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[s
         keeps_recoverable=call.keeps_recoverable,
         hands_on=context.hands_on,
         # The order of sums follows from it, and with it the last bits; halved when memory ran out, no setting tells of it.
-        origin={MICRO_BATCH: context.execution.micro_batch_tokens},
+        origin={MICRO_BATCH: execution.micro_batch_tokens, PROCESSES: execution.train_processes},
     )
     for part, model in output.resident.items():
         models.keep(ref, part, model)
@@ -103,7 +113,7 @@ def recover(ref: Ref, store: Store, context: StageContext) -> None:
         scratch = store.root / "scratch" / f"recovered-{manifest.fingerprint}" / "output"
         try:
             output = remade(ref, store, context, scratch)
-            if context.hands_on:
+            if context.hands_on or not output.resident:
                 store.hand_on(ref.directory, manifest, scratch)
         finally:
             shutil.rmtree(scratch.parent, ignore_errors=True)
@@ -139,8 +149,8 @@ def remade(ref: Ref, store: Store, context: StageContext, scratch: Path) -> Stag
     for name, entry in manifest.files.items():
         if again.get(name) != entry["sha256"]:
             raise DamagedError(
-                f"{ref.directory / name} was not kept, and running its stage again gives other bytes (on another machine, "
-                f"device or version?); {rerun_command(manifest)} makes it anew"
+                f"{ref.directory / name} was not kept, and running its stage again{in_words(manifest)} gives other bytes "
+                f"(on another machine, device or version?); {rerun_command(manifest)} makes it anew"
             )
     return output
 
@@ -162,6 +172,7 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
     settings = {name: value for name, value in recipe["settings"].items() if name in stage.config.model_fields}
     execution = dict(context.execution)
     execution[MICRO_BATCH] = manifest.origin.get(MICRO_BATCH, context.execution.micro_batch_tokens)
+    execution |= layout_of(manifest, context.execution)
     context = replace(
         context,
         output=scratch,
@@ -172,8 +183,26 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
     return run_stage(manifest.stage, context, settings, inputs)
 
 
+def layout_of(manifest: Manifest, execution: ExecutionConfig) -> dict[str, int]:
+    """With how many processes and shares an output's training is repeated: those that made it, since sums round by them."""
+    shares = int(manifest.recipe["settings"].get("shares", 1))
+    made_by = int(manifest.origin.get(PROCESSES, 1))
+    if shares > 1:
+        # The same to the last bit with any number that can share them.
+        made_by = execution.train_processes if can_share(shares, execution.train_processes) else 1
+    return {"shares": shares, PROCESSES: made_by}
+
+
+def in_words(manifest: Manifest) -> str:
+    """The layout that an output was made with, where it was not that of one process."""
+    processes = manifest.origin.get(PROCESSES, 1)
+    return f" in {processes} processes" if STAGES[manifest.stage].trains and processes > 1 else ""
+
+
 def run_stage(name: str, context: StageContext, settings: Mapping[str, Any], inputs: Inputs) -> StageOutput:
     """Call a stage's function; what its adapters are over is for those that load models, not for the stage."""
+    if STAGES[name].trains and context.execution.train_processes > 1 and context.together is not None:
+        return context.together(name, context, settings, inputs)
     own = dict(inputs)
     lora_base = own.pop(LORA_BASE, None)
     assert lora_base is None or isinstance(lora_base, Ref)

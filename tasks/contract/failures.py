@@ -34,8 +34,19 @@ class StageError(Exception):
         self.log = log
 
 
+class ElsewhereError(Exception):
+    """An error of a process that works for this one, classified and described there."""
+
+    def __init__(self, kind: Kind, message: str, *, is_of_users_code: bool = False) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+        self.is_of_users_code = is_of_users_code
+
+
 def classify(error: BaseException) -> Kind:
     """The kind of an error, where it is raised."""
+    if isinstance(error, ElsewhereError):
+        return error.kind
     if isinstance(error, UserError):
         return "user"
     if isinstance(error, UnhealthyError | NonFiniteError | DamagedError):
@@ -69,6 +80,8 @@ def is_of_pytorch(error: BaseException, words: tuple[str, ...]) -> bool:
 
 def is_of_users_code(error: BaseException) -> bool:
     """Whether a function of the user's raised, so that the traceback tells the user more than the sentence."""
+    if isinstance(error, ElsewhereError):
+        return error.is_of_users_code
     return isinstance(error, RewardError) and error.__cause__ is not None
 
 
@@ -84,6 +97,8 @@ def is_a_service_s(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """What to say of an error, for its kind: a defect is told by its type, the others by a sentence."""
+    if isinstance(error, ElsewhereError):
+        return str(error)
     kind = classify(error)
     if kind == "refused" and (refused := os_error_of(error)) is not None:
         return os_error_sentence(refused)

@@ -45,6 +45,10 @@ class ResidentModels:
         finally:
             self._recover = before
 
+    def require_files(self, ref: Ref) -> None:
+        """Have the files of an output made again that were not kept, for processes that have to read them."""
+        self._recover(ref)
+
     def keep(self, ref: Ref, part: str, model: Any) -> None:
         self._kept[(ref.digest, part)] = model
         self._kept.move_to_end((ref.digest, part))

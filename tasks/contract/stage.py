@@ -10,7 +10,7 @@ from typing import Any
 from tasks.config import ExecutionConfig, HealthConfig
 from tasks.contract.resident import ResidentModels
 from tasks.metrics.declared import require_declared
-from tasks.store import Place, Ref
+from tasks.store import Inputs, Place, Ref
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,10 @@ class StageContext:
     keeps_recoverable: bool = True
     hands_on: bool = False
     """Whether files that are not kept stay for a while, since other workers need them too."""
+    rank: int = 0
+    """Which of the processes that train together this is; the first writes for all, and speaks for them."""
+    together: "Callable[[str, StageContext, Mapping[str, Any], Inputs], StageOutput] | None" = None
+    """Executes a stage that trains in several processes, each of which has None here."""
     lora_base: Ref | None = None
     """The frozen model whose adapters the others are; None where models are whole."""
 

@@ -4,15 +4,16 @@ on the policy's; a reward model, trained or new."""
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from torch import nn
+from torch import distributed, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppo_core import HeadCritic, TrunkCritic
+from ppo_core import HeadCritic, Sharing, TrunkCritic
 from tasks.config import ModelAccess
 from tasks.contract import StageContext
 from tasks.models.adapters import Adapted, Adapter, AdapterShape, SharedBase, read_adapter, write_adapter
@@ -61,6 +62,17 @@ class Models:
     def head_dtype(self) -> torch.dtype:
         """Of the layer that makes logits."""
         return pick_head_dtype(self.context.execution)
+
+    @property
+    def sharing(self) -> Sharing:
+        """How a model is trained: by this process alone, or by all that train together."""
+        group = distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None
+        return Sharing(group, self.context.execution.shares)
+
+    def save(self, write: Callable[[Path], None], directory: Path) -> None:
+        """Have the first of the processes that train together write a model; the others have the same one."""
+        if self.context.rank == 0:
+            write(directory)
 
     def tokenizer(self, directory: Path, *, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
         """The tokenizer in a model's directory, its template with these options, else with those saved there."""
@@ -125,7 +137,7 @@ class Models:
             return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
-                save=lambda directory: model.save_pretrained(str(directory)),
+                save=partial(self.save, lambda directory: model.save_pretrained(str(directory))),
                 kept=lambda: model,
             )
         return self._take_adapted(ref, POLICY)
@@ -137,14 +149,17 @@ class Models:
             return Trainable(
                 model=TrunkCritic(policy, head),
                 parameters=list(head.parameters()),
-                save=lambda directory: save_head(head, directory),
+                save=partial(self.save, partial(save_head, head)),
                 kept=lambda: head,
             )
         if self.context.lora_base is None:
             model = self.context.resident.take(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
             self._spare_memory(model)
             return Trainable(
-                model=model, parameters=list(model.parameters()), save=lambda d: model.save(d), kept=lambda: model
+                model=model,
+                parameters=list(model.parameters()),
+                save=partial(self.save, model.save),
+                kept=lambda: model,
             )
         return self._take_adapted(ref, CRITIC)
 
@@ -161,7 +176,7 @@ class Models:
         return Trainable(
             model=shared.policy(adapter) if part == POLICY else shared.critic(adapter),
             parameters=list(shared.parameters(part).values()),
-            save=lambda directory: write_adapter(part, shared.state(part), directory),
+            save=partial(self.save, lambda directory: write_adapter(part, shared.state(part), directory)),
             kept=lambda: shared.state(part),
         )
 

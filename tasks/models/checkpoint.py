@@ -102,10 +102,15 @@ class NextCheckpoint:
             copy_tokenizer(part_directory(self._sources[POLICY], POLICY), directory)
 
         self.resident[part] = trainable.kept()
-        self._writer.write(self._context.output / part, write)
+        if self._context.rank == 0:
+            self._writer.write(self._context.output / part, write)
 
     def _write_moments(self, part: str) -> None:
         optimizer = self._optimizers[part]
+        if self._context.rank > 0:
+            # The first of the processes that train together has the same ones.
+            optimizer.state.clear()
+            return
         moments = {
             f"{index}.{name}": value.detach().cpu().contiguous()
             for index, parameter in enumerate(_parameters(optimizer))

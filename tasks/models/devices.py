@@ -31,19 +31,23 @@ def there_are(count: int) -> str:
 def device_mistakes(execution: ExecutionConfig) -> list[str]:
     """Why the workers cannot have the devices that they need: one that is not there, too few, or unlike ones."""
     try:
-        device, asked = pick_device(execution), execution.workers
+        device = pick_device(execution)
     except ModelError as error:
         return [str(error)]
-    if asked == 1 or device.type == "cpu":
+    if device.type == "cpu":
         return []
-    own = f"execution.workers={asked}"
+    asked_for = {"workers": execution.workers, "train_processes": execution.train_processes}
+    return [mistake for name, asked in asked_for.items() if asked > 1 for mistake in of_several(name, asked, device)]
+
+
+def of_several(name: str, asked: int, device: torch.device) -> list[str]:
+    """Why so many processes cannot each have a device like the others'."""
+    own, each = f"execution.{name}={asked}", "each worker" if name == "workers" else "each process"
     if device.type == "mps":
-        return [
-            f"{own}: there is one Metal device, and each worker needs one of its own; set it to 1, or device to cpu"
-        ]
+        return [f"{own}: there is one Metal device, and {each} needs one of its own; set it to 1, or device to cpu"]
     count = torch.cuda.device_count()
     if count < asked:
-        return [f"{own}: {there_are(count)}, and each worker needs one of its own; lower it to {count}"]
+        return [f"{own}: {there_are(count)}, and {each} needs one of its own; lower it to {count}"]
     names = [torch.cuda.get_device_name(number) for number in range(asked)]
     other = next((number for number, name in enumerate(names) if name != names[0]), None)
     if other is None:

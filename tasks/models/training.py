@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ppo_core import ALONE, Sharing, add_gradients
 from ppo_core.errors import NonFiniteError
 from ppo_core.randomness import derive_seed
 from ppo_core.update import require_finite
@@ -41,8 +42,9 @@ def shuffled(num_items: int, *, seed: int, epoch: int) -> list[int]:
 def descend(
     parameters: Sequence[nn.Parameter],
     batches: Callable[[int], list[list[int]]],
-    backward: Callable[[Sequence[int]], float],
+    passes: Callable[[Sequence[int]], Sequence[Callable[[], float]]],
     *,
+    sharing: Sharing = ALONE,
     epochs: int,
     learning_rate: float,
     warmup_share: float,
@@ -51,7 +53,8 @@ def descend(
 ) -> list[float]:
     """Minimise a loss over the batches of each epoch; the losses, one a step.
 
-    ``batches`` gives the rows of each batch of an epoch; ``backward`` adds a batch's gradient and returns its loss.
+    ``batches`` gives the rows of each batch of an epoch, ``passes`` what computes a batch: each adds its part of the
+    gradient and returns its part of the loss. Processes share them as ``sharing`` says.
     Raises ``NonFiniteError`` before a bad step is taken, and where the last one spoiled the weights.
     """
     optimizer = adamw([{"params": list(parameters), "lr": learning_rate}])
@@ -63,7 +66,7 @@ def descend(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
-            loss = backward(batch)
+            loss = sum(add_gradients(parameters, passes(batch), sharing))
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise NonFiniteError(

@@ -10,7 +10,10 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
+
+import torch
 
 from tasks.config import ExecutionConfig, ModelChecks
 from tasks.contract import PreviewConfig, ResidentModels, StageCall, classify, describe, execute, is_of_users_code
@@ -18,13 +21,20 @@ from tasks.models import empty_cache, pick_device, prefer_determinism, require_s
 from tasks.preview import look
 from tasks.stages import STAGES
 from tasks.worker.protocol import decode_call
+from tasks.worker.ranks import train_together
 from tasks.worker.supervisor import REPORT_S
 from tasks.worker.turns import alone_on, device_key
 
 
-def device_of(call: StageCall) -> str | None:
-    """The accelerator that a stage needs for itself."""
-    return device_key(pick_device(ExecutionConfig(**call.execution))) if STAGES[call.stage].uses_models else None
+def devices_of(call: StageCall) -> list[str | None]:
+    """The accelerators that a stage needs for itself."""
+    stage, execution = STAGES[call.stage], ExecutionConfig(**call.execution)
+    if not stage.uses_models:
+        return []
+    device = pick_device(execution)
+    if device.type == "cuda" and stage.trains and execution.train_processes > 1:
+        return [device_key(torch.device("cuda", number)) for number in range(execution.train_processes)]
+    return [device_key(device)]
 
 
 def main() -> None:
@@ -67,8 +77,10 @@ def main() -> None:
             with alone_on(device, report, user="rounds check"):
                 return look(preview, report)
         call = decode_call(request["call"])
-        with alone_on(device_of(call), report, user=f"{call.label} of {call.run_root}"):
-            return dataclasses.asdict(execute(call, models, report))
+        with ExitStack() as held:
+            for device in devices_of(call):
+                held.enter_context(alone_on(device, report, user=f"{call.label} of {call.run_root}"))
+            return dataclasses.asdict(execute(call, models, report, together=train_together))
 
     while True:
         request = json.loads(calls.get())

@@ -11,6 +11,7 @@ from tasks.config import ExecutionConfig
 from tasks.contract import NO_LIMITS, ResidentModels, StageContext, recover, repeat
 from tasks.store import Manifest, Ref, Store, digests_below, read_dataset, require_undamaged
 from tasks.store.differences import column_difference
+from tasks.worker.ranks import train_together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ def replay(
         health=NO_LIMITS,
         resident=models,
         report=report,
+        together=train_together,
     )
     try:
         with models.recovering(lambda other: recover(other, store, context)):
