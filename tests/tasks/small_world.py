@@ -17,8 +17,9 @@ from tasks.config.rewards import FunctionReward, ScoreRolloutsConfig
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.config.training import TrainRewardModelConfig
 from tasks.config.update import UpdatePolicyConfig
+from tasks.contract.execution import run_stage
 from tasks.contract.resident import ResidentModels
-from tasks.contract.stage import StageContext, stage_function
+from tasks.contract.stage import StageContext
 from tasks.data.shapes.records import Text
 from tasks.models.from_scratch import make_model
 from tasks.stages import STAGES
@@ -26,6 +27,7 @@ from tasks.store.data_sets import read_dataset
 from tasks.store.digests import digest_file, digest_files
 from tasks.store.manifest import Place, Recipe, Ref, input_digests
 from tasks.store.store import Store
+from tasks.worker.ranks import train_together
 
 WORDS = ("the", "is", "on", "under", "by", "door", "thank", "you", "go", "away", "now", "glad", "to", "help", "table")
 TEXTS = [f"the {a} {b} is on the {c}. thank you" for a in ("red", "blue") for b in ("lamp", "clock") for c in WORDS]
@@ -81,10 +83,9 @@ class Workbench:
             health=self.health,
             resident=self.models,
             report=self.events.append,
-            lora_base=inputs.get("lora_base"),
+            together=train_together,
         )
-        own = {key: value for key, value in inputs.items() if key != "lora_base"}
-        output = stage_function(name)(context, config, **own)
+        output = run_stage(name, context, recipe.settings, inputs)
         return self.store.commit(recipe, scratch, inputs=inputs, rows=output.rows, metrics=output.metrics, seconds=0.0)
 
     def metrics(self, ref: Ref) -> dict[str, float]:
