@@ -604,7 +604,7 @@ PPO_CORE: Table = [
             ("num_tokens=len(minibatch.responses.values)", "num_tokens=len(batch.responses.values)"),
             ("num_responses=len(minibatch) if", "num_responses=len(batch) if"),
             ('num_responses=len(minibatch) if config.aggregation == "seq_mean" else None', "num_responses=None"),
-            ("    training.optimizer.zero_grad()\n    for packed_rows", "    for packed_rows"),
+            ("    training.optimizer.zero_grad()\n    groups = ", "    groups = "),
             ("                training.optimizer.step()\n", "                pass\n"),
             ("on_tokens(len(padded.response_ids))", "on_tokens(padded.response_mask.numel())"),
             ('if before_step is not None and name == "policy":', "if before_step is not None:"),
@@ -650,31 +650,41 @@ PPO_CORE: Table = [
             ('if stats["grad_norm"] > self.max_grad_norm:', "if False:"),
             ('_MAXIMA = ("ratio_max_deviation",)', "_MAXIMA = ()"),
             ('(math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"]))', "True"),
-            ("        self.open_stats = {}\n", ""),
             ("return sum(values) / len(values)", "return values[-1]"),
         ],
     ),
     (
-        "ppo_core/update.py",
-        "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient",
+        "ppo_core/shares.py",
+        "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient "
+        "tests/ppo_core/test_laws.py::test_2_with_shares_the_number_of_processes_changes_no_bit",
         [
-            ("[group.rank() :: group.size()]", "[:: group.size()]"),
-            ("[group.rank() :: group.size()]", "[group.rank() * len(lengths) // group.size() :]"),
-            (
-                "if group is None:\n        return torch.arange(len(lengths))",
-                "if True:\n        return torch.arange(len(lengths))",
-            ),
+            ("range(sharing.rank, len(passes), sharing.size)", "range(0, len(passes), sharing.size)"),
+            ("            distributed.all_reduce(own, group=sharing.group)\n", ""),
+            ("        if kind is None:\n            total.append(None)\n            continue\n", ""),
+            ("range(first, first + each)", "range(first, first + 1)"),
+            ("len(passes) + sharing.rank * each, sharing.shares", "len(passes), sharing.shares"),
+            ("            total = _added(total, _sum_over", "            total = _added(branch.sum(), _sum_over"),
+            ("self._branches[-1][0] == size", "self._branches[-1][0] >= size"),
+            ("[part if has_one is not None else None]", "[part]"),
+            ("for part in sorted(everywhere)", "for part in everywhere"),
+            ("                    parameter.grad = None\n", "                    pass\n"),
         ],
     ),
     (
         "ppo_core/training.py",
         "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient",
         [
-            ("        distributed.all_reduce(parameter.grad, group=group)\n", ""),
-            ("        if not any(has_gradient):\n            continue\n", ""),
-            ("_added([stats for stats, _ in gathered])", "_added([stats])"),
             ("torch.maximum(whole[name], value) if name in _MAXIMA else whole[name] + value", "whole[name] + value"),
-            ("self.open_stats = _sum_over", "_ = _sum_over"),
+        ],
+    ),
+    (
+        "ppo_core/config.py",
+        "tests/ppo_core/test_laws.py::test_2_shares_that_processes_cannot_add_up_in_one_order_are_refused "
+        "tests/ppo_core/test_laws.py::test_2_shares_that_each_process_has_a_branch_of_are_taken",
+        [
+            ("rest == 0 and each & (each - 1) == 0", "rest == 0"),
+            ("rest == 0 and each & (each - 1) == 0", "each & (each - 1) == 0"),
+            ("shares == 1 or processes == 1 or", "shares == 1 or"),
         ],
     ),
     (

@@ -16,8 +16,9 @@ from flows.preview.first_look import PATIENCE_S, preview_config, require_none, w
 from flows.preview.memory import StageMemory, memory_of_stages
 from flows.preview.named import look_for_named
 from flows.preview.proposal import Proposal, decided, first_draft
-from flows.preview.workers import doubts_about_workers, memory_of_others
+from flows.preview.workers import doubts_about_workers, memory_of_others, memory_of_ranks
 from flows.runs import Run
+from tasks.config import ExecutionConfig
 from tasks.contract import StageError
 from tasks.worker import Supervisor
 
@@ -35,6 +36,8 @@ class Preview:
     """Of the first worker, which executes every stage."""
     other_workers: int = 0
     """Bytes that the others take of the same memory."""
+    other_processes: int = 0
+    """Bytes that the others take which train one model together with the first."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of one execution of each stage, by the trial."""
     total_seconds: float | None = None
@@ -48,7 +51,12 @@ class Preview:
     def fits(self) -> bool | None:
         """Whether all workers fit into what is free; None where one of both is not known."""
         free = self.device.get("free")
-        return None if free is None or not self.memory else self.most_memory + self.other_workers <= free
+        return None if free is None or not self.memory else self.most_memory + self.others <= free
+
+    @property
+    def others(self) -> int:
+        """Bytes of all processes but the first worker."""
+        return self.other_workers + self.other_processes
 
     @property
     def most_memory(self) -> int:
@@ -145,7 +153,8 @@ def estimate(
     kind, workers = preview.device["kind"], config.execution.workers
     if kind == "cpu":
         preview.other_workers = memory_of_others(preview.memory, workers)
-    preview.mistakes += too_many_for_memory(preview, workers)
+        preview.other_processes = memory_of_ranks(preview.memory, config.execution.train_processes)
+    preview.mistakes += too_many_for_memory(preview, config.execution)
     speed = write_speed(run.home)
     seconds = None
     if has_trial and not preview.mistakes and preview.fits is not False:
@@ -161,18 +170,26 @@ def estimate(
     preview.disk = disk_of(config, sizes, run.home, seconds=seconds, write_speed=speed)
 
 
-def too_many_for_memory(preview: Preview, workers: int) -> list[str]:
+def too_many_for_memory(preview: Preview, execution: ExecutionConfig) -> list[str]:
     """A mistake where the first worker fits, and all together do not."""
     free = preview.device.get("free")
     if preview.fits is not False or free is None or preview.most_memory > free:
         return []
-    each = preview.other_workers // (workers - 1)
-    fitting = 1 + int((free - preview.most_memory) // each)
-    return [
-        f"execution.workers={workers}: together they take {gib(preview.most_memory + preview.other_workers)} "
-        f"({gib(preview.most_memory)} for the first, {gib(each)} for each other), and {preview.device['name']} has "
-        f"{gib(free)} free; lower it to {fitting}"
-    ]
+    mistakes = []
+    left = free - preview.most_memory
+    for name, asked, taken in (
+        ("workers", execution.workers, preview.other_workers),
+        ("train_processes", execution.train_processes, preview.other_processes),
+    ):
+        if taken > left:
+            each = taken // (asked - 1)
+            mistakes.append(
+                f"execution.{name}={asked}: together they take {gib(preview.most_memory + taken)} "
+                f"({gib(preview.most_memory)} for the first, {gib(each)} for each other), and {preview.device['name']} has "
+                f"{gib(free)} free; lower it to {1 + int(left // each)}"
+            )
+        left = max(0, left - taken)
+    return mistakes
 
 
 def lengths_of(found: Mapping[str, Any]) -> dict[str, Sequence[int]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flows.config import RunConfig
 from flows.doctor import num_cores
 from flows.preview.memory import StageMemory
+from tasks.stages import STAGES
 
 OF_SHARDS = ("generate_rollouts", "score_rollouts")
 """The stages that every worker executes; the others are the first one's."""
@@ -26,9 +27,19 @@ def doubts_about_workers(config: RunConfig) -> list[str]:
             f"{own}: there {'is' if cores == 1 else 'are'} {cores} core{'s' * (cores > 1)}, for which workers on the "
             "processor take turns, so that more of them are no faster; lower it"
         )
+    if execution.train_processes > max(1, cores) and execution.device != "cuda":
+        doubts.append(
+            f"execution.train_processes={execution.train_processes}: there {'is' if cores == 1 else 'are'} {cores} "
+            f"core{'s' * (cores > 1)}, for which processes take turns, so that more of them are no faster; lower it"
+        )
     return doubts
 
 
 def memory_of_others(stages: Sequence[StageMemory], workers: int) -> int:
     """Bytes that all workers but the first hold at most, each of which has models of its own."""
     return (workers - 1) * max((stage.total for stage in stages if stage.stage in OF_SHARDS), default=0)
+
+
+def memory_of_ranks(stages: Sequence[StageMemory], processes: int) -> int:
+    """Bytes that all but one of the processes hold at most that train a model together, each with the whole of it."""
+    return (processes - 1) * max((stage.total for stage in stages if STAGES[stage.stage].trains), default=0)

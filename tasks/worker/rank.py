@@ -1,6 +1,5 @@
 """One of several processes that train together: ``python -m tasks.worker.rank DIRECTORY RANK FD``."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -116,8 +115,12 @@ def main() -> None:
         os._exit(1)
     if rank == 0:
         # Models stay in files: the worker may have no room for them.
-        result: dict[str, Any] = dataclasses.asdict(dataclasses.replace(output, resident={}))
-        write_json(directory / RESULT, result)
+        files: dict[str, Any] = {
+            "rows": output.rows,
+            "metrics": dict(output.metrics),
+            "recoverable": output.recoverable,
+        }
+        write_json(directory / RESULT, files)
     # The thread that waits for the end of the input would be in the interpreter's way.
     sys.stdout.flush()
     sys.stderr.flush()

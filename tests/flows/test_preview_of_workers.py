@@ -12,7 +12,8 @@ from flows.preview import doubts_about_workers, look_first
 from flows.preview import workers as preview_workers
 from flows.preview.examination import Preview, too_many_for_memory
 from flows.preview.memory import StageMemory
-from flows.preview.workers import memory_of_others
+from flows.preview.workers import memory_of_others, memory_of_ranks
+from tasks.config import ExecutionConfig
 from tasks.errors import ConfigError
 from tasks.models import device_mistakes
 
@@ -118,10 +119,25 @@ def test_each_worker_but_the_first_holds_what_shards_need():
     for free, fits in [(7 * 2**30, True), (6 * 2**30, False)]:
         preview.device["free"] = free
         assert preview.fits is fits
-    assert too_many_for_memory(preview, 3) == [
+    three = ExecutionConfig(workers=3)
+    assert too_many_for_memory(preview, three) == [
         "execution.workers=3: together they take 7.0 GiB (4.0 GiB for the first, 1.5 GiB for each other), and the "
         "processor has 6.0 GiB free; lower it to 2"
     ]
     # Where not even one fits, it is not their number.
     preview.device["free"] = 2**30
-    assert too_many_for_memory(preview, 3) == []
+    assert too_many_for_memory(preview, three) == []
+
+
+def test_each_process_that_trains_holds_what_training_needs():
+    stages = [
+        StageMemory(stage="update_policy", weights=2**30, gradients=2**30, moments=2**31),
+        StageMemory(stage="generate_rollouts", weights=2**33),
+    ]
+    assert memory_of_ranks(stages, 1) == 0
+    assert memory_of_ranks(stages, 3) == 2 * 2**32
+    preview = Preview(memory=stages, other_processes=2 * 2**32, device={"name": "the processor", "free": 13 * 2**30})
+    assert too_many_for_memory(preview, ExecutionConfig(train_processes=3)) == [
+        "execution.train_processes=3: together they take 16.0 GiB (8.0 GiB for the first, 4.0 GiB for each other), and the "
+        "processor has 13.0 GiB free; lower it to 2"
+    ]

@@ -35,7 +35,8 @@ def halves(epoch):
 
 def train(model, *, batches=halves, backward=None, on_step=lambda *_: None, **changes):
     options = {"epochs": 3, "learning_rate": 0.1, "warmup_share": 0.2, "max_grad_norm": 1.0, **changes}
-    return descend(list(model.parameters()), batches, backward or model.backward, on_step=on_step, **options)
+    own = backward or model.backward
+    return descend(list(model.parameters()), batches, lambda batch: [lambda: own(batch)], on_step=on_step, **options)
 
 
 # The schedule
