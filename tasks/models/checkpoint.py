@@ -107,16 +107,15 @@ class NextCheckpoint:
 
     def _write_moments(self, part: str) -> None:
         optimizer = self._optimizers[part]
-        if self._context.rank > 0:
-            # The first of the processes that train together has the same ones.
-            optimizer.state.clear()
-            return
+        # Of the processes that train together, all have the same ones.
         moments = {
             f"{index}.{name}": value.detach().cpu().contiguous()
-            for index, parameter in enumerate(_parameters(optimizer))
+            for index, parameter in enumerate(_parameters(optimizer) if self._context.rank == 0 else ())
             for name, value in optimizer.state[parameter].items()
         }
         optimizer.state.clear()
+        if not moments:
+            return
         if not self._context.keeps_recoverable:
             self.resident[MOMENTS_OF[part]] = dict(moments)
 

@@ -103,7 +103,7 @@ def main() -> None:
         output = part(job, directory, rank, descriptor)
     except Exception as error:
         traceback.print_exc()
-        failure = {
+        failure: dict[str, Any] = {
             "kind": classify(error),
             "message": describe(error),
             "is_of_users_code": is_of_users_code(error),
