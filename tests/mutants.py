@@ -31,8 +31,12 @@ PPO_CORE: Table = [
         "ppo_core/losses.py",
         "tests/ppo_core/test_importance.py",
         [
-            ("torch.where(response_mask, logprobs - sampling_logprobs, 0.0)", "logprobs - sampling_logprobs"),
-            ("logprobs - sampling_logprobs, 0.0)", "sampling_logprobs - logprobs, 0.0)"),
+            (
+                "(torch.where(response_mask, x, 0.0) for x in (logprobs, sampling_logprobs))",
+                "(x for x in (logprobs, sampling_logprobs))",
+            ),
+            ("(logprobs - sampling_logprobs).exp()", "(sampling_logprobs - logprobs).exp()"),
+            ('kl_estimate(sampling_logprobs, logprobs, "k3")', 'kl_estimate(logprobs, sampling_logprobs, "k3")'),
             ("ratio.clamp(max=cap)", "ratio.clamp(min=1, max=cap)"),
             ("ratio.clamp(max=cap)", "ratio"),
             ("(weights < ratio)", "(weights <= ratio)"),
@@ -1474,6 +1478,18 @@ TASKS: Table = [
     ),
     (
         "tasks/score_rollouts.py",
+        "tests/tasks/test_lag.py tests/tasks/test_samplers.py",
+        [
+            ("unique().to_pylist() != [policy.digest]", "unique().to_pylist() == [policy.digest]"),
+            ("    if is_behind:\n", "    if False:\n"),
+            (
+                'SAMPLING_LOGPROBS if SAMPLING_LOGPROBS in table.column_names else "logprobs"',
+                '"logprobs"',
+            ),
+        ],
+    ),
+    (
+        "tasks/score_rollouts.py",
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
             ("models.policy(policy), reference_model", "reference_model, models.policy(policy)"),
@@ -1665,9 +1681,21 @@ TASKS: Table = [
         ],
     ),
     (
+        "flows/config/lag.py",
+        "tests/flows/test_config.py",
+        [
+            ("if lag >= config.iterations:", "if lag > config.iterations:"),
+            ("config.keep_checkpoints <= lag", "config.keep_checkpoints < lag"),
+            ("if config.checkpoint_every > 1:", "if False:"),
+        ],
+    ),
+    (
         "flows/round.py",
         "tests/flows/test_wiring.py",
         [
+            ("min(iteration + config.rollouts.lag, config.iterations)", "iteration"),
+            ("min(iteration + config.rollouts.lag, config.iterations)", "config.iterations"),
+            ("rollouts=rollouts[iteration - 1],", "rollouts=rollouts[-1],"),
             ("if config.critic_pretraining is not None:", "if True:"),
             ('    "critic_lam": 1.0,\n', ""),
             ('    "kl_coef": 0.0,\n', ""),
