@@ -32,11 +32,9 @@ class Place:
     shard: int | None = None
 
     def __str__(self) -> str:
-        parts = [
-            f"round-{self.round:03d}" if self.round else "",
-            f"iteration-{self.iteration:03d}" if self.iteration else "",
-        ]
-        return "/".join(part for part in parts if part)
+        if not self.iteration:
+            return f"round-{self.round:03d}" if self.round else ""
+        return f"round-{self.round:03d}/iteration-{self.iteration:03d}"
 
     @property
     def label(self) -> str:
@@ -66,11 +64,14 @@ Inputs = Mapping[str, Input]
 
 def each(change: Callable[..., Any], value: Any, *others: Any) -> Any:
     """An input, or all of them by name, with ``change`` of each reference in its place; of those at one place in several."""
+    if value is None or not hasattr(value, "__iter__"):
+        # A plan comes by here a hundred thousand times, and to ask for an abstract class takes the longest.
+        return None if value is None else change(value, *others)
     if isinstance(value, Mapping):
         return {name: each(change, own, *(other[name] for other in others)) for name, own in value.items()}
     if isinstance(value, list):
         return [each(change, *own) for own in zip(value, *others, strict=True)]
-    return None if value is None else change(value, *others)
+    return change(value, *others)
 
 
 def flat(inputs: Mapping[str, Any]) -> list[Any]:
@@ -118,8 +119,8 @@ class Recipe:
 
 def directory_of(stage: str, place: Place) -> str:
     """Where the outputs of a stage at a place lie, relative to ``stages/``."""
-    shard = "" if place.shard is None else f"shard-{place.shard:03d}"
-    return "/".join(part for part in (str(place), stage, shard) if part)
+    of_a_round = f"{place}/{stage}" if place.round else stage
+    return of_a_round if place.shard is None else f"{of_a_round}/shard-{place.shard:03d}"
 
 
 def place_of(directory: Path) -> Place:

@@ -135,18 +135,10 @@ def rerun(
 ) -> None:
     """Recompute what a stage or a changed setting reaches, and nothing else; without either, continue the run."""
     WAITING.on("reading the run and what is committed of it")
-    from tasks import environment
-
-    environment.quieten(hub=True)
-    from flows.config import checked, dump, with_overrides
-    from flows.runs import find_run
-    from tasks.errors import ConfigError
-
-    found = find_run(ctx.obj, run)
-    config = checked(with_overrides(dump(found.config), set_ or []), where=f"run {found.name}")
-    environment.quieten(hub=config.needs_hub())
+    found, config = run_with(ctx.obj, run, set_)
     from flows.launch import prepared, start
     from flows.plan import forced_by, require_same_data
+    from tasks.errors import ConfigError
 
     if from_ is None and (round is not None or iteration is not None):
         raise ConfigError("--round and --iteration say where --from begins; name the stage with --from too")
@@ -178,15 +170,7 @@ def add_round(
 ) -> None:
     """Add one more round, with data that arrived as files of its own; nothing before it is executed again."""
     WAITING.on("reading the files, the run, and what is committed of it")
-    from tasks import environment
-
-    environment.quieten(hub=True)
-    from flows.config import checked, dump, with_overrides
-    from flows.runs import find_run
-
-    found = find_run(ctx.obj, run)
-    config = checked(with_overrides(dump(found.config), set_ or []), where=f"run {found.name}")
-    environment.quieten(hub=config.needs_hub())
+    found, config = run_with(ctx.obj, run, set_)
     from flows.schedules.by_hand import add_round, planned_round
 
     files = {"preferences": preferences or [], "prompts": prompts or []}
@@ -198,6 +182,20 @@ def add_round(
     else:
         outcome = add_round(found, config, files, say)
         finish(outcome, outcome.run.config, as_json=as_json)
+
+
+def run_with(home: Path, run: str | None, overrides: list[str] | None) -> "tuple[Run, RunConfig]":
+    """A run, and its configuration with what is overridden; libraries know then whether the hub may be asked."""
+    from tasks import environment
+
+    environment.quieten(hub=True)
+    from flows.config import checked, dump, with_overrides
+    from flows.runs import find_run
+
+    found = find_run(home, run)
+    config = checked(with_overrides(dump(found.config), overrides or []), where=f"run {found.name}")
+    environment.quieten(hub=config.needs_hub())
+    return found, config
 
 
 def show_steps(run: "Run", plan: "Plan", forced: "list[Planned]", *, as_json: bool) -> None:
