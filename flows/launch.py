@@ -10,7 +10,7 @@ from flows.addresses import pages_of_run
 from flows.config import RunConfig
 from flows.outcomes import note_reported, told_reports
 from flows.plan import Plan, make_plan
-from flows.preview import look_first, look_for_named
+from flows.preview import doubts_about_workers, look_first, look_for_named
 from flows.runs import RUN_FILE, Run
 from flows.server import embedded as servers
 from flows.terminal.display import display_for
@@ -21,7 +21,7 @@ from tasks.contract import StageError
 from tasks.errors import Mistakes, TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
 from tasks.tracking import import_mlflow
-from tasks.worker import Supervisor
+from tasks.worker import local_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +93,11 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run what is planned with live progress; raises ``StageError``."""
-    with closing(Supervisor(run.worker_log)) as worker:
+    with closing(local_pool(run.worker_log, config.execution)) as workers:
         if has_work := any(planned.ref is None for planned in plan.stages):
             WAITING.on("starting the Prefect server and the process that holds the models")
             # Beside each other, and this process imports MLflow and Prefect meanwhile: each of the three takes seconds.
-            worker.begin()
+            workers.begin()
             servers.begin_prefect(run.home)
             import_mlflow(run.home)
         url, problems = prefect_server(run.home)
@@ -106,13 +106,14 @@ def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
 
         if has_work:
             WAITING.on("waiting for the process that holds the models")
-            look_first(worker, config, look_for_named(config, run.home)[1])
+            look_first(workers, config, look_for_named(config, run.home)[1])
         WAITING.over()
         with only_our_words(), display_for(len(plan.stages)) as display, servers.kept_alive(run.home, url):
-            for said in (*problems, f"pages: {pages_of_run(run.home, run.name)}"):
+            doubts = doubts_about_workers(config) if has_work else []
+            for said in (*problems, *doubts, f"pages: {pages_of_run(run.home, run.name)}"):
                 display.note(said)
             unreported = run_rounds(
-                run, config, display, worker, plan=plan, awaits_server=url is None, has_looked=has_work
+                run, config, display, workers, plan=plan, awaits_server=url is None, has_looked=has_work
             )
     reports = [display.reports[number] for number in sorted(display.reports)]
     if plan.is_whole and not unreported and not display.lost_server:

@@ -16,14 +16,14 @@ from flows.runs import Run
 from flows.state import EnoughError, FirstStages, Output, RoundState, RunStage, TrainState
 from flows.terminal import Observer
 from tasks.contract import StageError
-from tasks.worker import Supervisor
+from tasks.worker import Workers
 
 
 def run_rounds(
     run: Run,
     config: RunConfig,
     observer: Observer,
-    worker: Supervisor,
+    workers: Workers,
     *,
     plan: Plan | None = None,
     awaits_server: bool = False,
@@ -31,16 +31,16 @@ def run_rounds(
 ) -> list[str]:
     """Execute all rounds of a run as a Prefect flow, the present one if there is one; before that without Prefect, if its
     server is awaited. Where a ``plan`` is given, its execution is also told to the log of the flow run, and it is all that
-    is executed. ``has_looked`` says that the worker has looked at the models. Returns what could not be reported; raises
+    is executed. ``has_looked`` says that a worker has looked at the models. Returns what could not be reported; raises
     ``StageError``. Long, since the flows within each other share one session."""
     run.remember(what_is_seen(run, config))
     config = with_code_digests(config)
     externals = external_models(config, run.home)
-    session = Session(run, config, observer, worker, externals, has_looked=has_looked)
+    session = Session(run, config, observer, workers, externals, has_looked=has_looked)
     num_stages = None if plan is None or plan.is_whole else len(plan.stages)
 
     def one_round(call: RunStage, number: int, before: RoundState | None) -> RoundState | None:
-        with interrupts_cancel(worker):
+        with interrupts_cancel(workers):
             try:
                 state = rlhf_round(call, config, number, before, externals)
             except EnoughError:

@@ -239,3 +239,20 @@ def worker_environment() -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
         **MEMORY,
     }
+
+
+def of_worker(number: int, workers: int) -> dict[str, str]:
+    """What sets one of several workers apart, beside the environment that all have: its own CUDA device, if there are any.
+
+    The first has all devices and takes the first of them, so that it can say how many there are. The number of threads stays
+    what it is for one worker: sums over parts of a tensor, one a thread, round by it.
+    """
+    if workers == 1:
+        return {}
+    # A thread that has nothing to do would keep a core from the others by asking for more.
+    settings = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    if number == 0:
+        return settings
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(own) for own in range(workers)] if named is None else named.split(",")
+    return {**settings, "CUDA_VISIBLE_DEVICES": visible[number] if number < len(visible) else ""}

@@ -2,6 +2,6 @@
 
 from flows.doctor.examination import examine
 from flows.doctor.finding import OK, PROBLEM, WARNING, Finding
-from flows.doctor.machine import free_memory
+from flows.doctor.machine import free_memory, gib, num_cores
 
-__all__ = ["OK", "PROBLEM", "WARNING", "Finding", "examine", "free_memory"]
+__all__ = ["OK", "PROBLEM", "WARNING", "Finding", "examine", "free_memory", "gib", "num_cores"]

@@ -11,7 +11,7 @@ from flows.terminal import Observer
 from tasks.config import GenerateCandidatesConfig, require_available
 from tasks.errors import RunError
 from tasks.store import Place, Ref
-from tasks.worker import Supervisor
+from tasks.worker import local_pool
 
 CHECKPOINTS = ("warm_up", "update_policy")
 """Whose output is a policy."""
@@ -31,7 +31,8 @@ def generate_candidates(
     Raises:
         RunError: the run is in progress, or has no policy or prompts there.
     """
-    config = run.config
+    # One stage, so one worker.
+    config = run.config.model_copy(update={"execution": run.config.execution.model_copy(update={"workers": 1})})
     require_available(config.rollouts.engine, config.execution.engine_server)
     with run.locked():
         plan = plan_of(run)
@@ -47,8 +48,8 @@ def generate_candidates(
             access=config.model.access("chat_template_kwargs"),
         )
         reference = plan.rounds[0].reference
-        with closing(Supervisor(run.worker_log)) as worker, interrupts_cancel(worker):
-            Session(run, config, observer, worker, externals).at_once(
+        with closing(local_pool(run.worker_log, config.execution)) as workers, interrupts_cancel(workers):
+            Session(run, config, observer, workers, externals).at_once(
                 "generate_candidates",
                 place,
                 settings,

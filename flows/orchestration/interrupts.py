@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tasks.worker import Supervisor
+from tasks.worker import Workers
 
 CANCELLED = 130
 """The exit code of a cancelled command."""
@@ -16,8 +16,8 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 @contextmanager
-def interrupts_cancel(worker: Supervisor) -> Iterator[None]:
-    """The first signal kills the worker, whereupon the stage fails as cancelled and the flow ends by itself; the second
+def interrupts_cancel(workers: Workers) -> Iterator[None]:
+    """The first signal kills the workers, whereupon their stages fail as cancelled and the flow ends by itself; the second
     ends this process.
 
     Inside a Prefect flow, since Prefect takes SIGTERM for itself there and would wait for the running stage to end.
@@ -36,7 +36,7 @@ def interrupts_cancel(worker: Supervisor) -> Iterator[None]:
             # Nothing is lost: a stage commits by one rename, or it did not happen.
             os._exit(CANCELLED)
         is_asked = True
-        worker.cancel()
+        workers.cancel()
 
     before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,4 @@
-"""One execution of a run: its worker, its observer, and the Prefect tasks that send stages to the worker."""
+"""One execution of a run: its workers, its observer, and the Prefect tasks that send stages to the workers."""
 
 import threading
 import time
@@ -30,30 +30,30 @@ from flows.terminal import Observer
 from tasks.config import StageConfig
 from tasks.contract import StageCall, StageError, worth_retrying
 from tasks.store import Manifest, Place, Ref, drop_recoverable, flat
-from tasks.worker import Supervisor
+from tasks.worker import Workers
 
 CANCEL_POLL_S = 5.0
 
 
 class Session:
-    """One execution of a run: its worker, its observer, and the Prefect tasks that send stages to the worker."""
+    """One execution of a run: its workers, its observer, and the Prefect tasks that send stages to the workers."""
 
     def __init__(
         self,
         run: Run,
         config: RunConfig,
         observer: Observer,
-        worker: Supervisor,
+        workers: Workers,
         externals: Externals,
         *,
         has_looked: bool = False,
     ) -> None:
-        """``has_looked`` says that the worker has looked at the models before there was data."""
+        """``has_looked`` says that a worker has looked at the models before there was data."""
         self.run = run
         self.config = config
         self.externals = externals
         self.observer = observer
-        self.worker = worker
+        self.workers = workers
         self.unreported: list[str] = []
         self._generations = run.generations
         self._tasks: dict[str, Task[..., State[Ref] | Ref]] = {}
@@ -84,7 +84,7 @@ class Session:
         call = stage_call(self.run, self.config, stage, place, config, self._generations).with_inputs(inputs)
         if (done := self._committed_before(call, inputs)) is not None:
             return done
-        with interrupts_cancel(self.worker):
+        with interrupts_cancel(self.workers):
             return retried(lambda: self._execute(call), self.config.execution.retries)
 
     def finished_unseen(self, report: Output | None, why: str) -> None:
@@ -139,6 +139,8 @@ class Session:
         futures, self._futures = self._futures, []
         for future in futures:
             future.wait()
+        # The round's last checkpoint is kept, and no other is needed after it.
+        self.run.store.drop_handed_on()
         for future in futures:
             # In the order of submission, what failed comes before what waited for it.
             if not future.state.is_completed():
@@ -189,7 +191,7 @@ class Session:
         return self._tasks[stage]
 
     def _supervise(self, call: StageCall, inputs: dict[str, Any]) -> State[Ref] | Ref:
-        """A stage's Prefect task: reuse its committed output, or have the worker make it."""
+        """A stage's Prefect task: reuse its committed output, or have a worker make it."""
         call = call.with_inputs(inputs)
         if (done := self.run.store.find(call.recipe())) is not None:
             self.observer.stage_reused(call, done)
@@ -198,14 +200,13 @@ class Session:
         return self._execute(call)
 
     def _execute(self, call: StageCall) -> Ref:
-        """Have the worker make a stage's output."""
+        """Have a worker make a stage's output."""
         self._check_models()
-        self.observer.stage_started(call)
         started = time.monotonic()
         fingerprint = call.recipe().fingerprint
         divisor = self._micro_batch_divisor.get(fingerprint, 1)
         try:
-            ref = self.worker.run(
+            ref = self.workers.run(
                 call.with_smaller_micro_batch(divisor),
                 report=lambda event: self._tell(call, event),
                 timeout_s=self.config.execution.stage_timeout_s,
@@ -223,12 +224,12 @@ class Session:
     def _check_models(self) -> None:
         """Refuse models that the run could not use: before a first stage executes, and again once its data is there.
 
-        Where all is committed nothing executes, and nothing is looked at. In the worker, which imports what that takes
+        Where all is committed nothing executes, and nothing is looked at. In a worker, which imports what that takes
         anyway.
         """
         with self._check_lock:
             if self._data not in self._checked:
-                self.worker.check_models(
+                self.workers.check_models(
                     model_checks(self.config, self.externals, self._data),
                     timeout_s=self.config.execution.stage_timeout_s,
                     is_cancelled=self.is_cancelled,
@@ -239,6 +240,9 @@ class Session:
         if call.stage == "prepare_data":
             # All other stages of the round wait for it.
             self._data = ref
+        if call.stage == "update_policy":
+            # No stage waits for an earlier one: this update had the rollouts of all shards.
+            self.run.store.drop_handed_on(but=[ref.directory.name])
         self._keep_newest_checkpoints(call, ref)
 
     def _keep_newest_checkpoints(self, call: StageCall, ref: Ref) -> None:
@@ -252,7 +256,9 @@ class Session:
             drop_recoverable(oldest, Manifest.read(oldest))
 
     def _tell(self, call: StageCall, event: Mapping[str, Any]) -> None:
-        if "warning" in event:
+        if "worker" in event:
+            self.observer.stage_started(call)
+        elif "warning" in event:
             self.observer.stage_warned(call, event["warning"])
         else:
             self.observer.stage_progress(call, event)

@@ -71,6 +71,8 @@ def clean(run: Run, *, dry_run: bool) -> Cleaned:
         # A place that the plan no longer has, say of an iteration too many, is replaced by a plan that is complete.
         if directory != current and (current is not None or is_complete):
             unwanted.append(directory)
+    if not dry_run:
+        run.store.drop_handed_on()
     left = run.store.attempts()
     size = sum(size_of(directory) for directory in [*unwanted, *left])
     if not dry_run:

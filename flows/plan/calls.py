@@ -117,7 +117,7 @@ def model_checks(config: RunConfig, externals: Externals, data: Ref | None) -> M
         shared_trunk=model.shared_trunk,
         scalar_policy=(has_own_critic and from_policy) or (trains_reward_model and externals.reward_model_base is None),
         critic_is_reward_model=has_own_critic and trains_reward_model and model.critic in (None, FROM_REWARD_MODEL),
-        gradient_checkpointing=config.execution.gradient_checkpointing,
+        execution=config.execution,
         trust_remote_code=model.trust_remote_code,
         data=directory(data),
     )

@@ -6,5 +6,16 @@ from flows.preview.first_look import look_first
 from flows.preview.memory import StageMemory
 from flows.preview.named import look_for_named
 from flows.preview.proposal import written
+from flows.preview.workers import doubts_about_workers
 
-__all__ = ["Disk", "Preview", "StageMemory", "examine", "look_first", "look_for_named", "propose", "written"]
+__all__ = [
+    "Disk",
+    "Preview",
+    "StageMemory",
+    "doubts_about_workers",
+    "examine",
+    "look_first",
+    "look_for_named",
+    "propose",
+    "written",
+]

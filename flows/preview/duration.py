@@ -112,10 +112,16 @@ def seconds_before(config: RunConfig, pace: Pace, lengths: Mapping[str, Sequence
     return seconds
 
 
-def seconds_of_run(plan: Plan, seconds: Mapping[str, float]) -> float:
-    """Of all stages that would execute."""
-    counts = Counter(planned.stage for planned in plan.stages if planned.ref is None)
-    return sum(count * seconds.get(stage, OVERHEAD_S) for stage, count in counts.items())
+def seconds_of_run(plan: Plan, seconds: Mapping[str, float], *, workers: int = 1) -> float:
+    """Of all stages that would execute, where so many shards of an iteration do so at once."""
+    counts = Counter(
+        (planned.stage, planned.place.round, planned.place.iteration) for planned in plan.stages if planned.ref is None
+    )
+    return sum(
+        # Only shards are several in one place.
+        math.ceil(count / workers) * seconds.get(stage, OVERHEAD_S)
+        for (stage, _, _), count in counts.items()
+    )
 
 
 def checkpoint_bytes(config: RunConfig, sizes: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import STAND_IN, RunConfig, every_mistake
-from flows.doctor import free_memory
+from flows.doctor import free_memory, gib
 from flows.plan import make_plan
 from flows.preview.disk import Disk, disk_of, write_speed
 from flows.preview.duration import seconds_of_run, seconds_of_stages
@@ -16,6 +16,7 @@ from flows.preview.first_look import PATIENCE_S, preview_config, require_none, w
 from flows.preview.memory import StageMemory, memory_of_stages
 from flows.preview.named import look_for_named
 from flows.preview.proposal import Proposal, decided, first_draft
+from flows.preview.workers import doubts_about_workers, memory_of_others
 from flows.runs import Run
 from tasks.contract import StageError
 from tasks.worker import Supervisor
@@ -31,6 +32,9 @@ class Preview:
     examples: list[dict[str, Any]] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
     memory: list[StageMemory] = field(default_factory=list)
+    """Of the first worker, which executes every stage."""
+    other_workers: int = 0
+    """Bytes that the others take of the same memory."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of one execution of each stage, by the trial."""
     total_seconds: float | None = None
@@ -42,9 +46,14 @@ class Preview:
 
     @property
     def fits(self) -> bool | None:
-        """Whether all stages fit into what is free; None where one of both is not known."""
+        """Whether all workers fit into what is free; None where one of both is not known."""
         free = self.device.get("free")
-        return None if free is None or not self.memory else max(s.total for s in self.memory) <= free
+        return None if free is None or not self.memory else self.most_memory + self.other_workers <= free
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of the largest stage."""
+        return max(stage.total for stage in self.memory)
 
     def as_dict(self) -> dict[str, Any]:
         values = {name: value for name, value in asdict(self).items() if name not in ("memory", "disk")}
@@ -109,7 +118,7 @@ def take(preview: Preview, found: Mapping[str, Any], config: RunConfig) -> None:
     own = without_stand_ins(found["mistakes"], config)
     # A file that is not there was told without its field.
     preview.mistakes += [new for new in own if not any(new.endswith(told) for told in preview.mistakes)]
-    preview.doubts = found["doubts"]
+    preview.doubts = [*found["doubts"], *doubts_about_workers(config)]
     preview.sources = [source for source in found["sources"] if source["name"] != STAND_IN]
     preview.examples = found["examples"]
     preview.device = dict(found.get("device", {}))
@@ -133,6 +142,10 @@ def estimate(
     preview.memory = memory_of_stages(
         config, sizes, prompt_tokens=max(lengths["prompts"], default=1), device=preview.device["kind"]
     )
+    kind, workers = preview.device["kind"], config.execution.workers
+    if kind == "cpu":
+        preview.other_workers = memory_of_others(preview.memory, workers)
+    preview.mistakes += too_many_for_memory(preview, workers)
     speed = write_speed(run.home)
     seconds = None
     if has_trial and not preview.mistakes and preview.fits is not False:
@@ -142,8 +155,24 @@ def estimate(
         if tried is not None and "trial" in tried:
             seconds = seconds_of_stages(config, tried["trial"], sizes, lengths, write_speed=speed)
             preview.seconds = seconds
-            preview.total_seconds = seconds_of_run(make_plan(run, config), seconds)
+            # Workers on the processor share its cores, so that it is not known what they gain.
+            side_by_side = workers if kind == "cuda" else 1
+            preview.total_seconds = seconds_of_run(make_plan(run, config), seconds, workers=side_by_side)
     preview.disk = disk_of(config, sizes, run.home, seconds=seconds, write_speed=speed)
+
+
+def too_many_for_memory(preview: Preview, workers: int) -> list[str]:
+    """A mistake where the first worker fits, and all together do not."""
+    free = preview.device.get("free")
+    if preview.fits is not False or free is None or preview.most_memory > free:
+        return []
+    each = preview.other_workers // (workers - 1)
+    fitting = 1 + int((free - preview.most_memory) // each)
+    return [
+        f"execution.workers={workers}: together they take {gib(preview.most_memory + preview.other_workers)} "
+        f"({gib(preview.most_memory)} for the first, {gib(each)} for each other), and {preview.device['name']} has "
+        f"{gib(free)} free; lower it to {fitting}"
+    ]
 
 
 def lengths_of(found: Mapping[str, Any]) -> dict[str, Sequence[int]]:

@@ -8,14 +8,14 @@ from flows.preview.named import sources
 from tasks.contract import PreviewConfig, TrialConfig
 from tasks.errors import ConfigError, Mistakes
 from tasks.store import Ref
-from tasks.worker import Supervisor
+from tasks.worker import Workers
 
 FIRST_ROWS = 1000
 """Of each file, which is read in a fraction of a second; ``rounds check`` reads all."""
 PATIENCE_S = 1800.0
 
 
-def look_first(worker: Supervisor, config: RunConfig, models: Mapping[str, Ref]) -> None:
+def look_first(worker: Workers, config: RunConfig, models: Mapping[str, Ref]) -> None:
     """Refuse what no run could use, before anything is made.
 
     Raises:

@@ -43,7 +43,7 @@ from tasks import environment
 from tasks.contract import StageError
 from tasks.errors import RunError, TransientError, UserError
 from tasks.store import digest_text
-from tasks.worker import Supervisor
+from tasks.worker import local_pool
 
 Tell = Callable[[str], None]
 POLL_S = 3.0
@@ -107,8 +107,9 @@ def go_on(home: Path, name: str, config: RunConfig, log: FlowRunLog) -> State[No
         plan = prepared(run, step.config)
         run.set_config(step.config)
         run.store.sweep()
-        with LogDisplay(plan, log) as display, closing(Supervisor(run.worker_log)) as worker:
-            unreported = run_rounds(run, step.config, display, worker)
+        pool = local_pool(run.worker_log, step.config.execution)
+        with LogDisplay(plan, log) as display, closing(pool) as workers:
+            unreported = run_rounds(run, step.config, display, workers)
         display.show_results(step.config)
     for sentence in unreported:
         log.line(f"not reported: {sentence}", logging.WARNING)

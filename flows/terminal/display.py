@@ -16,10 +16,13 @@ from tasks.store import Manifest, Ref
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 GAIN = "evaluation/score_gain"
 PROGRESS_LINE_S = 60.0
 """Where there are no bars, a long stage says so often how far it is."""
+WIDE = 100
+"""Columns of a terminal with room for the speed of a stage."""
 ITERATION_LINE = (
     ("score/mean", "score", 3),
     ("kl/mean", "KL", 3),
@@ -201,7 +204,7 @@ class LineDisplay(Display):
 
 
 class BarDisplay(Display):
-    """One bar for the stage that runs, one for the whole run, and above them a line for what is done."""
+    """A bar for each stage that runs, one for the whole run, and above them a line for what is done."""
 
     def __init__(self, num_stages: int, console: "Console") -> None:
         from rich.console import Group
@@ -213,13 +216,13 @@ class BarDisplay(Display):
         bar = BarColumn(bar_width=28)
         counts = TextColumn("{task.fields[counts]}", markup=False)
         description = TextColumn("{task.description:<46}", markup=False)
-        self._stage_bar = Progress(description, bar, counts, TimeRemainingColumn(compact=True), console=console)
+        self._stage_bars = Progress(description, bar, counts, TimeRemainingColumn(compact=True), console=console)
         self._run_bar = Progress(description, bar, counts, TimeElapsedColumn(), console=console)
         self._run = self._run_bar.add_task("run", total=num_stages, counts=self._run_counts())
-        self._stage = self._stage_bar.add_task("starting", total=None, counts="")
-        self._shown = ""
-        self._shown_since = time.monotonic()
-        self._live = Live(Group(self._stage_bar, self._run_bar), console=console, refresh_per_second=5, transient=True)
+        self._starting = self._stage_bars.add_task("starting", total=None, counts="")
+        self._bars: dict[str, tuple[TaskID, float]] = {}
+        """Of each stage that runs, by its label, and since when it does."""
+        self._live = Live(Group(self._stage_bars, self._run_bar), console=console, refresh_per_second=5, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -242,28 +245,36 @@ class BarDisplay(Display):
     def stage_started(self, call: StageCall) -> None:
         with self._lock:
             super().stage_started(call)
-            # Of several shards that wait for the worker, the first is taken to run until another reports progress.
-            if self._shown not in self._running:
-                self._show(call)
+            self._stage_bars.update(self._starting, visible=False)
+            self._remove_bar(call.label)
+            bar = self._stage_bars.add_task(stage_label(call.stage, call.place), total=None, counts="")
+            self._bars[call.label] = (bar, time.monotonic())
 
     def stage_progress(self, call: StageCall, event: Mapping[str, Any]) -> None:
         with self._lock:
-            if call.label != self._shown:
-                self._show(call)
+            if call.label not in self._bars:
+                return
+            bar, since = self._bars[call.label]
             done, total, tokens = event["done"], event["total"], event.get("tokens", 0)
-            seconds = time.monotonic() - self._shown_since
-            speed = (
-                f"  {tokens / seconds:,.0f} tokens/s" if tokens and seconds > 0.5 and event["unit"] != "tokens" else ""
-            )
-            if event["unit"] == "tokens" and seconds > 0.5:
-                speed = f"  {done / seconds:,.0f}/s"
-            counts = f"{done:,}/{total:,} {event['unit']}{speed}"
-            self._stage_bar.update(self._stage, completed=done, total=total, counts=counts)
+            seconds = time.monotonic() - since
+            counts = f"{done:,}/{total:,} {event['unit']}"
+            counts_tokens = event["unit"] == "tokens"
+            processed = done if counts_tokens else tokens
+            # In a narrow terminal the shard's number goes first of what has no room.
+            if processed and seconds > 0.5 and self._console.width >= WIDE:
+                counts += f"  {processed / seconds:,.0f}{'' if counts_tokens else ' tokens'}/s"
+            self._stage_bars.update(bar, completed=done, total=total, counts=counts)
 
     def stage_failed(self, call: StageCall, message: str, *, will_retry: bool) -> None:
         with self._lock:
             super().stage_failed(call, message, will_retry=will_retry)
-            self._show_next()
+            self._remove_bar(call.label)
+
+    def _begin_again(self) -> None:
+        with self._lock:
+            super()._begin_again()
+            for label in list(self._bars):
+                self._remove_bar(label)
 
     def _finished(self, call: StageCall, manifest: Manifest) -> None:
         place = call.place
@@ -277,16 +288,12 @@ class BarDisplay(Display):
             parts = (self._headline(call, manifest), duration(manifest.seconds))
             self.line(f"{stage_label(call.stage, place)}: {', '.join(part for part in parts if part)}")
         self._update_run()
-        self._show_next()
+        self._remove_bar(call.label)
 
-    def _show_next(self) -> None:
-        if self._shown not in self._running and self._running:
-            self._show(next(iter(self._running.values())))
-
-    def _show(self, call: StageCall) -> None:
-        self._shown = call.label
-        self._shown_since = time.monotonic()
-        self._stage_bar.reset(self._stage, total=None, description=stage_label(call.stage, call.place), counts="")
+    def _remove_bar(self, label: str) -> None:
+        if label in self._bars:
+            bar, _ = self._bars.pop(label)
+            self._stage_bars.remove_task(bar)
 
     def _update_run(self) -> None:
         self._run_bar.update(self._run, completed=self.num_done, counts=self._run_counts())

@@ -13,6 +13,9 @@ class ExecutionConfig(StageConfig):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto takes CUDA, else Apple's MPS, else the CPU."""
+    workers: int = Field(1, gt=0, le=256)
+    """Processes that sample and score the shards of ``rollouts.shards`` side by side, each with its models and, on CUDA, a
+    device of its own. The bytes of all outputs are the same for any number."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward passes; weights that are trained stay float32. auto: bfloat16 on CUDA, float32 elsewhere."""
     head_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -36,6 +39,16 @@ class ExecutionConfig(StageConfig):
     def _head_is_no_narrower_than_all(self) -> Self:
         if self.dtype == "float32" and self.head_dtype == "bfloat16":
             raise ValueError("head_dtype=bfloat16 says nothing with dtype=float32; leave it out, or set dtype too")
+        return self
+
+    @model_validator(mode="after")
+    def _each_worker_has_a_device(self) -> Self:
+        if self.workers > 1 and self.device not in ("auto", "cpu", "cuda"):
+            one = "there is one Metal device" if self.device == "mps" else "it names one device"
+            raise ValueError(
+                f"device={self.device} with workers={self.workers}: {one}, and each worker needs one of its own; set device "
+                "to cpu or cuda, or workers to 1"
+            )
         return self
 
     @field_validator("engine_server")

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks.config.base import StageConfig
+from tasks.config.execution import ExecutionConfig
 from tasks.paths import user_path
 
 
@@ -56,8 +57,9 @@ class ModelChecks(StageConfig):
     """Whether a critic or reward model with a body of its own starts from the policy."""
     critic_is_reward_model: bool = False
     """Whether the critic starts from the run's reward model."""
-    gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+    execution: ExecutionConfig = ExecutionConfig()
+    """What they run on, and how."""
     data: str | None = None
     """What prepare_data made, once it has."""
 

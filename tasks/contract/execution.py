@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -20,6 +21,7 @@ from tasks.store import (
     Ref,
     Store,
     digests_below,
+    exclusive,
     flat,
     is_committed,
     make_empty,
@@ -29,6 +31,7 @@ from tasks.store import (
 
 LORA_BASE = "lora_base"
 """The input that every stage with models may have: the frozen model whose adapters the others are."""
+TELL_S = 1.0
 NO_LIMITS = HealthConfig(
     max_ratio_deviation=inf,
     max_engine_difference=inf,
@@ -50,15 +53,17 @@ def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[s
         require_undamaged(ref)
     scratch = store.scratch(recipe)
     started = time.monotonic()
+    execution = ExecutionConfig(**call.execution)
     context = StageContext(
         output=scratch,
         place=call.place,
         run_seed=call.seed,
-        execution=ExecutionConfig(**call.execution),
+        execution=execution,
         health=HealthConfig(**call.health),
         resident=models,
         report=report,
         keeps_recoverable=call.keeps_recoverable,
+        hands_on=execution.workers > 1,
     )
     with models.recovering(lambda ref: recover(ref, store, context)):
         output = run_stage(call.stage, context, call.settings, call.inputs)
@@ -71,6 +76,7 @@ def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[s
         seconds=time.monotonic() - started,
         recoverable=output.recoverable,
         keeps_recoverable=call.keeps_recoverable,
+        hands_on=context.hands_on,
         # The order of sums follows from it, and with it the last bits; halved when memory ran out, no setting tells of it.
         origin={MICRO_BATCH: context.execution.micro_batch_tokens},
     )
@@ -80,19 +86,46 @@ def execute(call: StageCall, models: ResidentModels, report: Callable[[Mapping[s
 
 
 def recover(ref: Ref, store: Store, context: StageContext) -> None:
-    """Bring an output whose files were not kept back into memory, by running its stage again on its inputs."""
+    """Bring an output whose files were not kept back into memory, by running its stage again on its inputs.
+
+    Where other workers need it too, one of them does so, and hands the files on to the others.
+    """
     if not is_committed(ref.directory):
         return
     manifest = Manifest.read(ref.directory)
-    if all((ref.directory / name).exists() for name in manifest.recoverable):
+    if is_whole(ref.directory, manifest):
         return
-    scratch = store.root / "scratch" / f"recovered-{manifest.fingerprint}" / "output"
-    try:
-        output = remade(ref, store, context, scratch)
-    finally:
-        shutil.rmtree(scratch.parent, ignore_errors=True)
-    for part, model in output.resident.items():
-        context.resident.keep(ref, part, model)
+    with ExitStack() as held:
+        if context.hands_on:
+            held.enter_context(alone_with(store.handed_on_directory(manifest.fingerprint), context.report))
+            if is_whole(ref.directory, manifest):
+                return
+        scratch = store.root / "scratch" / f"recovered-{manifest.fingerprint}" / "output"
+        try:
+            output = remade(ref, store, context, scratch)
+            if context.hands_on:
+                store.hand_on(ref.directory, manifest, scratch)
+        finally:
+            shutil.rmtree(scratch.parent, ignore_errors=True)
+        for part, model in output.resident.items():
+            context.resident.keep(ref, part, model)
+
+
+def is_whole(directory: Path, manifest: Manifest) -> bool:
+    """Whether the files are there that need not be kept."""
+    return all((directory / name).exists() for name in manifest.recoverable)
+
+
+@contextmanager
+def alone_with(directory: Path, report: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Keep a directory for this process; who waits for it says so every second, since it does not hang."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a+") as stream:
+        waited = 0
+        while not exclusive(stream, patience_s=TELL_S):
+            waited += 1
+            report({"done": waited, "total": waited, "unit": "s of waiting for another worker", "tokens": 0})
+        yield
 
 
 def remade(ref: Ref, store: Store, context: StageContext, scratch: Path) -> StageOutput:

@@ -41,6 +41,8 @@ class StageContext:
     """What stages before this one left in memory."""
     report: Callable[[Mapping[str, Any]], None]
     keeps_recoverable: bool = True
+    hands_on: bool = False
+    """Whether files that are not kept stay for a while, since other workers need them too."""
     lora_base: Ref | None = None
     """The frozen model whose adapters the others are; None where models are whole."""
 

@@ -3,7 +3,7 @@
 from tasks.models.access import Models, write_whole
 from tasks.models.checkpoint import STATE_FILE, LoopState, NextCheckpoint, read_loop_state
 from tasks.models.checks import model_mistakes, require_sound_models
-from tasks.models.devices import empty_cache, pick_device, pick_dtype, prefer_determinism
+from tasks.models.devices import device_mistakes, empty_cache, pick_device, pick_dtype, prefer_determinism
 from tasks.models.from_scratch import make_model
 from tasks.models.loading import load_policy, require_layers
 from tasks.models.model_config import context_length, read_text_config, why_limited
@@ -23,6 +23,7 @@ __all__ = [
     "adamw",
     "context_length",
     "descend",
+    "device_mistakes",
     "empty_cache",
     "load_policy",
     "load_scalar_model",

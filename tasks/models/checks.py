@@ -20,6 +20,7 @@ from ppo_core.heads import linear_head
 from tasks.config import ModelChecks
 from tasks.data import Messages
 from tasks.errors import ConfigError, ModelError, UserError
+from tasks.models.devices import device_mistakes
 from tasks.models.loading import load_policy, require_layers
 from tasks.models.model_config import context_length, read_text_config, why_limited
 from tasks.models.scalar import load_reward_model, load_scalar_model
@@ -47,13 +48,14 @@ def require_sound_models(checks: ModelChecks) -> None:
 
 
 def model_mistakes(checks: ModelChecks) -> list[str]:
-    """One sentence for each mistake, the policy's first; empty where the run can use all its models."""
+    """One sentence for each mistake, the devices' first; empty where the run can use all its models."""
 
     def candidate(directory: str, field: str) -> Candidate:
         return Candidate(directory, field=field, trust_remote_code=checks.trust_remote_code)
 
+    mistakes = device_mistakes(checks.execution)
     policy = None if checks.policy is None else candidate(checks.policy, "model.policy")
-    mistakes = [] if policy is None else mistakes_of(policy, policy_checks(policy, checks))
+    mistakes += [] if policy is None else mistakes_of(policy, policy_checks(policy, checks))
     made = None if checks.data is None else Path(checks.data) / "policy"
     if policy is None and made is not None and made.is_dir():
         # What the others have to agree with.
@@ -164,7 +166,7 @@ def policy_checks(policy: Candidate, checks: ModelChecks) -> Iterator[Check]:
     yield lambda: policy.language_model
     if checks.scalar_policy:
         yield policy.scalar_model
-    if checks.gradient_checkpointing:
+    if checks.execution.gradient_checkpointing:
         yield lambda: policy.require_recomputable_layers(policy.language_model)
     if checks.shared_trunk:
         yield lambda: require_linear_head(policy.language_model, policy.directory)
@@ -182,7 +184,7 @@ def policy_checks(policy: Candidate, checks: ModelChecks) -> Iterator[Check]:
 def critic_checks(critic: Candidate, policy: Candidate | None, checks: ModelChecks) -> Iterator[Check]:
     """What a model that the critic starts from must be: it reads the policy's own token ids."""
     yield critic.scalar_model
-    if checks.gradient_checkpointing:
+    if checks.execution.gradient_checkpointing:
         yield lambda: critic.require_recomputable_layers(critic.scalar_model())
     if policy is not None:
         yield lambda: require_policys_tokens(critic, policy)

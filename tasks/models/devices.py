@@ -16,7 +16,43 @@ def pick_device(execution: ExecutionConfig) -> torch.device:
         raise ModelError(f"execution.device={name}: this PyTorch sees no CUDA device; set it to auto or cpu")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ModelError("execution.device=mps: this machine has no Metal device; set it to auto or cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None and device.index >= (count := torch.cuda.device_count()):
+        raise ModelError(
+            f"execution.device={name}: {there_are(count)}, the last of which is cuda:{count - 1}; name that"
+        )
+    return device
+
+
+def there_are(count: int) -> str:
+    return f"there {'is' if count == 1 else 'are'} {count} CUDA device{'s' * (count != 1)}"
+
+
+def device_mistakes(execution: ExecutionConfig) -> list[str]:
+    """Why the workers cannot have the devices that they need: one that is not there, too few, or unlike ones."""
+    try:
+        device, asked = pick_device(execution), execution.workers
+    except ModelError as error:
+        return [str(error)]
+    if asked == 1 or device.type == "cpu":
+        return []
+    own = f"execution.workers={asked}"
+    if device.type == "mps":
+        return [
+            f"{own}: there is one Metal device, and each worker needs one of its own; set it to 1, or device to cpu"
+        ]
+    count = torch.cuda.device_count()
+    if count < asked:
+        return [f"{own}: {there_are(count)}, and each worker needs one of its own; lower it to {count}"]
+    names = [torch.cuda.get_device_name(number) for number in range(asked)]
+    other = next((number for number, name in enumerate(names) if name != names[0]), None)
+    if other is None:
+        return []
+    # A shard would have other bytes on one than on the other, and which one has it depends on the clock.
+    return [
+        f"{own}: cuda:0 is {names[0]} and cuda:{other} is {names[other]}, which round otherwise; name equal ones by "
+        "CUDA_VISIBLE_DEVICES, or lower it"
+    ]
 
 
 def pick_dtype(execution: ExecutionConfig, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from tasks.errors import UserError
 from tasks.models import (
     POLICY,
     context_length,
+    device_mistakes,
     make_model,
     model_mistakes,
     read_text_config,
@@ -68,7 +69,8 @@ def _look(config: PreviewConfig, scratch: Path, found: dict[str, Any], tell: Tel
             found["lengths"].setdefault(kind, []).extend(lengths)
     found["context"], found["has_chat_template"] = reader.limit, bool(reader.tokenizer.chat_template)
     found["has_conversations"] = any(isinstance(record.prompt, list) for source in seen for record in source.records)
-    found["device"] = device_facts(config.execution)
+    if not device_mistakes(config.execution):
+        found["device"] = device_facts(config.execution)
     if not mistakes:
         found["sizes"] = sizes_of(config, directory)
         tell({"found": "sizes"})

@@ -108,7 +108,9 @@ def device_facts(execution: ExecutionConfig) -> dict[str, Any]:
     """The device that the run would take, with its memory where torch knows of it."""
     device = pick_device(execution)
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
+        # Of several workers each has one of the first devices, and the fullest of them decides.
+        used = range(execution.workers) if execution.workers > 1 else [device]
+        free, total = min(torch.cuda.mem_get_info(own) for own in used)
         return {"kind": "cuda", "name": torch.cuda.get_device_name(device), "free": free, "total": total}
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()

@@ -11,14 +11,14 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
 from tasks.errors import RunError
 from tasks.store.digests import digest_files, remember_digests
-from tasks.store.files import flush, make_empty, own_directories
+from tasks.store.files import flush, make_empty, own_directories, read_json, write_json
 from tasks.store.manifest import (
     FINGERPRINT,
     Inputs,
@@ -32,7 +32,8 @@ from tasks.store.manifest import (
 )
 from tasks.store.schemas import SCHEMA_VERSION
 
-ATTEMPT = re.compile(rf"(recovered-|removed-|replay-)?{FINGERPRINT.pattern}")
+HANDED_ON = "handed-on-"
+ATTEMPT = re.compile(rf"(recovered-|removed-|replay-|{HANDED_ON})?{FINGERPRINT.pattern}")
 """The names of directories in scratch."""
 PLACES = ("round-", "iteration-", "shard-")
 """How the directories begin that are not named after a stage or a fingerprint."""
@@ -78,12 +79,13 @@ class Store:
         seconds: float,
         recoverable: str | None = None,
         keeps_recoverable: bool = True,
+        hands_on: bool = False,
         origin: Mapping[str, Any] | None = None,
     ) -> Ref:
         """Flush, describe and move ``scratch`` into place. After the rename it has happened; before, it has not.
 
         ``recoverable`` is a pattern of files that need not be kept, since they can be made again; ``origin`` what that needs
-        to know beside the recipe.
+        to know beside the recipe. With ``hands_on`` those that are not kept stay until ``drop_handed_on``.
         """
         digests = digests_below(scratch)
         manifest = Manifest(
@@ -99,11 +101,17 @@ class Store:
             origin={"host": socket.gethostname(), "committed_at": time.time(), **(origin or {})},
         )
         manifest.write(scratch)
-        if not keeps_recoverable:
+        target = self.root / "stages" / recipe.directory / recipe.fingerprint
+        passing: set[Path] = set()
+        if not keeps_recoverable and hands_on:
+            self._remember_handed_on(target)
+            # What will be removed again need not be on the disk: after a power cut it is removed too.
+            passing = {scratch / name for name in manifest.recoverable}
+        elif not keeps_recoverable:
             drop_recoverable(scratch, manifest)
         for path in [*scratch.rglob("*"), scratch]:
-            flush(path)
-        target = self.root / "stages" / recipe.directory / recipe.fingerprint
+            if path not in passing:
+                flush(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             # Only a damaged output is ever computed again under its own fingerprint.
@@ -121,12 +129,41 @@ class Store:
         place.mkdir(parents=True, exist_ok=True)
         output.rename(place / f"damaged-{time.time_ns()}")
 
+    def handed_on_directory(self, fingerprint: str) -> Path:
+        """Where it is remembered that an output has files that are not kept."""
+        return self.root / "scratch" / f"{HANDED_ON}{fingerprint}"
+
+    def hand_on(self, output: Path, manifest: Manifest, remade: Path) -> None:
+        """Move files that were not kept, and have been made again below ``remade``, to their output for a while."""
+        self._remember_handed_on(output)
+        for name in manifest.recoverable:
+            (remade / name).replace(output / name)
+
+    def drop_handed_on(self, *, but: Sequence[str] = ()) -> None:
+        """Remove the files that are not kept, but those of the outputs with these fingerprints."""
+        for known in self.attempts():
+            fingerprint = known.name.removeprefix(HANDED_ON)
+            if known.name.startswith(HANDED_ON) and fingerprint not in but:
+                found = read_json(known / "output.json", default=None)
+                manifest = None if found is None else Manifest.read_if_sound(self.root / found)
+                if manifest is not None:
+                    drop_recoverable(self.root / found, manifest)
+                shutil.rmtree(known)
+
+    def _remember_handed_on(self, output: Path) -> None:
+        """Before its files are there, so that they are removed whatever happens then."""
+        directory = self.handed_on_directory(output.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        flush(directory.parent)
+        write_json(directory / "output.json", str(output.relative_to(self.root)))
+
     def sweep(self) -> None:
         """Remove what interrupted attempts left half written; only for who alone works on the run.
 
         What is not an attempt's is left alone, and a link is never followed: what it leads to is not the run's.
         """
         self.require_own()
+        self.drop_handed_on()
         for half in self.root.glob(".*.json.*"):
             if half.is_file() or half.is_symlink():
                 half.unlink()

@@ -32,8 +32,10 @@ VMSTAT = Path("/proc/vmstat")
 class Supervisor:
     """Supervises the child. One stage at a time; a dead child is replaced at the next call."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *, settings: Mapping[str, str] | None = None) -> None:
+        """``settings`` are environment variables of this child alone."""
         self._log = log
+        self._settings = dict(settings or {})
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -45,7 +47,8 @@ class Supervisor:
         """Have the child import its libraries, which takes seconds, before there is anything to ask it."""
         with self._lock, suppress(OSError):
             # Whoever asks first is told what is wrong.
-            self._started()
+            if not self._cancelled.is_set():
+                self._started()
 
     def run(self, call: StageCall, *, report: Report, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> Ref:
         """Execute a call in the child; raise ``StageError`` with the child's own words when it fails."""
@@ -137,7 +140,7 @@ class Supervisor:
                     pass_fds=(write_end,),
                     start_new_session=True,
                     text=True,
-                    env=environment.worker_environment(),
+                    env={**environment.worker_environment(), **self._settings},
                 )
             os.close(write_end)
             self._was_asked = False

@@ -164,19 +164,32 @@ def test_a_terminal_gets_bars_and_one_line_an_iteration(planned):
     assert any(f"{len(planned)}/{len(planned)} stages" in line for line in lines)
 
 
-def test_bars_show_the_shard_that_reports_of_several_that_wait(planned):
+def test_each_stage_that_runs_has_a_bar_that_tells_its_shard_in_a_terminal_of_80_columns(planned):
     stream = Terminal()
-    console = Console(file=stream, force_terminal=True, width=140, color_system=None)
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
     shards = [(call, ref) for call, ref in planned if call.stage == "score_rollouts" and call.place.iteration == 1]
     with BarDisplay(len(planned), console) as display:
         for call, _ in shards:
             display.stage_started(call)
-        display.stage_progress(shards[1][0], {"done": 1, "total": 2, "unit": "rows", "tokens": 0})
-        assert display._shown == shards[1][0].label
+        display._bars = {label: (bar, since - 1) for label, (bar, since) in display._bars.items()}
+        for done, (call, _) in enumerate(shards, start=1001):
+            display.stage_progress(call, {"done": done, "total": 20000, "unit": "rows", "tokens": 123456})
+        first, second = bars_of(display)
+        assert re.fullmatch(r"round 1 · iteration 1 · score rollouts .* 1,001/20,000 rows --:--", first)
+        assert re.fullmatch(r"round 1 · iteration 1 · score rollouts · shard 2 .* 1,002/20,000 rows --:--", second)
         display.stage_finished(*shards[1], 1.0)
-        assert display._shown == shards[0][0].label
+        (left,) = bars_of(display)
+        assert "shard 2" not in left
         display.stage_failed(shards[0][0], "[red]gone", will_retry=True)
+        assert bars_of(display) == []
     assert "[red]gone; another attempt may follow" in "\n".join(plain(stream.getvalue()))
+
+
+def bars_of(display):
+    """The bars of stages as they are now, in a terminal of 80 columns."""
+    text = io.StringIO()
+    Console(file=text, width=80).print(display._stage_bars)
+    return [line.strip() for line in text.getvalue().splitlines() if line.strip()]
 
 
 def plain(text):

@@ -14,6 +14,7 @@ from flows.orchestration.session import Session
 from flows.plan.calls import model_checks, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.state import Externals
+from tasks.config.execution import ExecutionConfig
 from tasks.config.model_access import ModelChecks
 from tasks.contract.failures import StageError
 from tasks.store.manifest import Ref
@@ -69,7 +70,10 @@ GRPO = {"algorithm": "grpo", "rollouts": {"samples_per_prompt": 2, "sampling": {
             {"model": {"policy": "p", "critic": "policy", "trust_remote_code": True}},
             {"scalar_policy": True, "critic_is_reward_model": False, "trust_remote_code": True},
         ),
-        ({"execution": {"gradient_checkpointing": True}}, {"gradient_checkpointing": True}),
+        (
+            {"execution": {"gradient_checkpointing": True}},
+            {"execution": ExecutionConfig(gradient_checkpointing=True)},
+        ),
     ],
 )
 def test_what_is_asked_follows_from_the_configuration(tmp_path, changes, expected):
@@ -136,7 +140,7 @@ def what_happens(tmp_path, *, stop_before=None, mistake=None):
     named = Externals(base=None, critic=None, reward_model_base=None, rewards={}, held_out_rewards={})
     config = with_code_digests(run.config)
     session = Session(run, config, watching, watching, named)
-    session.worker = watching
+    session.workers = watching
 
     def call(stage, place, settings, **inputs):
         done = session._supervise(stage_call(run, config, stage, place, settings, run.generations), inputs)

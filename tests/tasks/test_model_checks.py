@@ -133,7 +133,7 @@ def test_sound_models_have_no_mistake(tmp_path):
         "shared_trunk": True,
         "scalar_policy": True,
         "critic_is_reward_model": True,
-        "gradient_checkpointing": True,
+        "execution": ExecutionConfig(gradient_checkpointing=True),
     }
     assert model_mistakes(checks(**asked)) == []
     assert model_mistakes(checks(**asked, data=data)) == []
@@ -250,7 +250,7 @@ def test_a_linear_head_is_seen_to_be_one(tmp_path, family, config):
 
 def test_layers_that_cannot_be_computed_again_are_told_before(tmp_path):
     policy = a_policy(tmp_path / "policy", family="codegen", n_embd=16, n_layer=1, n_head=4, rotary_dim=4)
-    mistakes = model_mistakes(checks(policy=policy, gradient_checkpointing=True))
+    mistakes = model_mistakes(checks(policy=policy, execution=ExecutionConfig(gradient_checkpointing=True)))
     has_layers = any(
         isinstance(module, hf.modeling_layers.GradientCheckpointingLayer)
         for module in hf.AutoModelForCausalLM.from_pretrained(policy).modules()

@@ -94,7 +94,15 @@ def fit_line(preview: Preview) -> "Text":
     if free is None:
         return styled(f"on {name}, whose memory the system does not tell: at most {gib(largest.total)} GiB", DOUBTFUL)
     if preview.fits:
-        return styled(f"fits: at most {gib(largest.total)} of the {gib(free)} GiB that are free on {name}", GOOD)
+        own, others = gib(largest.total), preview.other_workers
+        all_workers = f"{own} GiB, and {gib(others)} GiB for the other workers, of the" if others else f"{own} of the"
+        return styled(f"fits: at most {all_workers} {gib(free)} GiB that are free on {name}", GOOD)
+    if largest.total <= free:
+        return styled(
+            f"does not fit: the first worker takes {gib(largest.total)} GiB, the others {gib(preview.other_workers)} GiB, "
+            f"and {name} has {gib(free)} GiB free; lower execution.workers",
+            f"bold {BAD}",
+        )
     return styled(
         f"does not fit: {largest.stage} takes {gib(largest.total)} GiB, and {name} has {gib(free)} GiB free; lower "
         "execution.micro_batch_tokens, set execution.gradient_checkpointing, or train adapters with model.lora",

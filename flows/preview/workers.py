@@ -1,0 +1,34 @@
+"""What is said of ``execution.workers`` before a run: what they take together, and when some would have nothing to do."""
+
+from collections.abc import Sequence
+
+from flows.config import RunConfig
+from flows.doctor import num_cores
+from flows.preview.memory import StageMemory
+
+OF_SHARDS = ("generate_rollouts", "score_rollouts")
+"""The stages that every worker executes; the others are the first one's."""
+
+
+def doubts_about_workers(config: RunConfig) -> list[str]:
+    """A sentence for each reason why so many are too many. They change no result, so that none stops a run: a configuration
+    for a larger machine goes on at a smaller one."""
+    execution, shards, cores = config.execution, config.rollouts.shards, num_cores()
+    own = f"execution.workers={execution.workers}"
+    doubts = []
+    if execution.workers > 1 and execution.workers > shards:
+        doubts.append(
+            f"{own}: an iteration has {shards} shard{'s' * (shards > 1)}, so that no more workers have something to do; "
+            "raise rollouts.shards, or lower it"
+        )
+    if execution.workers > max(1, cores) and execution.device != "cuda":
+        doubts.append(
+            f"{own}: there {'is' if cores == 1 else 'are'} {cores} core{'s' * (cores > 1)}, for which workers on the "
+            "processor take turns, so that more of them are no faster; lower it"
+        )
+    return doubts
+
+
+def memory_of_others(stages: Sequence[StageMemory], workers: int) -> int:
+    """Bytes that all workers but the first hold at most, each of which has models of its own."""
+    return (workers - 1) * max((stage.total for stage in stages if stage.stage in OF_SHARDS), default=0)
