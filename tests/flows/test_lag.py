@@ -1,19 +1,22 @@
 """Rollouts of an earlier policy, in whole runs: the order in which stages execute, and where, changes no byte."""
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass
 
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 from direct_run import run_directly
 
 from flows.config.reading import load_config
 from flows.plan.calls import external_models, stage_call, with_code_digests
 from flows.round import rlhf_round
 from flows.runs.workspace import create_or_open
+from tasks.config.execution import ExecutionConfig
 from tasks.contract.execution import execute
 from tasks.contract.resident import ResidentModels
 from tasks.store.data_sets import read_dataset
 from tasks.store.manifest import Ref, each, flat
+from tasks.worker.replay import replay
 
 LAGGING = ["rounds=1", "iterations=3", "rollouts.lag=1", "keep_checkpoints=2"]
 
@@ -62,11 +65,12 @@ def generation_last(ready):
 
 
 def digests(run):
-    return {str(path.relative_to(run.root)): manifest.digest for path, manifest in run.store.manifests()}
+    return {str(path.relative_to(run.root / "stages")): manifest.digest for path, manifest in run.store.manifests()}
 
 
 @pytest.fixture(scope="module")
 def in_turn(tmp_path_factory):
+    """A run by one worker, one stage after the other."""
     return run_directly(tmp_path_factory.mktemp("in-turn"), "run", load_config(str(TINY), LAGGING))
 
 
@@ -78,3 +82,71 @@ def test_all_outputs_have_the_same_digests_whichever_stage_executes_first_and_wh
     # It was another order: in turn, rollouts are sampled before the update that they need not wait for.
     order = workers.executed
     assert order.index("generate_rollouts-r1.i3.s0") > order.index("update_policy-r1.i2") > 0
+
+
+# Imported by every process: an update and the first rollouts of the next iteration wait until both are under way.
+TOGETHER = """
+import sys
+
+if "tasks.worker.child" in sys.orig_argv:
+    import os, pathlib, time
+    import tasks.contract
+
+    DIRECTORY = pathlib.Path(os.environ["NOTED"])
+    execute = tasks.contract.execute
+
+    def together(call, models, report):
+        (DIRECTORY / call.label).touch()
+        update, iteration = call.stage == "update_policy", call.place.iteration
+        if update and iteration < 3:
+            wait_for(f"generate_rollouts-r1.i{iteration + 1}.s0")
+        if call.stage == "generate_rollouts" and iteration > 1 and call.place.shard == 0:
+            wait_for(f"update_policy-r1.i{iteration - 1}")
+        return execute(call, models, report)
+
+    def wait_for(label):
+        until = time.monotonic() + 120
+        while not (DIRECTORY / label).exists():
+            assert time.monotonic() < until, f"{label} has not begun"
+            time.sleep(0.01)
+
+    tasks.contract.execute = together
+"""
+
+
+def test_two_workers_sample_while_they_update_and_all_outputs_have_the_same_digests(home, in_turn, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(TOGETHER)
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "NOTED": str(tmp_path)}
+    settings = [part for setting in (*LAGGING, "execution.workers=2") for part in ("--set", setting)]
+    home.rounds("run", TINY, "--name", "overlapped", *settings, env={**os.environ, "OMP_NUM_THREADS": "1", **paths})
+    assert home.digests("overlapped") == digests(in_turn)
+    kept = (home.path / "runs" / "overlapped").rglob("update_policy/*/policy/model.safetensors")
+    assert sorted(path.parents[3].name for path in kept) == ["iteration-002", "iteration-003"]
+
+
+def outputs(run, stage, iteration):
+    return [
+        Ref(str(path), manifest.digest)
+        for path, manifest in run.store.manifests()
+        if (manifest.stage, manifest.place.iteration) == (stage, iteration)
+    ]
+
+
+def test_each_row_names_the_checkpoint_that_sampled_it(in_turn):
+    (start,) = outputs(in_turn, "warm_up", 0)
+    (first,) = outputs(in_turn, "update_policy", 1)
+    samplers = {}
+    for iteration in (1, 2, 3):
+        (experience,) = outputs(in_turn, "compute_advantages", iteration)
+        table = read_dataset(experience.directory / "rollouts")
+        samplers[iteration] = table.column("policy_version").unique().to_pylist()
+        assert ("sampling_logprobs" in table.column_names) == (iteration > 1)
+    assert samplers == {1: [start.digest], 2: [start.digest], 3: [first.digest]}
+
+
+@pytest.mark.parametrize("stage", ["score_rollouts", "compute_advantages", "update_policy"])
+def test_a_replay_gives_the_same_bytes(in_turn, stage):
+    for ref in outputs(in_turn, stage, 3):
+        found = replay(ref, in_turn.store, ExecutionConfig(), ResidentModels(), lambda event: None)
+        assert found.differences == []
+        assert found.quantities > 0
