@@ -27,6 +27,8 @@ class StageStatus:
     iteration: int
     committed: int = 0
     shards: int = 0
+    executing: int = 0
+    """Shards that workers have now."""
     rows: int = 0
     seconds: float = 0.0
     reason: str = ""
@@ -42,10 +44,23 @@ class StageStatus:
     def state(self) -> str:
         if self.committed == self.shards:
             return "committed"
+        if self.executing:
+            return "running" if self.shards == 1 else f"{self.executing} running"
         return f"{self.committed}/{self.shards} shards" if self.committed else "pending"
 
     def as_dict(self) -> dict[str, Any]:
-        names = ("stage", "round", "iteration", "committed", "shards", "rows", "seconds", "reason", "metrics")
+        names = (
+            "stage",
+            "round",
+            "iteration",
+            "committed",
+            "executing",
+            "shards",
+            "rows",
+            "seconds",
+            "reason",
+            "metrics",
+        )
         return {"state": self.state, **{name: getattr(self, name) for name in names}}
 
     def add(self, shard: Planned) -> None:
@@ -65,6 +80,7 @@ def stage_statuses(plan: Plan) -> list[StageStatus]:
         status.shards += 1
         if planned.ref is None:
             status.reason = status.reason or planned.reason
+            status.executing += planned.is_executing
         else:
             status.add(planned)
     return list(statuses.values())

@@ -26,6 +26,7 @@ class Planner:
         self._run = run
         self._config = config
         self._generations = run.generations
+        self._is_in_progress = run.is_in_progress()
         self.stages: list[Planned] = []
 
     def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Any) -> Planned:
@@ -40,6 +41,7 @@ class Planner:
             key=recipe.directory,
             ref=found[0] if found else None,
             reason="" if found else why(self._run.store, recipe, waits_for),
+            is_executing=not found and ready and self._is_in_progress and self._run.store.is_in_the_making(recipe),
             inputs=waits_for,
             **({name: getattr(found[1], name) for name in ("rows", "seconds", "metrics")} if found else {}),
         )

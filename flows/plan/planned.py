@@ -20,6 +20,8 @@ class Planned:
     """Its place in the store, the same for all variants."""
     ref: Ref | None
     reason: str
+    is_executing: bool = False
+    """Whether a worker has it now."""
     inputs: list["Planned"] = field(default_factory=list)
     rows: int = 0
     """What its manifest says of the output: all that is kept of it, for a run may have tens of thousands."""

@@ -62,6 +62,10 @@ class Store:
             return None
         return Ref(directory, manifest.digest), manifest
 
+    def is_in_the_making(self, recipe: Recipe) -> bool:
+        """Whether something is written for this recipe: now, if the run is in progress."""
+        return os.path.isdir(f"{self.root}/scratch/{recipe.fingerprint}/output")
+
     def scratch(self, recipe: Recipe) -> Path:
         """An empty directory to write this recipe's output into; what an earlier attempt left there is removed."""
         directory = self.root / "scratch" / recipe.fingerprint / "output"

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, overrides, wait_for
-from fake_runs import document
+from fake_runs import document, finished_run
 from test_preview import InThisProcess
 
 from flows.config.reading import checked, load_config
+from flows.outcomes import stage_statuses
+from flows.plan import plan_of
 from flows.plan.calls import external_models, stage_call, with_code_digests
 from flows.preview import doubts_about_workers, look_first
 from flows.preview import workers as preview_workers
@@ -25,6 +27,7 @@ from tasks.contract import execution
 from tasks.contract.resident import ResidentModels
 from tasks.errors import ConfigError
 from tasks.models import device_mistakes
+from tasks.store import Store
 
 TWO = {"execution.workers": 2, "checkpoint_every": 2}
 # Imported by every process: a worker notes what it executes, and dies or stands still where it is told to.
@@ -110,6 +113,9 @@ def test_a_worker_killed_in_its_shard_and_a_run_cancelled_in_another_change_noth
     trouble = {"DIES_IN": "generate_rollouts-r1.i1.s1", "STANDS_IN": "score_rollouts-r1.i2.s0"}
     process = home.start(*command, env={**watched, **trouble})
     wait_for(lambda: noted(tmp_path, "stands"))
+    states = {(s["iteration"], s["stage"]): s["state"] for s in home.json("status", "robbed-pool")["stages"]}
+    # The other shard may have been scored meanwhile, or is.
+    assert states[2, "score_rollouts"] in ("1 running", "2 running")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -180,6 +186,24 @@ def test_a_checkpoint_that_is_not_kept_is_there_for_every_worker_and_made_again_
     assert [path.split("/")[-3] for path in made_again] == ["iteration-002", "iteration-001"]
     store.drop_handed_on()
     assert weights(stages) == ["round-001/iteration-003"]
+
+
+# What is told of shards that run
+
+
+def test_the_status_of_a_run_in_progress_counts_the_shards_that_workers_have(tmp_path, monkeypatch):
+    run = finished_run(tmp_path, "run", document(tmp_path), stop_before=("score_rollouts", 1, 1))
+    monkeypatch.setattr(Store, "is_in_the_making", lambda store, recipe: True)
+
+    def told():
+        (status,) = [
+            s for s in stage_statuses(plan_of(run)) if (s.round, s.iteration, s.stage) == (1, 1, "score_rollouts")
+        ]
+        return status.state, status.as_dict()["executing"]
+
+    assert told() == ("pending", 0), "what an interrupted run has left is not in the making"
+    with run.locked():
+        assert told() == ("2 running", 2)
 
 
 # What is said before anything is spent

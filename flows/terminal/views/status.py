@@ -135,7 +135,7 @@ def hidden_line(iterations: "Sequence[dict[str, StageStatus]]") -> str:
 
 
 def state_cell(status: StageStatus) -> "Text":
-    return colored(status.state, DOUBTFUL if status.state.endswith("shards") else "")
+    return colored(status.state, DOUBTFUL if status.state.endswith(("shards", "running")) else "")
 
 
 def stage_cell(status: StageStatus | None) -> "Text":
