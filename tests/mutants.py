@@ -1478,7 +1478,7 @@ TASKS: Table = [
     ),
     (
         "tasks/score_rollouts.py",
-        "tests/tasks/test_lag.py tests/tasks/test_samplers.py",
+        "tests/tasks/test_older_rollouts.py tests/tasks/test_samplers.py",
         [
             ("unique().to_pylist() != [policy.digest]", "unique().to_pylist() == [policy.digest]"),
             ("    if is_behind:\n", "    if False:\n"),
