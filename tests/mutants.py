@@ -1681,6 +1681,25 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/worker/dealer.py",
+        "tests/tasks/test_pool.py",
+        [
+            ("(request.iteration, cost, position", "((0, 0), cost, position"),
+            (" and not self._has_caught_up(request)", ""),
+            ("self._workers > 1 and request.is_ahead", "self._workers > 1 and False"),
+            ("self._workers > 1 and request.is_ahead", "request.is_ahead"),
+            ("(round, iteration - 1)", "(round, iteration)"),
+        ],
+    ),
+    (
+        "tasks/worker/pool.py",
+        "tests/tasks/test_pool.py",
+        [
+            ("call.place.iteration == 1:", "False:"),
+            ("if call.stage != GENERATION or", "if"),
+        ],
+    ),
+    (
         "flows/config/lag.py",
         "tests/flows/test_config.py",
         [

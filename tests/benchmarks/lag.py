@@ -103,6 +103,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         home = given.home or Path(temporary)
         settings = [part for setting in given.set for part in ("--set", setting)]
+        told = []
         for preset in given.preset:
             results = {lag: [] for lag in given.lags}
             for seed in given.seeds:
@@ -110,10 +111,11 @@ def main():
                     arguments = ("--home", home, *settings, "--attempt", preset, seed, lag)
                     results[lag].append(harness.child(__file__, *arguments, env={"OMP_NUM_THREADS": "1"}))
                     print(f"{preset}, seed {seed}, lag {lag}: {results[lag][-1]}", file=sys.stderr, flush=True)
-            text = f"{harness.in_words(harness.machine())}; {len(given.seeds)} seeds.\n\n{table(results, given.lags)}"
-            print(f"{preset}\n\n{text}\n")
-            if given.readme:
-                harness.write_readme(f"lag-{preset}", text)
+            told.append(f"`{preset}`, seeds {', '.join(map(str, given.seeds))}:\n\n{table(results, given.lags)}")
+    text = "\n\n".join([f"{harness.in_words(harness.machine())}.", *told])
+    print(text)
+    if given.readme:
+        harness.write_readme("lag", text)
 
 
 if __name__ == "__main__":
