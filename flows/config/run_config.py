@@ -268,11 +268,6 @@ class RunConfig(StageConfig):
 
     def _engine_agrees(self) -> None:
         rollouts, sampling = self.rollouts, self.rollouts.sampling
-        if self.execution.workers > 1 and self.execution.engine_server is not None:
-            raise ValueError(
-                f"execution.workers={self.execution.workers}: each would give execution.engine_server new weights while "
-                "another one samples by it; set it to 1"
-            )
         if ENGINES[rollouts.engine].is_the_trainer:
             others = " or ".join(name for name, engine in ENGINES.items() if not engine.is_the_trainer)
             for path in OF_OTHER_ENGINES if rollouts.lag else (*OF_OTHER_ENGINES, *OF_OTHER_SAMPLERS):

@@ -28,6 +28,8 @@ class Disk:
     checkpoint: int
     kept: int
     """Checkpoints whose weights stay."""
+    passed_on: int
+    """Checkpoints that do not stay, but are there for other workers until the next one is."""
     models: int
     """Of models beside checkpoints: warmed up, reward models, pre-trained critics."""
     free: int
@@ -36,7 +38,7 @@ class Disk:
 
     @property
     def total(self) -> int:
-        return self.checkpoint * self.kept + self.models
+        return self.checkpoint * (self.kept + self.passed_on) + self.models
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "total": self.total}
@@ -60,6 +62,7 @@ def disk_of(
     return Disk(
         checkpoint=size,
         kept=num_kept(config, config.checkpoint_every),
+        passed_on=int(config.execution.workers > 1 and config.checkpoint_every > 1),
         models=models,
         free=free,
         checkpoint_every=proposed(config, size, models, free, seconds, write_speed),

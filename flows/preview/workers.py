@@ -20,7 +20,7 @@ def doubts_about_workers(config: RunConfig) -> list[str]:
     if lag and execution.workers == 1:
         doubts.append(
             f"rollouts.lag={lag}: with {own} nothing is sampled while the policy is updated, so that nothing is gained for "
-            "what is learned from older rollouts; raise execution.workers, or leave it out"
+            "what is learned from older rollouts; raise execution.workers, or leave the lag out"
         )
     # With a lag, one more is busy with the update.
     if execution.workers > 1 and execution.workers > shards + (lag > 0):

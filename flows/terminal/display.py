@@ -255,14 +255,12 @@ class BarDisplay(Display):
             if call.label not in self._bars:
                 return
             bar, since = self._bars[call.label]
-            done, total, tokens = event["done"], event["total"], event.get("tokens", 0)
-            seconds = time.monotonic() - since
-            counts = f"{done:,}/{total:,} {event['unit']}"
-            counts_tokens = event["unit"] == "tokens"
-            processed = done if counts_tokens else tokens
+            done, total, unit, seconds = event["done"], event["total"], event["unit"], time.monotonic() - since
+            counts = f"{done:,}/{total:,} {unit}"
+            processed = done if unit == "tokens" else event.get("tokens", 0)
             # In a narrow terminal the shard's number goes first of what has no room.
             if processed and seconds > 0.5 and self._console.width >= WIDE:
-                counts += f"  {processed / seconds:,.0f}{'' if counts_tokens else ' tokens'}/s"
+                counts += f"  {processed / seconds:,.0f}{'' if unit == 'tokens' else ' tokens'}/s"
             self._stage_bars.update(bar, completed=done, total=total, counts=counts)
 
     def stage_failed(self, call: StageCall, message: str, *, will_retry: bool) -> None:

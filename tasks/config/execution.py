@@ -42,12 +42,17 @@ class ExecutionConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
-    def _each_worker_has_a_device(self) -> Self:
+    def _workers_do_not_meet(self) -> Self:
         if self.workers > 1 and self.device not in ("auto", "cpu", "cuda"):
             one = "there is one Metal device" if self.device == "mps" else "it names one device"
             raise ValueError(
                 f"device={self.device} with workers={self.workers}: {one}, and each worker needs one of its own; set device "
                 "to cpu or cuda, or workers to 1"
+            )
+        if self.workers > 1 and self.engine_server is not None:
+            raise ValueError(
+                f"workers={self.workers} with engine_server: each would give the server new weights while another one "
+                "samples by it; set workers to 1"
             )
         return self
 

@@ -32,6 +32,8 @@ def turn(directory, case, *, workers, threads, shards, iterations):
     from tasks.store.store import Store
 
     config = configuration(directory, case, iterations)
+    # One pass: the update is not what is measured.
+    config["ppo"] = {"epochs": 1, "num_minibatches": 1}
     config["rollouts"]["shards"] = shards
     config["execution"]["workers"] = workers
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
