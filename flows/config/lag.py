@@ -16,8 +16,8 @@ def require_lag_fits(config: "RunConfig") -> None:
         return
     if lag >= config.iterations:
         raise ValueError(
-            f"rollouts.lag={lag}: a round has iterations={config.iterations}, so that its last one follows "
-            f"{config.iterations - 1} updates and cannot be further behind; lower it"
+            f"rollouts.lag={lag}: with iterations={config.iterations} no iteration follows more than "
+            f"{config.iterations - 1} of its round's updates, and none can be further behind; lower it"
         )
     if config.checkpoint_every > 1:
         raise ValueError(

@@ -198,8 +198,8 @@ def test_the_configuration_cannot_be_changed():
         ("rollouts.lag=-1", "rollouts.lag=-1: input should be greater than or equal to 0"),
         (
             "rollouts.lag=2",
-            "rollouts.lag=2: a round has iterations=2, so that its last one follows 1 updates and cannot be further behind; "
-            "lower it",
+            "rollouts.lag=2: with iterations=2 no iteration follows more than 1 of its round's updates, and none can be "
+            "further behind; lower it",
         ),
         ("data.preferences=[]", "data.preferences: a reward model needs preferences to train on; name a source"),
         ("data.texts=[]", "data.texts: a warm-up needs texts to train on; name a source"),
