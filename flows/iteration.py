@@ -25,26 +25,37 @@ class Iteration:
     train: TrainState
 
 
+def generated(
+    run: RunStage, config: RunConfig, place: Place, policy: Output, *, data: Output, reference: Output
+) -> list[Output]:
+    """The rollouts of an iteration, sampled from ``policy``: one output a shard."""
+    settings, lora_base = generate_config(config), adapted_base(config, reference)
+    return [
+        run("generate_rollouts", shard, settings, policy=policy, data=data, lora_base=lora_base)
+        for shard in shards_at(place, config)
+    ]
+
+
+def shards_at(place: Place, config: RunConfig) -> list[Place]:
+    return [Place(place.round, place.iteration, shard) for shard in range(config.rollouts.shards)]
+
+
 def ppo_iteration(
     run: RunStage,
     config: RunConfig,
     place: Place,
     train: TrainState,
     *,
-    data: Output,
+    rollouts: list[Output],
     reference: Output,
     reward_model: Output | None,
     externals: Externals,
     first_audit: Output | None,
 ) -> Iteration:
-    """From one state of policy and critic to the next. ``first_audit`` is that of the round's first iteration."""
+    """From one state of policy and critic to the next, by ``rollouts`` of that state or, with a lag, of one before it.
+    ``first_audit`` is that of the round's first iteration."""
     lora_base = adapted_base(config, reference)
-    shards = [Place(place.round, place.iteration, shard) for shard in range(config.rollouts.shards)]
-    generating, scoring = generate_config(config), score_config(config)
-    rollouts = [
-        run("generate_rollouts", shard, generating, policy=train.policy, data=data, lora_base=lora_base)
-        for shard in shards
-    ]
+    scoring = score_config(config)
     scored = [
         run(
             "score_rollouts",
@@ -58,7 +69,7 @@ def ppo_iteration(
             external=externals.rewards,
             lora_base=lora_base,
         )
-        for shard, rolled in zip(shards, rollouts, strict=True)
+        for shard, rolled in zip(shards_at(place, config), rollouts, strict=True)
     ]
     experience = run("compute_advantages", place, advantages_config(config), scored=scored, checkpoint=train.policy)
     checkpoint = run(
@@ -85,8 +96,9 @@ def ppo_iteration(
 
 
 def generate_config(config: RunConfig) -> GenerateRolloutsConfig:
+    # The lag says from which policy, which is an input: at another lag, rollouts of the same one are found.
     return GenerateRolloutsConfig(
-        **dict(config.rollouts),
+        **{name: value for name, value in config.rollouts if name != "lag"},
         access=config.model.access("chat_template_kwargs"),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.config import FROM_POLICY, RunConfig, default_of
-from flows.iteration import Iteration, adapted_base, advantages_config, ppo_iteration, score_config
+from flows.iteration import Iteration, adapted_base, advantages_config, generated, ppo_iteration, score_config
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
 from tasks.config import (
     AdvantagesConfig,
@@ -45,14 +45,20 @@ def rlhf_round(
     has_pretrained = before is None and config.has_critic and config.critic_pretraining is not None
     pretraining = train.critic if has_pretrained else None
 
+    rollouts: list[list[Output]] = []
     iterations: list[Iteration] = []
     for iteration in range(1, config.iterations + 1):
+        # What this state samples for a later iteration is asked for before the update that follows it, and waits for none.
+        rollouts += [
+            generated(run, config, Place(number, ahead), train.policy, data=data, reference=reference)
+            for ahead in range(len(rollouts) + 1, min(iteration + config.rollouts.lag, config.iterations) + 1)
+        ]
         done = ppo_iteration(
             run,
             config,
             Place(number, iteration),
             train,
-            data=data,
+            rollouts=rollouts[iteration - 1],
             reference=reference,
             reward_model=reward_model,
             externals=externals,

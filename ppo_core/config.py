@@ -83,8 +83,8 @@ class PPOConfig:
     """For negative advantages the objective does not fall below this many times the advantage; None does not bound."""
 
     importance_cap: float = 2.0
-    """Where another engine than the trainer sampled, a token weighs exp(trainer's - engine's log-probability), but no more
-    than this; ``inf`` does not truncate."""
+    """Where another engine than the trainer sampled, or an older policy, a token weighs exp(the policy's log-probability
+    before the update - the sampler's), but no more than this; ``inf`` does not truncate."""
 
     kl_loss_coef: float = 0.0
     """Weight of a KL divergence from the reference in the policy's loss; 0 leaves it out."""

@@ -131,31 +131,38 @@ def importance_weights(
     cap: float,
     num_tokens: int,
 ) -> tuple[Float[Tensor, "*S"], Stats]:
-    """Weights of the policy's loss for tokens that were drawn by another engine than the one that trains.
+    """Weights of the policy's loss for tokens that were not drawn from the policy that the update starts from.
 
         weight = min(exp(logprobs - sampling_logprobs), cap)
 
-    An engine with the same weights but kernels of its own samples from a policy mu that is not quite the trainer's pi_old.
-    E_pi_old[f] = E_mu[pi_old / mu * f], and the ratio is truncated so that its variance stays bounded: Yao et al. 2025,
-    "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+    They were drawn from a mu that is not pi_old: an engine with the same weights but kernels of its own, or a policy some
+    updates older. E_pi_old[f] = E_mu[pi_old / mu * f], and the ratio is truncated so that its variance stays bounded,
 
         E_mu[ min(pi_old / mu, cap) * grad min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) ],    ratio = pi_new / pi_old
 
-    so that only the surrogate is weighted; the terms for KL, entropy and value are not. The result is data, without
-    gradient, and 1 outside the mask. Statistics: ``importance_mean``, the mean weight; ``importance_capped``, the share of
-    tokens whose weight the cap lowers.
+    so that only the surrogate is weighted; the terms for KL, entropy and value are not. For an engine: Yao et al. 2025,
+    "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training". For an older policy it is decoupled PPO, whose
+    pi_old is the proximal and mu the behaviour policy: Hilton et al. 2022, arXiv:2110.00641, without a cap; Fu et al. 2025,
+    arXiv:2505.24298.
+
+    The result is data, without gradient, and 1 outside the mask. Statistics: ``importance_mean``, the mean weight;
+    ``importance_capped``, the share of tokens whose weight the cap lowers; ``sampling_approx_kl``, the k3 estimate of
+    KL(mu || pi_old).
     """
     require_same_shape(response_mask=response_mask, logprobs=logprobs, sampling_logprobs=sampling_logprobs)
     if not cap >= 1:
         raise ConfigError(f"cap={cap} must be at least 1, 2 is usual; inf does not truncate")
     with torch.no_grad():
-        ratio = torch.where(response_mask, logprobs - sampling_logprobs, 0.0).exp()
+        logprobs, sampling_logprobs = (torch.where(response_mask, x, 0.0) for x in (logprobs, sampling_logprobs))
+        ratio = (logprobs - sampling_logprobs).exp()
         weights = ratio.clamp(max=cap)
+        k3 = kl_estimate(sampling_logprobs, logprobs, "k3")
         stats = {
             "importance_mean": aggregate_loss(weights, response_mask, num_tokens=num_tokens),
             "importance_capped": aggregate_loss(
                 (weights < ratio).to(ratio.dtype), response_mask, num_tokens=num_tokens
             ),
+            "sampling_approx_kl": aggregate_loss(k3, response_mask, num_tokens=num_tokens),
         }
     return weights, stats
 

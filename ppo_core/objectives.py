@@ -100,7 +100,7 @@ def _tokens_and_exact_kl(
 
 
 def _surrogate(new_logprobs: Tensor, padded: PaddedBatch, config: PPOConfig, counts: Counts) -> tuple[Tensor, Stats]:
-    """The loss of the policy gradient alone; tokens that another engine drew have weights."""
+    """The loss of the policy gradient alone; tokens that another engine or an older policy drew have weights."""
     mask, columns = padded.response_mask, padded.token_columns
     weights, weight_stats = None, Stats()
     if "sampling_logprobs" in columns:

@@ -45,7 +45,7 @@ class UpdateStats:
     entropy: float | None = None
     """Entropy of the policy's next-token distribution at response tokens, at the sampling temperature."""
     approx_kl: float | None = None
-    """k3 estimate of KL(rollout policy || policy before the minibatch's step), per token."""
+    """k3 estimate of KL(policy before the update || policy before the minibatch's step), per token."""
     approx_kl_stderr: float | None = None
     """Its standard error, from responses, which alone are independent: k3 has a heavy tail, and one token can make it."""
     k1_kl: float | None = None
@@ -54,11 +54,13 @@ class UpdateStats:
     """Share of response tokens where the ratio clip binds."""
     ratio_mean: float | None = None
     first_minibatch_ratio_deviation: float | None = None
-    """Largest |ratio - 1| before the first step, when policy and rollout policy have the same weights."""
+    """Largest |ratio - 1| before the first step, when the policy has the weights that ``logprobs`` are of."""
     importance_mean: float | None = None
-    """Mean weight of the tokens in the surrogate, where another engine than the trainer sampled them."""
+    """Mean weight of the tokens in the surrogate, where another engine or an older policy sampled them."""
     importance_capped: float | None = None
     """Share of tokens whose weight is cut down to ``importance_cap``."""
+    sampling_approx_kl: float | None = None
+    """k3 estimate of KL(what sampled || policy before the update), per token, where the two are not the same."""
     grad_norm: float | None = None
     """Norm of the policy's gradient before it was scaled down."""
     policy_epochs: int = 0
@@ -109,11 +111,11 @@ def ppo_update(
     A ``TrunkCritic`` learns with the policy: one loss, one optimizer, which is the policy's and has the head too.
 
     Schulman et al. 2017, arXiv:1707.06347, algorithm 1, with a critic of its own. The policy needs the token columns
-    logprobs and advantages, for a KL loss by an estimator ref_logprobs too; the critic values and returns. An exact KL
-    loss needs the ``reference`` model itself. A column sampling_logprobs, of tokens that another engine drew, corrects the
-    surrogate as ``importance_weights`` says. Each epoch visits the rows in an order that is a function of ``seed`` and
-    the epoch. The models stay in train or eval mode as they are given; dropout must be off. ``temperature`` is the one
-    that the logprobs were stored at.
+    logprobs, which are its own as it is given, and advantages, for a KL loss by an estimator ref_logprobs too; the critic
+    values and returns. An exact KL loss needs the ``reference`` model itself. A column sampling_logprobs, of tokens that
+    another engine or an older policy drew, corrects the surrogate as ``importance_weights`` says. Each epoch visits the rows
+    in an order that is a function of ``seed`` and the epoch. The models stay in train or eval mode as they are given;
+    dropout must be off. ``temperature`` is the one that the logprobs were stored at.
 
     ``micro_batch_tokens`` bounds the tokens of one forward pass, padding included, and with it memory. The processes of
     ``sharing.group``, each with the same models and the same batch, share the micro-batches of every minibatch and add up
@@ -225,7 +227,7 @@ def _summary(batch: RolloutBatch, in_training: dict[str, Training]) -> UpdateSta
     found: dict[str, Any] = {}
     if (policy := in_training.get("policy")) is not None:
         names = ["policy_loss", "kl_loss", "entropy", "approx_kl", "k1_kl", "clipfrac", "ratio_mean", "grad_norm"]
-        names += ["importance_mean", "importance_capped"]
+        names += ["importance_mean", "importance_capped", "sampling_approx_kl"]
         found |= {name: policy.mean(name) for name in names}
         # The minibatches of an epoch have different responses, and each epoch has the same ones again.
         num_apart = len(policy.minibatches) / policy.epochs

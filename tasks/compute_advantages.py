@@ -48,7 +48,7 @@ def compute_advantages(
     """Add treated_score, kl, rewards, advantages and returns, and say what the next iteration has to remember.
 
     All shards become one data set, since whitening and the moments of the scores need them together. ``checkpoint`` is
-    what the rollouts were sampled from; only its loop state is read.
+    what the iteration goes on from; only its loop state is read.
     """
     before = read_loop_state(checkpoint.directory)
     kl_coef = config.kl_coef if config.kl_target is None or before.kl_coef is None else before.kl_coef

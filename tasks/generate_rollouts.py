@@ -5,7 +5,7 @@ from collections import Counter
 import torch
 
 from ppo_core import derive_seed
-from tasks.config import GenerateRolloutsConfig, RolloutsConfig
+from tasks.config import GenerateRolloutsConfig
 from tasks.contract import StageContext, StageOutput
 from tasks.metrics import empty_metric, mean_metric
 from tasks.models import Models
@@ -45,7 +45,9 @@ def generate_rollouts(context: StageContext, config: GenerateRolloutsConfig, *, 
     )
 
 
-def prompts_of_iteration(num_prompts: int, config: RolloutsConfig, context: StageContext) -> list[tuple[int, int]]:
+def prompts_of_iteration(
+    num_prompts: int, config: GenerateRolloutsConfig, context: StageContext
+) -> list[tuple[int, int]]:
     """The next ``prompts_per_iteration`` of a pass over all prompts, in an order drawn anew for each round and pass: the
     position of each, and how often it came before in this iteration, which two passes may meet in."""
     first = (context.place.iteration - 1) * config.prompts_per_iteration
@@ -64,7 +66,9 @@ def prompts_of_iteration(num_prompts: int, config: RolloutsConfig, context: Stag
     return list(zip(chosen, occurrences, strict=True))
 
 
-def shard_of(chosen: list[tuple[int, int]], config: RolloutsConfig, context: StageContext) -> list[tuple[int, int]]:
+def shard_of(
+    chosen: list[tuple[int, int]], config: GenerateRolloutsConfig, context: StageContext
+) -> list[tuple[int, int]]:
     """This shard's consecutive part of the prompts; the configuration refuses more shards than there are prompts."""
     shard = context.place.shard or 0
     start, end = (len(chosen) * s // config.shards for s in (shard, shard + 1))

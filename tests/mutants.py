@@ -31,8 +31,12 @@ PPO_CORE: Table = [
         "ppo_core/losses.py",
         "tests/ppo_core/test_importance.py",
         [
-            ("torch.where(response_mask, logprobs - sampling_logprobs, 0.0)", "logprobs - sampling_logprobs"),
-            ("logprobs - sampling_logprobs, 0.0)", "sampling_logprobs - logprobs, 0.0)"),
+            (
+                "(torch.where(response_mask, x, 0.0) for x in (logprobs, sampling_logprobs))",
+                "(x for x in (logprobs, sampling_logprobs))",
+            ),
+            ("(logprobs - sampling_logprobs).exp()", "(sampling_logprobs - logprobs).exp()"),
+            ('kl_estimate(sampling_logprobs, logprobs, "k3")', 'kl_estimate(logprobs, sampling_logprobs, "k3")'),
             ("ratio.clamp(max=cap)", "ratio.clamp(min=1, max=cap)"),
             ("ratio.clamp(max=cap)", "ratio"),
             ("(weights < ratio)", "(weights <= ratio)"),
@@ -1484,6 +1488,18 @@ TASKS: Table = [
     ),
     (
         "tasks/score_rollouts.py",
+        "tests/tasks/test_older_rollouts.py tests/tasks/test_samplers.py",
+        [
+            ("unique().to_pylist() != [policy.digest]", "unique().to_pylist() == [policy.digest]"),
+            ("    if is_behind:\n", "    if False:\n"),
+            (
+                'SAMPLING_LOGPROBS if SAMPLING_LOGPROBS in table.column_names else "logprobs"',
+                '"logprobs"',
+            ),
+        ],
+    ),
+    (
+        "tasks/score_rollouts.py",
         "tests/tasks/test_algorithms.py tests/tasks/test_stages.py",
         [
             ("models.policy(policy), reference_model", "reference_model, models.policy(policy)"),
@@ -1675,9 +1691,40 @@ TASKS: Table = [
         ],
     ),
     (
+        "tasks/worker/dealer.py",
+        "tests/tasks/test_pool.py",
+        [
+            ("(request.iteration, cost, position", "((0, 0), cost, position"),
+            (" and not self._has_caught_up(request)", ""),
+            ("self._workers > 1 and request.is_ahead", "self._workers > 1 and False"),
+            ("self._workers > 1 and request.is_ahead", "request.is_ahead"),
+            ("(round, iteration - 1)", "(round, iteration)"),
+        ],
+    ),
+    (
+        "tasks/worker/pool.py",
+        "tests/tasks/test_pool.py",
+        [
+            ("call.place.iteration == 1:", "False:"),
+            ("if call.stage != GENERATION or", "if"),
+        ],
+    ),
+    (
+        "flows/config/lag.py",
+        "tests/flows/test_config.py",
+        [
+            ("if lag >= config.iterations:", "if lag > config.iterations:"),
+            ("config.keep_checkpoints <= lag", "config.keep_checkpoints < lag"),
+            ("if config.checkpoint_every > 1:", "if False:"),
+        ],
+    ),
+    (
         "flows/round.py",
         "tests/flows/test_wiring.py",
         [
+            ("min(iteration + config.rollouts.lag, config.iterations)", "iteration"),
+            ("min(iteration + config.rollouts.lag, config.iterations)", "config.iterations"),
+            ("rollouts=rollouts[iteration - 1],", "rollouts=rollouts[-1],"),
             ("if config.critic_pretraining is not None:", "if True:"),
             ('    "critic_lam": 1.0,\n', ""),
             ('    "kl_coef": 0.0,\n', ""),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 
 from flows.config.as_written import require_as_written
 from flows.config.bounds import require_bounded
+from flows.config.lag import require_lag_fits
 from flows.config.models import FROM_REWARD_MODEL, ModelConfig
 from ppo_core.config import COMPARES_SAMPLES, PPOConfig
 from tasks.config import (
@@ -59,8 +60,10 @@ OF_A_CRITIC_WITH_A_BODY = (
     "optimizers.critic_warmup",
 )
 """Settings that a critic on the policy's body, which learns in the policy's steps, does not read."""
-OF_OTHER_ENGINES = ("execution.engine_server", "ppo.importance_cap", "health.max_engine_difference")
+OF_OTHER_ENGINES = ("execution.engine_server", "health.max_engine_difference")
 """Settings that only a run reads whose sampling engine is not the trainer."""
+OF_OTHER_SAMPLERS = ("ppo.importance_cap",)
+"""Settings that only a run reads which learns from what another engine sampled, or a policy of before."""
 
 
 class TrackingConfig(StageConfig):
@@ -114,6 +117,7 @@ class RunConfig(StageConfig):
         config = read(document)
         require_as_written(document, config)
         require_bounded(config)
+        require_lag_fits(config)
         return config
 
     @model_validator(mode="before")
@@ -266,7 +270,7 @@ class RunConfig(StageConfig):
         rollouts, sampling = self.rollouts, self.rollouts.sampling
         if ENGINES[rollouts.engine].is_the_trainer:
             others = " or ".join(name for name, engine in ENGINES.items() if not engine.is_the_trainer)
-            for path in OF_OTHER_ENGINES:
+            for path in OF_OTHER_ENGINES if rollouts.lag else (*OF_OTHER_ENGINES, *OF_OTHER_SAMPLERS):
                 section, name = path.split(".")
                 value = getattr(getattr(self, section), name)
                 if value != default_of(type(getattr(self, section)), name):

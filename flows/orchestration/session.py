@@ -241,12 +241,13 @@ class Session:
             # All other stages of the round wait for it.
             self._data = ref
         if call.stage == "update_policy":
-            # No stage waits for an earlier one: this update had the rollouts of all shards.
+            # No stage waits for an earlier one: this update had the rollouts of all shards. With a lag, all are kept.
             self.run.store.drop_handed_on(but=[ref.directory.name])
         self._keep_newest_checkpoints(call, ref)
 
     def _keep_newest_checkpoints(self, call: StageCall, ref: Ref) -> None:
-        """Drop the weights of checkpoints beyond ``keep_checkpoints``; all that was made of them is committed by now."""
+        """Drop the weights of checkpoints beyond ``keep_checkpoints``, which is more than the lag: all that was made of them
+        is committed by now."""
         if self.config.keep_checkpoints is None or call.stage != "update_policy":
             return
         if call.keeps_recoverable:

@@ -89,6 +89,9 @@ def proposed(
     iteration, and making the updates since the last one again (m/2)·u every F/t iterations: m = √(2·C·F / (t·u)).
     """
     every = 1
+    if config.rollouts.lag:
+        # Each of them is sampled from after the next one was made.
+        return every
     if seconds is not None:
         written = size / write_speed
         update = max(seconds["update_policy"] - written, 1e-3)

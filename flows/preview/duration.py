@@ -34,7 +34,8 @@ class Pace:
     def score(self, count: float) -> float:
         """So many responses by reference, critic, reward models and functions."""
         others = sum(n for field, n in self.sizes["others"].items() if field.startswith("rewards."))
-        models = self.own * (2 if self.config.has_critic else 1) + self.reward_model + others
+        passes = 1 + self.config.has_critic + (self.config.rollouts.lag > 0)
+        models = self.own * passes + self.reward_model + others
         return count * (self.row * self.forward * models + self.trial["function"])
 
     def train(self, parameters: float, tokens: float, steps: float) -> float:

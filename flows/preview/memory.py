@@ -52,6 +52,8 @@ def memory_of_stages(
     libraries = LIBRARIES[device]
     # The reference, and the policy unless that is adapters over it.
     policies = own * body + (2 if config.has_critic else 1) * trained * FLOAT32 if has_adapters else 2 * own * FLOAT32
+    # With a lag, an earlier policy samples beside the newest one.
+    policies += trained * FLOAT32 if config.rollouts.lag else 0
     waiting = policies + (critic + reward_model + externals) * FLOAT32 + libraries
     # By autocast, the weights of a pass are there a second time.
     copies = 0 if sizes["forward_bytes"] == FLOAT32 or has_adapters else own * sizes["forward_bytes"]

@@ -12,12 +12,19 @@ OF_SHARDS = ("generate_rollouts", "score_rollouts")
 
 
 def doubts_about_workers(config: RunConfig) -> list[str]:
-    """A sentence for each reason why so many are too many. They change no result, so that none stops a run: a configuration
-    for a larger machine goes on at a smaller one."""
+    """A sentence for each reason why there are too many, or too few. They change no result, so that none stops a run: a
+    configuration for a larger machine goes on at a smaller one."""
     execution, shards, cores = config.execution, config.rollouts.shards, num_cores()
+    lag = config.rollouts.lag
     own = f"execution.workers={execution.workers}"
     doubts = []
-    if execution.workers > 1 and execution.workers > shards:
+    if lag and execution.workers == 1:
+        doubts.append(
+            f"rollouts.lag={lag}: with {own} nothing is sampled while the policy is updated, so that nothing is gained for "
+            "what is learned from older rollouts; raise execution.workers, or leave the lag out"
+        )
+    # With a lag, one more is busy with the update.
+    if execution.workers > 1 and execution.workers > shards + (lag > 0):
         doubts.append(
             f"{own}: an iteration has {shards} shard{'s' * (shards > 1)}, so that no more workers have something to do; "
             "raise rollouts.shards, or lower it"

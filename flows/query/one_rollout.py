@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROLLOUT_ID = re.compile(r"r(\d{1,9})(?:\.i(\d{1,9})(?:\.s\d+)?)?\..+")
 TOKEN_COLUMNS = {
     "logprobs": "logprob",
+    "sampling_logprobs": "sampling_logprob",
     "ref_logprobs": "ref_logprob",
     "kl": "kl",
     "rewards": "reward",

@@ -17,6 +17,7 @@ TINTS: Mapping[str, bool] = {
     "value": True,
     "return": True,
     "logprob": False,
+    "sampling_logprob": False,
     "ref_logprob": False,
 }
 """Numbers of a token, and whether they lie around zero: blue above and orange below. The others are all on one side, and

@@ -8,8 +8,8 @@ from tasks.config.engines import SamplingEngine
 from tasks.config.model_access import ModelStageConfig
 
 
-class RolloutsConfig(StageConfig):
-    """How an iteration's rollouts are made."""
+class GenerationConfig(StageConfig):
+    """How an iteration's rollouts are made from a policy."""
 
     prompts_per_iteration: int = Field(64, gt=0)
     samples_per_prompt: int = Field(1, gt=0)
@@ -23,7 +23,16 @@ class RolloutsConfig(StageConfig):
     """A response also ends where one of these appears."""
 
 
-class GenerateRolloutsConfig(RolloutsConfig, ModelStageConfig):
+class RolloutsConfig(GenerationConfig):
+    """How an iteration's rollouts are made, and from which policy."""
+
+    lag: int = Field(0, ge=0)
+    """Updates that the policy which samples is behind the one that learns: iteration i samples from what iteration
+    i - 1 - lag of its round left, the first lag + 1 from what the round starts from. So generation waits for no update that
+    is under way, and several workers do both at once. The update corrects for the difference, as for another engine."""
+
+
+class GenerateRolloutsConfig(GenerationConfig, ModelStageConfig):
     """What the stage reads."""
 
 

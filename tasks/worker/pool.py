@@ -7,10 +7,21 @@ from typing import Any
 
 from tasks.config import ModelChecks
 from tasks.contract import PreviewConfig, StageCall, StageError, worth_retrying
-from tasks.store import Ref
-from tasks.worker.dealer import Dealer
+from tasks.store import Place, Ref, directory_of
+from tasks.worker.dealer import Dealer, Request
 from tasks.worker.interface import Workers
 from tasks.worker.protocol import Report
+
+GENERATION, UPDATE = "generate_rollouts", "update_policy"
+
+
+def samples_ahead(call: StageCall) -> bool:
+    """Whether rollouts come from an earlier policy than the one that will learn from them, as ``rollouts.lag`` has it."""
+    if call.stage != GENERATION or call.place.iteration == 1:
+        return False
+    policy, before = call.inputs["policy"], Place(call.place.round, call.place.iteration - 1)
+    assert isinstance(policy, Ref)
+    return not policy.directory.parent.match(directory_of(UPDATE, before))
 
 
 class Pool:
@@ -28,18 +39,23 @@ class Pool:
 
     def run(self, call: StageCall, *, report: Report, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> Ref:
         """Execute a call on the member that it is dealt to, of which ``report`` is told first, as ``{"worker": number}``."""
-        with self._dealt(call.place.shard, call.label, is_cancelled) as number:
+        iteration = (call.place.round, call.place.iteration)
+        request = Request(call.place.shard, iteration, is_ahead=samples_ahead(call))
+        with self._dealt(request, call.label, is_cancelled) as number:
             report({"worker": number})
-            return self._members[number].run(call, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled)
+            ref = self._members[number].run(call, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled)
+            if call.stage == UPDATE:
+                self._dealer.updated(iteration)
+            return ref
 
     def check_models(self, checks: ModelChecks, *, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> None:
         """Look at a run's models in the first member."""
-        with self._dealt(None, "", is_cancelled) as number:
+        with self._dealt(Request(None), "", is_cancelled) as number:
             self._members[number].check_models(checks, timeout_s=timeout_s, is_cancelled=is_cancelled)
 
     def preview(self, config: PreviewConfig, *, report: Report, timeout_s: float | None) -> dict[str, Any]:
         """What the first member finds."""
-        with self._dealt(None, "", lambda: False) as number:
+        with self._dealt(Request(None), "", lambda: False) as number:
             return self._members[number].preview(config, report=report, timeout_s=timeout_s)
 
     def cancel(self) -> None:
@@ -53,9 +69,9 @@ class Pool:
             member.close()
 
     @contextmanager
-    def _dealt(self, shard: int | None, label: str, is_cancelled: Callable[[], bool]) -> Iterator[int]:
+    def _dealt(self, request: Request, label: str, is_cancelled: Callable[[], bool]) -> Iterator[int]:
         """The number of a member that nobody else has meanwhile."""
-        number = self._dealer.take(shard, gives_up=lambda: self._cancelled.is_set() or is_cancelled())
+        number = self._dealer.take(request, gives_up=lambda: self._cancelled.is_set() or is_cancelled())
         if number is None:
             self.cancel()
             raise StageError("cancelled", "the run was cancelled", stage=label)

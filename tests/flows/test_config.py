@@ -113,7 +113,7 @@ def test_the_configuration_cannot_be_changed():
         (
             "rollouts.trust_remote_code=true",
             "rollouts.trust_remote_code: unknown key; "
-            "known are prompts_per_iteration, samples_per_prompt, shards, engine, sampling, stop_strings",
+            "known are prompts_per_iteration, samples_per_prompt, shards, engine, sampling, stop_strings, lag",
         ),
         # A misspelt key is why another is missing.
         (
@@ -194,6 +194,12 @@ def test_the_configuration_cannot_be_changed():
         (
             "rewards={quality: {function: 'a:b'}}",
             "reward_model: no reward says model: trained, so nothing would use it; add one or leave it out",
+        ),
+        ("rollouts.lag=-1", "rollouts.lag=-1: input should be greater than or equal to 0"),
+        (
+            "rollouts.lag=2",
+            "rollouts.lag=2: with iterations=2 no iteration follows more than 1 of its round's updates, and none can be "
+            "further behind; lower it",
         ),
         ("data.preferences=[]", "data.preferences: a reward model needs preferences to train on; name a source"),
         ("data.texts=[]", "data.texts: a warm-up needs texts to train on; name a source"),
@@ -399,6 +405,15 @@ GROUPED = "rollouts.samples_per_prompt=4"
                 "health.max_engine_difference=0.1",
             )
         ),
+        (
+            ["rollouts.lag=1", "checkpoint_every=2"],
+            "checkpoint_every=2: with rollouts.lag=1 each policy samples once more after the update that follows it, so "
+            "that its weights are kept; leave it out, or set keep_checkpoints=2 to save room",
+        ),
+        (
+            ["rollouts.lag=1", "keep_checkpoints=1"],
+            "keep_checkpoints=1: with rollouts.lag=1 rollouts are sampled from the last 2 checkpoints; raise it to 2",
+        ),
         (["rollouts.engine=vllm", "ppo.importance_cap=0.5"], "ppo: importance_cap=0.5 must be at least 1, 2 is usual"),
         (
             ["rollouts.engine=vllm", "execution.engine_server=host:8000"],
@@ -446,6 +461,8 @@ def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, mess
         ["rollouts.engine=vllm", "rollouts.sampling.temperature=0.7", "health.max_engine_difference=.inf"],
         ["rollouts.engine=vllm", "rollouts.sampling.top_p=0.9", "rollouts.sampling.top_k=5", "ppo.importance_cap=.inf"],
         ["rollouts.engine=vllm", "execution.engine_server=https://host:8000/v1"],
+        ["rollouts.lag=1", "ppo.importance_cap=5", "keep_checkpoints=2", "algorithm=vanilla_pg", "ppo={}"],
+        ["rollouts.lag=1", "rollouts.engine=vllm", "ppo.importance_cap=5"],
     ],
 )
 def test_what_belongs_together_is_taken(overrides):

@@ -9,6 +9,7 @@ OF_OTHER_RUNS = {
     "rollouts/engine_logprob_max_difference",
     "update/importance_mean",
     "update/importance_capped",
+    "update/sampling_approx_kl",
 }
 # Told to MLflow alone, from the manifests' own seconds.
 OF_PUBLISHING = {"seconds/<stage>"}

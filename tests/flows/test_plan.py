@@ -187,6 +187,33 @@ def test_an_empty_run_has_everything_to_do_in_the_order_of_the_flow(fresh):
     assert set(planned(fresh, tiny())) == ALL
 
 
+def test_another_lag_keeps_what_comes_from_the_same_policies_and_says_why_the_rest_executes(fresh):
+    settings = ("rounds=1", "iterations=3", "rollouts.shards=1")
+    carry_out(fresh, tiny(*settings))
+    lagging = tiny(*settings, "rollouts.lag=1")
+    # Iteration 2 samples from the policy that the round starts from, as iteration 1 does at any lag.
+    reasons = planned(fresh, lagging)
+    assert set(reasons) == iteration(1, 2) | iteration(1, 3) | closing(1)
+    assert reasons["generate_rollouts", 1, 2] == "input policy changed"
+    # From checkpoint 1, which stays what it is.
+    assert reasons["generate_rollouts", 1, 3] == "input policy changed"
+    assert reasons["score_rollouts", 1, 2] == "input generate_rollouts changes"
+    carry_out(fresh, lagging)
+    assert planned(fresh, lagging) == {}
+    further = set(planned(fresh, tiny(*settings, "rollouts.lag=2")))
+    assert further == iteration(1, 3) | closing(1)
+    assert planned(fresh, tiny(*settings)) == {}
+
+
+def test_with_a_lag_an_update_that_is_forced_spares_the_rollouts_that_do_not_wait_for_it(fresh):
+    config = tiny("rounds=1", "iterations=4", "rollouts.shards=1", "rollouts.lag=1")
+    carry_out(fresh, config)
+    forced = forced_by(make_plan(fresh, config), "update_policy", round=1, iteration=2)
+    assert {(p.stage, p.place.round, p.place.iteration) for p in forced} == (
+        {("update_policy", 1, 2)} | iteration(1, 3, since="score_rollouts") | iteration(1, 4) | closing(1)
+    )
+
+
 def test_planning_writes_nothing_into_the_run(fresh):
     make_plan(fresh, tiny())
     assert list(fresh.root.iterdir()) == []

@@ -348,6 +348,17 @@ def test_fewer_checkpoints_are_proposed_where_they_cost_much(tmp_path, model):
     assert proposed(config, 10, 0, 1000, None, 1.0) == 2
 
 
+def test_a_lag_takes_one_more_policy_one_more_pass_and_every_checkpoint(tmp_path, model):
+    config = a_config(tmp_path, model, iterations=100)
+    lagging = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"lag": 1})})
+    assert memory(lagging)["generate_rollouts"].weights == memory(config)["generate_rollouts"].weights + 4000
+    seconds = seconds_of_stages(lagging, TRIAL, SIZES, LENGTHS, write_speed=24000.0)
+    # By reference, critic, reward model, and the policy that will be updated.
+    assert seconds["score_rollouts"] == pytest.approx(80 * 0.001 * 4 + 0.3)
+    assert proposed(config, 10, 0, 1000, None, 1.0) == 2
+    assert proposed(lagging, 10, 0, 1000, None, 1.0) == 1
+
+
 # rounds new, check and presets
 
 

@@ -94,8 +94,9 @@ def test_a_device_that_is_not_there_stops_a_run_in_its_first_look(tmp_path, monk
 def test_more_workers_than_shards_or_cores_are_doubts_since_the_results_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(preview_workers, "num_cores", lambda: 2)
 
-    def doubts(**settings):
-        return doubts_about_workers(checked(document(tmp_path, execution=settings), where="test"))
+    def doubts(lag=0, **settings):
+        rollouts = {"shards": 2, "lag": lag, "sampling": {"max_new_tokens": 4}}
+        return doubts_about_workers(checked(document(tmp_path, execution=settings, rollouts=rollouts), where="test"))
 
     assert doubts() == doubts(workers=2) == []
     (of_shards,) = doubts(workers=3, device="cuda")
@@ -104,6 +105,12 @@ def test_more_workers_than_shards_or_cores_are_doubts_since_the_results_are_the_
         "rollouts.shards, or lower it"
     )
     assert doubts(workers=3)[1].startswith("execution.workers=3: there are 2 cores, for which workers on the processor")
+    # With a lag one more updates meanwhile, and one alone does nothing meanwhile.
+    assert doubts(lag=1, workers=3, device="cuda") == doubts(lag=1, workers=2) == []
+    assert doubts(lag=1) == [
+        "rollouts.lag=1: with execution.workers=1 nothing is sampled while the policy is updated, so that nothing is gained "
+        "for what is learned from older rollouts; raise execution.workers, or leave the lag out"
+    ]
 
 
 def test_each_worker_but_the_first_holds_what_shards_need():

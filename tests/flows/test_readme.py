@@ -36,6 +36,7 @@ OF_OTHER_ENGINES = {
     "rollouts/engine_logprob_max_difference",
     "update/importance_mean",
     "update/importance_capped",
+    "update/sampling_approx_kl",
 }
 
 

@@ -9,7 +9,7 @@ from flows.config.reading import checked
 from flows.plan.calls import external_models
 from flows.round import rlhf_round
 from tasks.stages import STAGES
-from tasks.store.manifest import Place
+from tasks.store.manifest import Place, flat
 
 CRITIC_FREE = ("vanilla_pg", "reinforce", "rloo", "grpo", "dr_grpo")
 PLACES = [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -93,6 +93,58 @@ def test_each_iteration_goes_on_from_the_checkpoint_of_the_one_before(calls, alg
     # What the loop remembers is in the checkpoint; in the first iteration there is none.
     assert inputs_of(noted, "compute_advantages", "checkpoint") == chain
     assert set(inputs_of(noted, "score_rollouts", "reference").values()) == {"warm_up-r1"}
+
+
+def made_from(calls, stage, at):
+    """All stages that an output of a stage is made from, at whatever distance, by name and place."""
+    inputs = {f"{call.stage}-{call.place.label}": set(flat(call.inputs)) for call in calls}
+    found, left = set(), [name for name in inputs if name.startswith(f"{stage}-{at}")]
+    while left:
+        for name in inputs.get(left.pop(), set()) - found:
+            found.add(name)
+            left.append(name)
+    return found
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 3])
+def test_with_a_lag_rollouts_come_from_an_earlier_checkpoint_and_all_else_from_the_last(calls, lag):
+    rollouts = {"shards": 2, "lag": lag, "sampling": {"max_new_tokens": 4}}
+    noted = calls(iterations=4, rollouts=rollouts)
+    starts = {1: "warm_up-r1", 2: "update_policy-r1.i4"}
+
+    def checkpoint(round, number):
+        return f"update_policy-r{round}.i{number}" if number else starts[round]
+
+    places = [(round, i) for round in (1, 2) for i in (1, 2, 3, 4)]
+    newest = {(round, i): checkpoint(round, i - 1) for round, i in places}
+    assert inputs_of(noted, "generate_rollouts", "policy") == {
+        (round, i): checkpoint(round, max(0, i - 1 - lag)) for round, i in places
+    }
+    for stage in ("score_rollouts", "update_policy", "audit_rollouts"):
+        assert inputs_of(noted, stage, "policy") == newest
+    assert inputs_of(noted, "compute_advantages", "checkpoint") == newest
+    # Each iteration learns from its own rollouts.
+    for call in noted:
+        if call.stage == "score_rollouts":
+            assert call.inputs["rollouts"] == f"generate_rollouts-{call.place.label}"
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_rollouts_are_asked_for_before_the_updates_that_they_need_not_wait_for(calls, lag):
+    noted = calls(iterations=4, rollouts={"lag": lag, "sampling": {"max_new_tokens": 4}})
+    order = [f"{call.stage}-{call.place.label}" for call in noted]
+    for i in range(1, 5):
+        before = {f"update_policy-r1.i{number}" for number in range(1, i)}
+        waits_for = made_from(noted, "generate_rollouts", f"r1.i{i}") & before
+        assert waits_for == {f"update_policy-r1.i{number}" for number in range(1, i - lag)}
+        asked_for = order.index(f"generate_rollouts-r1.i{i}.s0")
+        assert {name for name in before if order.index(name) < asked_for} == waits_for
+
+
+def test_the_lag_itself_is_no_setting_of_any_stage(calls):
+    plain, lagging = (calls(rollouts={"lag": lag, "sampling": {"max_new_tokens": 4}}, iterations=3) for lag in (0, 1))
+    settings = [{(call.stage, call.place): call.settings for call in noted} for noted in (plain, lagging)]
+    assert settings[0] == settings[1]
 
 
 WITHOUT_REWARD_MODEL = {"reward_model": None, "rewards": {"quality": {"function": "flows.presets.quickstart:quality"}}}

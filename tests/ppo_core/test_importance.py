@@ -1,4 +1,4 @@
-"""Tokens that another engine drew: the weights, the weighted losses, and that they undo the engine's bias."""
+"""Tokens that another engine drew, or an older policy: the weights, the weighted losses, and that they undo the bias."""
 
 import math
 
@@ -53,6 +53,7 @@ def test_a_weight_is_the_ratio_of_trainer_to_engine_up_to_the_cap(seed, cap, fil
     assert bool((weights[~mask] == 1).all())
     assert stats["importance_mean"].item() == pytest.approx(sum(min(r, cap) for r in ratios) / 10)
     assert stats["importance_capped"].item() == pytest.approx(sum(r > cap for r in ratios) / 10)
+    assert stats["sampling_approx_kl"].item() == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 10)
 
 
 def test_weights_worked_example():
@@ -62,6 +63,8 @@ def test_weights_worked_example():
     assert weights.tolist() == [[0.5, 2.0, 1.0]]
     assert stats["importance_mean"].item() == pytest.approx(3.5 / 3)
     assert stats["importance_capped"].item() == pytest.approx(1 / 3)
+    # r - 1 - log r of the ratios 1/2, 4 and 1
+    assert stats["sampling_approx_kl"].item() == pytest.approx((2.5 - math.log(2)) / 3)
 
 
 @law
@@ -172,10 +175,14 @@ def test_an_update_weighs_the_surrogate_alone(loss, aggregation):
     assert stats.importance_mean == pytest.approx(reference.mean(weights))
     assert stats.importance_capped == pytest.approx(reference.mean([float(w == 1.5) for w in weights]))
     assert 0 < stats.importance_capped < 1
+    logratios = batch.token_columns["logprobs"] - sampling.values
+    assert stats.sampling_approx_kl == pytest.approx(float((logratios.exp() - 1 - logratios).mean()))
 
 
 def test_an_update_of_the_trainers_own_rollouts_has_no_weights():
-    assert not {"importance_mean", "importance_capped"} & set(World().update(**ONE_STEP).as_dict())
+    assert not {"importance_mean", "importance_capped", "sampling_approx_kl"} & set(
+        World().update(**ONE_STEP).as_dict()
+    )
 
 
 @pytest.mark.parametrize("cap", [0.99, 0.0, -1.0, math.nan])

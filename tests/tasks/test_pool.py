@@ -16,8 +16,8 @@ from tasks.config.execution import ExecutionConfig
 from tasks.contract.failures import StageError
 from tasks.store.manifest import Place, Ref
 from tasks.worker import local_pool
-from tasks.worker.dealer import FIRST, Dealer
-from tasks.worker.pool import Pool
+from tasks.worker.dealer import FIRST, Dealer, Request
+from tasks.worker.pool import Pool, samples_ahead
 
 PATIENCE_S = 30.0
 
@@ -38,7 +38,7 @@ def test_no_shard_waits_while_a_worker_is_idle_and_no_worker_has_two_requests(wo
             asked.remove(done)
             dealer.give_back(done.worker)
         else:
-            asked.append(dealer.ask(shard))
+            asked.append(dealer.ask(Request(shard)))
         busy = [request for request in asked if request.worker is not None]
         waiting = [request for request in asked if request.worker is None]
         taken = [request.worker for request in busy]
@@ -54,24 +54,24 @@ def test_no_shard_waits_while_a_worker_is_idle_and_no_worker_has_two_requests(wo
 
 def test_a_shard_goes_on_where_its_models_are_and_elsewhere_rather_than_wait():
     dealer = Dealer(2)
-    generated = [dealer.ask(shard) for shard in (0, 1)]
+    generated = [dealer.ask(Request(shard)) for shard in (0, 1)]
     assert [request.worker for request in generated] == [0, 1]
     for worker in (0, 1):
         dealer.give_back(worker)
     # Whichever comes first.
-    assert [dealer.ask(1).worker, dealer.ask(0).worker] == [1, 0]
+    assert [dealer.ask(Request(1)).worker, dealer.ask(Request(0)).worker] == [1, 0]
     dealer.give_back(0)
-    elsewhere = dealer.ask(1)
+    elsewhere = dealer.ask(Request(1))
     assert elsewhere.worker == 0
     dealer.give_back(1)
     dealer.give_back(0)
-    assert dealer.ask(1).worker == 0, "that is where it was last"
+    assert dealer.ask(Request(1)).worker == 0, "that is where it was last"
 
 
 def test_of_those_that_wait_an_idle_worker_takes_what_only_it_may_then_what_it_has_models_for_then_the_oldest():
     dealer = Dealer(2)
-    held = [dealer.ask(shard) for shard in (0, 1)]
-    other, own, for_the_first = dealer.ask(3), dealer.ask(2), dealer.ask(None)
+    held = [dealer.ask(Request(shard)) for shard in (0, 1)]
+    other, own, for_the_first = dealer.ask(Request(3)), dealer.ask(Request(2)), dealer.ask(Request(None))
     assert [request.worker for request in (other, own, for_the_first)] == [None, None, None]
     dealer.give_back(held[0].worker)
     assert for_the_first.worker == 0
@@ -83,17 +83,58 @@ def test_of_those_that_wait_an_idle_worker_takes_what_only_it_may_then_what_it_h
 
 def test_shards_leave_the_first_worker_to_what_has_no_other_where_they_may():
     dealer = Dealer(3)
-    held = dealer.ask(2)
+    held = dealer.ask(Request(2))
     assert held.worker == 2
-    assert dealer.ask(5).worker == 1
+    assert dealer.ask(Request(5)).worker == 1
+
+
+def test_the_earliest_iteration_comes_first_and_what_is_ahead_leaves_the_first_worker_to_the_next_update():
+    dealer = Dealer(2)
+    rollouts = dealer.ask(Request(0, (1, 2), is_ahead=True))
+    assert rollouts.worker == 1
+    more = dealer.ask(Request(1, (1, 2), is_ahead=True))
+    scores = dealer.ask(Request(1, (1, 1)))
+    assert (more.worker, scores.worker) == (None, FIRST)
+    dealer.give_back(FIRST)
+    assert more.worker is None, "the update of iteration 1 will need it at once"
+    update = dealer.ask(Request(None, (1, 1)))
+    assert update.worker == FIRST
+    dealer.updated((1, 1))
+    dealer.give_back(FIRST)
+    assert more.worker == FIRST, "now the next update waits for these"
+    assert dealer.ask(Request(2, (1, 3), is_ahead=True)).worker is None
+    last, earlier = dealer.ask(Request(3, (1, 3))), dealer.ask(Request(5, (1, 2)))
+    dealer.give_back(1)
+    assert (last.worker, earlier.worker) == (None, 1)
+
+
+def test_one_worker_does_what_is_ahead_too():
+    assert Dealer(1).ask(Request(0, (1, 2), is_ahead=True)).worker == FIRST
+
+
+@pytest.mark.parametrize(
+    ("stage", "iteration", "made_at", "expected"),
+    [
+        ("generate_rollouts", 3, "round-001/iteration-002/update_policy", False),
+        ("generate_rollouts", 3, "round-001/iteration-001/update_policy", True),
+        ("generate_rollouts", 2, "round-001/warm_up", True),
+        # What every round begins with, whatever made it.
+        ("generate_rollouts", 1, "models/round-best", False),
+        ("score_rollouts", 3, "round-001/iteration-001/update_policy", False),
+    ],
+)
+def test_rollouts_of_an_earlier_policy_are_ahead_of_the_next_update(tmp_path, stage, iteration, made_at, expected):
+    policy = Ref(str(tmp_path / made_at / "fingerprint"), "d")
+    call = replace(shard_call(tmp_path, 0, iteration=iteration), stage=stage, inputs={"policy": policy})
+    assert samples_ahead(call) is expected
 
 
 def test_who_gives_up_waits_no_more_and_keeps_nobody_waiting():
     dealer = Dealer(1)
-    held = dealer.ask(0)
-    assert dealer.take(1, gives_up=lambda: True) is None
+    held = dealer.ask(Request(0))
+    assert dealer.take(Request(1), gives_up=lambda: True) is None
     dealer.give_back(held.worker)
-    assert dealer.take(2, gives_up=lambda: True) == 0
+    assert dealer.take(Request(2), gives_up=lambda: True) == 0
 
 
 # A pool, whatever its members are

@@ -658,6 +658,19 @@ def test_the_engines_log_probabilities_reach_the_update_and_correct_it(world, tm
     assert updated["update/first_minibatch_ratio_deviation"] < 1e-4
 
 
+def test_of_an_earlier_policy_by_another_engine_the_engines_log_probabilities_stay(world, tmp_path, server):
+    _, base, data, _ = world
+    bench = a_bench(tmp_path / "run", server, max_engine_difference=0.5)
+    server.bias = 0.4
+    (rollouts,) = sampled(bench, base, data)
+    later = an_update(bench, base, data, experience=advantages(bench, [score(bench, base, rollouts, LENGTH)], base))
+    rescored = rows(score(bench, later, rollouts, LENGTH, reference=base))
+    # One weight a token for both: the engine's bias, and the update in between.
+    for before, after in zip(rows(rollouts), rescored, strict=True):
+        assert after["sampling_logprobs"] == before["sampling_logprobs"]
+        assert max(abs(a - b) for a, b in zip(after["logprobs"], before["logprobs"], strict=True)) > 1e-3
+
+
 def test_where_the_server_stands_changes_no_fingerprint_and_the_engine_does(world, tmp_path):
     def fingerprint(engine, url):
         config = GenerateRolloutsConfig(sampling=SAMPLING, engine=engine)

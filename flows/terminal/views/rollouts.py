@@ -156,7 +156,7 @@ def rollout_view(rollout: OneRollout) -> View:
     ]
     columns = [name for name in rollout.tokens[0] if name not in ("token", "token_id")] if rollout.tokens else []
     # What is known of a token from the model that sampled it goes last.
-    drops = {"id": 9, "ref_logprob": 3, "return": 4, "reward": 2, "value": 1}
+    drops = {"id": 9, "sampling_logprob": 5, "ref_logprob": 3, "return": 4, "reward": 2, "value": 1}
     heads = [Column(title=name, is_number=True, drop=drops.get(name, 0)) for name in columns]
     ids = [Column(title="id", is_number=True, drop=drops["id"])]
     table = Table(columns=[Column(title="t", is_number=True), Column(title="token", is_text=True), *ids, *heads])

@@ -10,7 +10,7 @@ HIGH_APPROX_KL = 0.05
 """Nats a token above which an update is large enough to be the cause of what follows it."""
 AS_SCHEDULED = Range(words="as scheduled")
 AS_SET = Range(words="as set")
-FAR_FROM_ENGINE = "see `rollouts/engine_logprob_difference`"
+FAR_FROM_SAMPLER = "see `rollouts/engine_logprob_difference`; with `rollouts.lag` a smaller one, or lower learning rate"
 OVER_THE_LIMIT = Range(words="below 10 × the limit")
 LOWER_RATE = "lower learning rate"
 
@@ -78,16 +78,23 @@ OF_UPDATE = (
     Metric(
         "update/importance_mean",
         "ratio",
-        "Eₜ min(π / π_engine, `importance_cap`), where another engine sampled",
+        "Eₜ min(π_old / π_sampler, `importance_cap`), where another engine or, with `rollouts.lag`, an older policy sampled",
         Range(0.95, 1.05),
-        FAR_FROM_ENGINE,
+        FAR_FROM_SAMPLER,
     ),
     Metric(
         "update/importance_capped",
         "share",
         "share of tokens where that cap binds",
-        Range(high=0.01),
-        FAR_FROM_ENGINE,
+        Range(high=0.01, words="with a lag below 0.05"),
+        FAR_FROM_SAMPLER,
+    ),
+    Metric(
+        "update/sampling_approx_kl",
+        "nats per token",
+        "k3 estimate of KL(π_sampler‖π_old), where the two are not the same",
+        Range(high=1e-3, words="with a lag below 0.1"),
+        FAR_FROM_SAMPLER,
     ),
     Metric("update/grad_norm", "norm", "norm of the policy's gradient, before clipping", OVER_THE_LIMIT, LOWER_RATE),
     Metric(
