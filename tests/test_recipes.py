@@ -80,6 +80,8 @@ def test_an_advantage_estimator(tmp_path):
     assert {advantage for row in experience for advantage in row["advantages"]} >= {-1.0, 1.0}
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_sampling_engine(tmp_path):
     done = made("A sampling engine", tmp_path)
     assert len(done.files) == 3

@@ -14,6 +14,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from accelerator_stand_in import DEVICE, stand_in
 
 TINY = Path(__file__).parent / "tiny.yaml"
+OFTEN = ("two models", "adapters")
+"""Those that the suite runs each time."""
 SHAPES = {
     "two models": [],
     "no critic": ["algorithm=grpo", "rollouts.samples_per_prompt=2"],
@@ -29,7 +31,9 @@ def final_weights(run):
     return {str(path.relative_to(newest)): load_file(path) for path in newest.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=() if shape in OFTEN else pytest.mark.slow) for shape in SHAPES]
+)
 def test_a_round_elsewhere_ends_as_the_processors_does(shape, tmp_path, monkeypatch):
     config = load_config(str(TINY), ["rounds=1", *SHAPES[shape]])
     here = final_weights(run_directly(tmp_path, "here", config))

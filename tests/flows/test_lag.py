@@ -95,14 +95,14 @@ if "tasks.worker.child" in sys.orig_argv:
     DIRECTORY = pathlib.Path(os.environ["NOTED"])
     execute = tasks.contract.execute
 
-    def together(call, models, report):
+    def together(call, models, report, **how):
         (DIRECTORY / call.label).touch()
         update, iteration = call.stage == "update_policy", call.place.iteration
         if update and iteration < 3:
             wait_for(f"generate_rollouts-r1.i{iteration + 1}.s0")
         if call.stage == "generate_rollouts" and iteration > 1 and call.place.shard == 0:
             wait_for(f"update_policy-r1.i{iteration - 1}")
-        return execute(call, models, report)
+        return execute(call, models, report, **how)
 
     def wait_for(label):
         until = time.monotonic() + 120

@@ -40,6 +40,7 @@ def test_an_update_over_a_checkpoint_that_was_not_kept_is_made_again_to_the_last
     assert "identical" in home.rounds("replay", adapted, "--round", 2, "--iteration", 2).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "auto"), [("policy", AutoModelForCausalLM), ("critic", AutoModelForSequenceClassification)]
 )

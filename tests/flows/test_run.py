@@ -82,6 +82,7 @@ def test_another_run_of_the_same_configuration_is_the_same_to_the_last_bit(home,
     assert home.digests("twin") == home.digests(tiny)
 
 
+@pytest.mark.slow
 def test_a_round_that_is_added_learns_from_the_file_that_arrived_and_leaves_what_was_before(home, tiny, tmp_path):
     shutil.copytree(home.path / "runs" / tiny, home.path / "runs" / "grown")
     file = tmp_path / "arrived.jsonl"
@@ -169,6 +170,7 @@ def changed(home, tiny):
     return "changed"
 
 
+@pytest.mark.slow
 def executed(home, run, before):
     """Stage and place of what was committed since."""
     return sorted(name.rsplit("/", 1)[0] for name in home.stages(run).keys() - before.keys())
@@ -288,8 +290,8 @@ def test_prefects_page_of_a_run_has_its_log(home, tiny):
     ("what", "auto_class"),
     [
         ("policy", AutoModelForCausalLM),
-        ("critic", AutoModelForSequenceClassification),
-        ("reward_model", AutoModelForSequenceClassification),
+        pytest.param("critic", AutoModelForSequenceClassification, marks=pytest.mark.slow),
+        pytest.param("reward_model", AutoModelForSequenceClassification, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_exported_loads_as_hugging_face_loads_it(home, tiny, tmp_path, what, auto_class):

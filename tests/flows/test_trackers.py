@@ -187,6 +187,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def impatient(home, start_s, *args, env=None):
     """A run that waits half a second for Prefect's server before it begins, and so long for it in the end."""
     command = [sys.executable, "-c", IMPATIENT, str(start_s), "--home", str(home.path), "run", TINY, *args]

@@ -65,6 +65,7 @@ def test_the_first_stages_are_done_without_a_server_that_does_not_come(begun, mo
     assert sum(planned.ref is not None for planned in make_plan(run, config).stages) == len(wanted)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_none_or_that_the_run_has_not_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(TINY.parent)
 
