@@ -66,10 +66,8 @@ def model_mistakes(checks: ModelChecks) -> list[str]:
     if checks.reward_model_base is not None:
         base = candidate(checks.reward_model_base, "reward_model.base")
         mistakes += mistakes_of(base, reward_model_base_checks(base, policy, checks))
-    for field, directory in checks.reward_models.items():
-        other = candidate(directory, field)
-        mistakes += mistakes_of(other, reward_model_checks(other, checks))
-    return mistakes
+    others = [candidate(directory, field) for field, directory in checks.reward_models.items()]
+    return mistakes + [own for other in others for own in mistakes_of(other, reward_model_checks(other, checks))]
 
 
 Check = Callable[[], object]
