@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Self
 
+from pydantic_core import from_json
+
 from tasks.errors import DamagedError
 from tasks.store.digests import DIGEST_LENGTH, canonical_json, digest_text, known_digest
 from tasks.store.schemas import SCHEMA_VERSION
@@ -175,7 +177,7 @@ class Manifest:
             lines, seal, end = content.rpartition(f',\n "{SEAL}": '.encode())
             if not seal or end != f'"{hashlib.sha256(lines).hexdigest()}"\n}}'.encode():
                 raise ValueError("it is not as it was written")
-            document = json.loads(content)
+            document = parsed(content)
             del document[SEAL]
             return cls(**document)
         except (OSError, ValueError, TypeError) as error:
@@ -202,6 +204,16 @@ class Manifest:
     def committed_at(self) -> float:
         """Seconds since 1970."""
         return float(self.origin.get("committed_at", 0.0))
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    """A manifest's JSON. Pydantic reads it in a third of the time, but for the names of files that are no text."""
+    document: dict[str, Any]
+    try:
+        document = from_json(content)
+    except ValueError:
+        document = json.loads(content)
+    return document
 
 
 def digests_below(directory: Path) -> dict[str, str]:

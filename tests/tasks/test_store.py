@@ -226,6 +226,16 @@ def test_a_manifest_says_where_everything_came_from(tmp_path):
     assert manifest.place == Place(1, 2, 0)
 
 
+def test_a_model_in_a_directory_whose_name_is_no_text_is_named_all_the_same(tmp_path):
+    store = Store(tmp_path)
+    outside = Ref(os.fsdecode(b"/models/b\xff"), "d" * 32)
+    recipe = dataclasses.replace(a_recipe(), inputs=input_digests({"base": outside}))
+    ref = commit(store, recipe, inputs={"base": outside}, metrics={"score/mean": float("inf")})
+    manifest = Manifest.read(ref.directory)
+    assert store.inputs_of(manifest) == {"base": outside}
+    assert manifest.metrics == {"score/mean": float("inf")}
+
+
 def a_table():
     return pa.table(
         {
