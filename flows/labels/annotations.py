@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from flows.labels.queue import Queue
 from flows.labels.tasks import LabelTask, Prompt
 from tasks.errors import ConfigError
+from tasks.store import append_lines
 
 LONGEST_NOTE = 10_000
 MUCH = "much"
@@ -123,7 +123,7 @@ def save_all(queue: Queue, annotations: Sequence[Annotation]) -> int:
             known = {found.answer_id for found in read(path)}
             new = [annotation for annotation in own if annotation.answer_id not in known]
             if new:
-                append(path, [asdict(annotation) for annotation in new])
+                append_lines(path, [asdict(annotation) for annotation in new])
             added += len(new)
     return added
 
@@ -137,20 +137,6 @@ def by_file(queue: Queue, annotations: Sequence[Annotation]) -> dict[Path, list[
 
 def file_of(queue: Queue, annotator: str) -> Path:
     return queue.directory / "answers" / f"{annotator}.jsonl"
-
-
-def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Lines behind those of a file, behind one that was broken off too."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("ab+") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        if end:
-            stream.seek(end - 1)
-        is_whole_line = not end or stream.read(1) == b"\n"
-        lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-        stream.write((b"" if is_whole_line else b"\n") + lines.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def read(path: Path) -> tuple[Annotation, ...]:

@@ -1,4 +1,4 @@
-"""What the owner does on a page: a queue is made, an annotator invited. Nothing else is written, and nothing of a run."""
+"""What the owner does on a page: a queue is made, somebody invited, a note kept. Nothing of a run is written."""
 
 from collections.abc import Callable
 from urllib.parse import parse_qsl
@@ -12,6 +12,7 @@ from flows.addresses import page_path
 from flows.labels import WAYS, find_queue
 from flows.labels.make import Wish, make_from_run
 from flows.pages.site import Asked, Site
+from flows.runs import keep_note, remove_note
 from tasks.errors import ConfigError, DamagedError, UserError
 
 LARGEST_FORM = 20_000
@@ -39,7 +40,12 @@ def action_routes(site: Site, refused: Refused) -> list[Route]:
 
         return Route(path, endpoint, methods=["POST"])
 
-    return [route("/labels", make), route("/labels/{queue}/people", invite)]
+    return [
+        route("/labels", make),
+        route("/labels/{queue}/people", invite),
+        route("/notes", keep),
+        route("/notes/{note_id}/remove", remove),
+    ]
 
 
 def make(site: Site, asked: Asked) -> str:
@@ -62,3 +68,14 @@ def invite(site: Site, asked: Asked) -> str:
     queue = find_queue(site.homes[0], asked.path["queue"])
     queue.invite([asked.text("name")])
     return page_path("labels", queue.name)
+
+
+def keep(site: Site, asked: Asked) -> str:
+    """A note about a page, to which it goes back."""
+    return keep_note(site.homes[0], asked.text("about"), asked.text("text")).address
+
+
+def remove(site: Site, asked: Asked) -> str:
+    """A note goes off the pages."""
+    remove_note(site.homes[0], asked.path["note_id"])
+    return page_path("notes", about=asked.text("about"))

@@ -127,7 +127,8 @@ def mlflow_routes(site: Site, trackers: Trackers) -> list[Route]:
 def asked_of(request: Request) -> Asked:
     query = request.query_params
     repeated = {name: tuple(query.getlist(name)) for name in query}
-    return Asked(path=dict(request.path_params), query=dict(query), repeated=repeated)
+    address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return Asked(path=dict(request.path_params), query=dict(query), repeated=repeated, address=address)
 
 
 def page_text(site: Site, page: Page, asked: Asked) -> str:
@@ -141,11 +142,14 @@ def page_text(site: Site, page: Page, asked: Asked) -> str:
 
 def frame(site: Site, asked: Asked) -> dict[str, Any]:
     """What every page shows around its own."""
+    from flows.pages.facts.notes import number_about
     from flows.pages.facts.runs import rail
 
     own = site.trackers
     trackers = {} if own is None else {"MLflow": own.mlflow or "/mlflow", "Prefect": own.prefect}
-    return {"rail": rail(site), "trackers": trackers, "here": asked, "run": asked.path.get("run")}
+    # Files have no place where a note of theirs would go.
+    noted = number_about(site, asked.address) if asked.address else None
+    return {"rail": rail(site), "trackers": trackers, "here": asked, "run": asked.path.get("run"), "noted": noted}
 
 
 def told(error: Exception) -> tuple[str, int]:

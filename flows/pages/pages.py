@@ -9,6 +9,7 @@ from flows.pages.facts import (
     data,
     hacking,
     labels,
+    notes,
     reward_model,
     rollout,
     rollouts,
@@ -49,4 +50,5 @@ PAGES = (
     Page(name="labels", path="/labels", facts=labels.facts),
     Page(name="queue", path="/labels/{queue}", facts=labels.facts_of_queue),
     Page(name="schedules", path="/schedules", facts=schedules.facts),
+    Page(name="notes", path="/notes", facts=notes.facts),
 )

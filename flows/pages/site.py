@@ -58,6 +58,8 @@ class Asked:
     query: Mapping[str, str] = field(default_factory=dict)
     repeated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """All values of what is said more than once; ``query`` has the last one."""
+    address: str = ""
+    """All of it, as it was written; empty where a page is no answer to a request."""
 
     def text(self, name: str, default: str = "") -> str:
         return self.query.get(name, default)

@@ -4,7 +4,7 @@ from tasks.store.background import BackgroundWriter
 from tasks.store.data_sets import read_dataset, write_dataset
 from tasks.store.database_template import DatabaseTemplate
 from tasks.store.digests import canonical_json, digest_files, digest_text
-from tasks.store.files import flush, make_empty, read_json, write_json
+from tasks.store.files import append_lines, flush, make_empty, read_json, write_json
 from tasks.store.locks import exclusive, is_locked, wait_in_turn
 from tasks.store.manifest import (
     MANIFEST,
@@ -76,6 +76,7 @@ __all__ = [
     "Store",
     "Table",
     "advantages_schema",
+    "append_lines",
     "audit_schema",
     "canonical_json",
     "components_of",

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def write_json(path: Path, value: Json) -> None:
     flush(temporary)
     temporary.rename(path)
     flush(path.parent)
+
+
+def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines behind those of a file, behind one that was broken off too; they are on the disk when this returns."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        if end:
+            stream.seek(end - 1)
+        is_whole_line = not end or stream.read(1) == b"\n"
+        lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+        stream.write((b"" if is_whole_line else b"\n") + lines.encode())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_json(path: Path, *, default: Any = None) -> Any:
