@@ -148,8 +148,8 @@ def frame(site: Site, asked: Asked) -> dict[str, Any]:
     own = site.trackers
     trackers = {} if own is None else {"MLflow": own.mlflow or "/mlflow", "Prefect": own.prefect}
     # Files have no place where a note of theirs would go.
-    noted = number_about(site, asked.address) if asked.address else None
-    return {"rail": rail(site), "trackers": trackers, "here": asked, "run": asked.path.get("run"), "noted": noted}
+    own_notes = {"about": asked.address, "number": number_about(site, asked.address)} if asked.address else None
+    return {"rail": rail(site), "trackers": trackers, "run": asked.path.get("run"), "own_notes": own_notes}
 
 
 def told(error: Exception) -> tuple[str, int]:

@@ -55,6 +55,33 @@ def test_from_the_list_to_a_stage_by_keyboard_alone(page):
 
 
 @in_browser
+def test_a_search_is_noted_by_keyboard_and_its_page_says_so(page, address):
+    page.goto(f"{address}/runs/tiny/rollouts?q=length%3E0")
+    page.keyboard.press("m")
+    page.wait_for_url("**/notes?about=*")
+    page.keyboard.type("long ones")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs/tiny/rollouts?q=length%3E0")
+    assert "note" in page.locator("a.note").inner_text()
+    page.keyboard.press("m")
+    page.wait_for_url("**/notes?about=*")
+    page.locator("button:text('remove')").first.click()
+    page.wait_for_url("**/notes?about=*")
+
+
+@in_browser
+def test_a_queue_is_made_by_a_form_and_somebody_invited(page, address):
+    page.goto(f"{address}/labels")
+    page.locator("form.make input[name=prompts]").fill("3")
+    page.locator("form.make button").click()
+    page.wait_for_url("**/labels/tiny-*")
+    page.locator("input[name=name]").fill("ann")
+    page.locator("form button").last.click()
+    page.locator("text=ann").first.wait_for()
+
+
+@in_browser
 def test_keys_are_told_by_a_key(page):
     page.keyboard.press("?")
     told = page.locator("dialog[open]").inner_text()
