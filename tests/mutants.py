@@ -1277,8 +1277,24 @@ TASKS: Table = [
         [
             ("1 + sum(other < own for other in ranks)", "1 + sum(other <= own for other in ranks)"),
             ("if annotation.answer_id not in known", "if True"),
-            ('(b"" if is_whole_line else b"\\n") + lines', "lines"),
             ("return isinstance(value, int) and not isinstance(value, bool)", "return isinstance(value, int)"),
+        ],
+    ),
+    (
+        "tasks/store/files.py",
+        "tests/flows/test_labels.py tests/flows/test_notes.py",
+        [('(b"" if is_whole_line else b"\\n") + lines', "lines")],
+    ),
+    (
+        "flows/runs/notes.py",
+        "tests/flows/test_notes.py",
+        [
+            ("if OWN.fullmatch(address) is None:", "if False:"),
+            ("(?![/\\\\])", ""),
+            ("\\x00-\\x20", ""),
+            ("if not note.is_removed", "if True"),
+            ("reversed(found.values())", "found.values()"),
+            ("len(text) > LONGEST_NOTE", "False"),
         ],
     ),
     (
