@@ -281,7 +281,7 @@ GROUPED = "rollouts.samples_per_prompt=4"
         *(
             (
                 ["execution={train_processes: 2, sharded: true}", f"model.{name}={value}"],
-                f"execution.sharded: with model.{name} policy and critic share a body, which is not parted; leave one of both",
+                f"execution.sharded: with model.{name} policy and critic share a body, which is not parted",
             )
             for name, value in (("lora", "{rank: 2}"), ("shared_trunk", "true"))
         ),
