@@ -20,14 +20,16 @@ class VLLMStandIn:
 
     def __init__(self, directory, **settings):
         self.root = directory and str(directory)
-        self.is_vllm = self.dev_mode = self.lora = self.has_head = True
+        self.is_vllm = self.dev_mode = self.lora = self.has_head = self.has_labels = True
+        self.version, self.label = "0.32.0", "default"
         self.logprobs_mode = "raw_logprobs"
         self.bias = self.bias_of_drawn = 0.0
         self.overrun = 0
         self.adapters = {}
         self.answers = {}
         self.key = None
-        self.is_stuck = self.is_busy = False
+        self.is_stuck = False
+        self.num_busy = 0
         self.head = None
         self.loaded = []
         vars(self).update(settings)
@@ -72,10 +74,12 @@ class VLLMStandIn:
             return self.complete(body)
         routes = {"/v1/models": self.models}
         if self.is_vllm:
-            routes["/version"] = lambda body: (200, {"version": "0.19.0"})
+            routes["/version"] = lambda body: (200, {"version": self.version})
         if self.dev_mode:
-            reset = 200, {"success": not self.is_busy}
-            routes |= {"/collective_rpc": self.collective_rpc, "/reset_prefix_cache": lambda body: reset}
+            routes |= {"/collective_rpc": self.collective_rpc, "/reset_prefix_cache": self.reset_prefix_cache}
+            if self.has_labels:
+                routes["/weight_info"] = lambda body: (200, {"weight_version": self.label})
+                routes["/update_weight_version"] = self.update_weight_version
         if self.lora:
             routes |= {"/v1/load_lora_adapter": self.load_adapter, "/v1/unload_lora_adapter": self.unload_adapter}
         return routes[path](body) if path in routes else (404, {"detail": "Not Found"})
@@ -95,6 +99,15 @@ class VLLMStandIn:
         if not self.is_stuck:
             self.load(directory)
         return 200, {"results": [None]}
+
+    def reset_prefix_cache(self, body):
+        """Fails, with 200, as often as ``num_busy``: the real one does while it answers somebody."""
+        self.num_busy -= 1
+        return 200, {"success": self.num_busy < 0}
+
+    def update_weight_version(self, body):
+        self.label = body["new_version"]
+        return 200, {"success": True, "new_version": self.label}
 
     def load_adapter(self, body):
         if not Path(body["lora_path"]).exists():

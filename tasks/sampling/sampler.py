@@ -76,7 +76,8 @@ class Sampler:
         policy = LoadedPolicy(models=self._models, model=self._policy, ref=self._ref)
         with open_engine(self._engine, policy, temperature=sampling.temperature) as engine:
             if self._proof_prompts is not None:
-                self._prove(engine, sampling)
+                for replica in engine.replicas:
+                    self._prove(replica, sampling)
             batch = engine.draw(
                 prompt_tokens,
                 samples_per_prompt=samples_per_prompt,

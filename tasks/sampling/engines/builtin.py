@@ -23,6 +23,10 @@ class BuiltinSampler:
         self._policy = policy
         self._token_budget = token_budget
 
+    @property
+    def replicas(self) -> list["BuiltinSampler"]:
+        return [self]
+
     def draw(
         self,
         prompts: Ragged,

@@ -30,6 +30,11 @@ class LoadedPolicy:
 class TokenSampler(Protocol):
     """Draws responses from the one policy that it was made for."""
 
+    @property
+    def replicas(self) -> Sequence["TokenSampler"]:
+        """Each copy of the policy that rows are drawn from, as an engine of its own; the engine itself where it is one."""
+        ...
+
     def draw(
         self,
         prompts: Ragged,
