@@ -14,6 +14,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+ONE_AT_A_TIME = threading.Lock()
+"""While transformers loads a model, whatever else this process loads is made without weights."""
+
 
 class VLLMStandIn:
     """What the server knows and may do, and what it was asked. ``answers`` takes the place of its own, by path, in turn."""
@@ -39,7 +42,8 @@ class VLLMStandIn:
             self.load(directory)
 
     def load(self, directory):
-        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        with ONE_AT_A_TIME:
+            self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         explicit = head_in(Path(directory))
         if explicit is not None or self.head is None:

@@ -204,8 +204,8 @@ def test_each_stage_samples_from_the_checkpoint_that_it_is_given(world, checkpoi
 
 NOT_THIS_POLICY = (
     r"^the largest difference between the engine's log-probabilities and the trainer's, in nats, over 80 tokens tried "
-    r"before sampling is [\d.]+, above health\.max_engine_difference=0\.0001; the engine does not hold this policy, or "
-    r"computes in another precision: give it the trainer's dtype \(--dtype float32\), let no other run use it, and restart"
+    r"before sampling is [\d.]+, above health\.max_engine_difference=0\.0001; the engine at "
+    r"http://127\.0\.0\.1:\d+ does not hold this policy, or computes in another precision: give it the trainer's dtype \(--dtype float32\), let no other run use it, and restart"
 )
 
 
@@ -275,6 +275,7 @@ def accepts(engine, bench, dtype, sampling=SAMPLING, **health):
     try:
         require_same_policy(
             engine,
+            "the engine",
             prompts,
             lambda batch, temperature: torch.full((128,), -1.0),
             sampling=sampling,
@@ -477,7 +478,9 @@ def test_an_adapter_that_cannot_be_loaded_says_what_to_do(world, tmp_path, serve
 def test_log_probabilities_before_temperature_are_noticed(world, bench, server):
     _, base, data, _ = world
     sampling = replace(SAMPLING, temperature=0.6)
-    with pytest.raises(ServerError, match=r"temperature=0\.6: the engine gives .* --logprobs-mode processed_logprobs"):
+    with pytest.raises(
+        ServerError, match=r"temperature=0\.6: the engine at http:.* gives .* --logprobs-mode processed_logprobs"
+    ):
         sampled(bench, base, data, sampling=sampling)
     server.logprobs_mode = "processed_logprobs"
     (ref,) = sampled(bench, base, data, sampling=sampling)

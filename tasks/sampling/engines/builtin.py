@@ -24,8 +24,8 @@ class BuiltinSampler:
         self._token_budget = token_budget
 
     @property
-    def replicas(self) -> list["BuiltinSampler"]:
-        return [self]
+    def replicas(self) -> dict[str, "BuiltinSampler"]:
+        return {"the engine": self}
 
     def draw(
         self,

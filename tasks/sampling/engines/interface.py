@@ -4,7 +4,7 @@ Rollouts and evaluation sample by the engine that ``rollouts.engine`` names; the
 are always the builtin engine's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,8 +31,8 @@ class TokenSampler(Protocol):
     """Draws responses from the one policy that it was made for."""
 
     @property
-    def replicas(self) -> Sequence["TokenSampler"]:
-        """Each copy of the policy that rows are drawn from, as an engine of its own; the engine itself where it is one."""
+    def replicas(self) -> "Mapping[str, TokenSampler]":
+        """Each copy of the policy that rows are drawn from as an engine of its own, by what it is called in a sentence."""
         ...
 
     def draw(

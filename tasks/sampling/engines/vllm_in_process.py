@@ -92,8 +92,8 @@ class InProcessVLLM:
         self._policy = policy
 
     @property
-    def replicas(self) -> list["InProcessVLLM"]:
-        return [self]
+    def replicas(self) -> dict[str, "InProcessVLLM"]:
+        return {"the engine": self}
 
     def draw(
         self,

@@ -58,8 +58,9 @@ class VLLMServers:
         self._warn = warn
 
     @property
-    def replicas(self) -> list["VLLMServers"]:
-        return [VLLMServers([loaded], self._warn) for loaded in self._servers if loaded is not None]
+    def replicas(self) -> dict[str, "VLLMServers"]:
+        there = [loaded for loaded in self._servers if loaded is not None]
+        return {f"the engine at {loaded.server.url}": VLLMServers([loaded], self._warn) for loaded in there}
 
     def draw(
         self,
