@@ -204,8 +204,9 @@ def test_each_stage_samples_from_the_checkpoint_that_it_is_given(world, checkpoi
 
 NOT_THIS_POLICY = (
     r"^the largest difference between the engine's log-probabilities and the trainer's, in nats, over 80 tokens tried "
-    r"before sampling is [\d.]+, above health\.max_engine_difference=0\.0001; the engine at "
-    r"http://127\.0\.0\.1:\d+ does not hold this policy, or computes in another precision: give it the trainer's dtype \(--dtype float32\), let no other run use it, and restart"
+    r"before sampling is [\d.]+, above health\.max_engine_difference=0\.0001; the engine at http://127\.0\.0\.1:\d+ does "
+    r"not hold this policy, or computes in another precision: give it the trainer's dtype \(--dtype float32\), let no "
+    r"other run use it, and restart"
 )
 
 

@@ -31,8 +31,9 @@ def require_same_policy(
 ) -> None:
     """Have an engine sample a few tokens, and refuse it unless their log-probabilities are the trainer's up to rounding.
 
-    ``name`` is what it is called then, and ``logprobs(batch, temperature)`` are the trainer's. The prompts are the same at each push of a run, so that an engine
-    which remembers them under weights of before shows it. Nothing that is drawn here goes into the run.
+    ``name`` is what it is called then, and ``logprobs(batch, temperature)`` are the trainer's. The prompts are the same at
+    each push of a run, so that an engine which remembers them under weights of before shows it. Nothing that is drawn here
+    goes into the run.
     """
     whole = replace(
         sampling,
