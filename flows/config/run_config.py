@@ -274,8 +274,9 @@ class RunConfig(StageConfig):
                 section, name = path.split(".")
                 value = getattr(getattr(self, section), name)
                 if value != default_of(type(getattr(self, section)), name):
+                    shown = list(value) if isinstance(value, tuple) else value
                     raise ValueError(
-                        f"{path}={value}: rollouts.engine: {rollouts.engine} does not use it; leave it out, or say {others}"
+                        f"{path}={shown}: rollouts.engine: {rollouts.engine} does not use it; leave it out, or say {others}"
                     )
         elif sampling.temperature != 1 and (sampling.top_p < 1 or sampling.top_k > 0):
             raise ValueError(

@@ -400,7 +400,7 @@ GROUPED = "rollouts.samples_per_prompt=4"
         *(
             ([setting], f"{setting}: rollouts.engine: builtin does not use it; leave it out, or say vllm")
             for setting in (
-                "execution.engine_servers=[http://host:8000]",
+                "execution.engine_servers=['http://host:8000']",
                 "ppo.importance_cap=5.0",
                 "health.max_engine_difference=0.1",
             )
