@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ppo_core.randomness import derive_seed, row_uniforms
     from ppo_core.rewards import RunningMoments, overlong_penalty, token_rewards, treated_scores
     from ppo_core.sampling import sample
+    from ppo_core.sharded import inside, shard, whole
     from ppo_core.shares import ALONE, Sharing, add_gradients
     from ppo_core.update import MinibatchStats, Optimizers, UpdateStats, ppo_update
 
@@ -77,6 +78,7 @@ __all__ = [
     "gather_logprobs",
     "group_advantages",
     "importance_weights",
+    "inside",
     "kl_estimate",
     "kl_loss",
     "length_adaptive_lam",
@@ -98,11 +100,13 @@ __all__ = [
     "rewards_to_go",
     "row_uniforms",
     "sample",
+    "shard",
     "token_logits",
     "token_logprobs",
     "token_rewards",
     "treated_scores",
     "value_loss",
+    "whole",
 ]
 
 _MODULES = (
@@ -122,6 +126,7 @@ _MODULES = (
     "randomness",
     "rewards",
     "sampling",
+    "sharded",
     "shares",
     "update",
 )

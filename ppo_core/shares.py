@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from ppo_core.config import can_share
 from ppo_core.errors import ConfigError
+from ppo_core.sharded import is_in_parts
 
 T = TypeVar("T")
 Gradients = list[Tensor | None]
@@ -47,29 +48,40 @@ class Sharing:
 ALONE = Sharing()
 
 
-def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[], T]], sharing: Sharing) -> list[T]:
+def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[float], T]], sharing: Sharing) -> list[T]:
     """Leave the sum of the gradients of all passes in each parameter's ``grad``, in every process.
 
-    Each pass adds its gradient to those of the parameters, which start without any. Pass i belongs to share i modulo the
-    number of shares. Returns what the passes returned, in their order, in every process.
+    Each pass adds its gradient, times the factor that it is given, to those of the parameters, which start without any.
+    Pass i belongs to share i modulo the number of shares. Returns what the passes returned, in their order, in every
+    process. A model in parts adds gradients up within each pass, which all processes make at once: where one has nothing
+    left to do, it makes one times 0.
     """
     if sharing.group is None and sharing.shares == 1:
-        return [one() for one in passes]
+        return [one(1.0) for one in passes]
+    in_parts = any(map(is_in_parts, parameters))
     said: dict[int, T] = {}
+
+    def make(number: int) -> None:
+        if number < len(passes):
+            said[number] = passes[number](1.0)
+        elif in_parts:
+            passes[number % len(passes)](0.0)
+
     if sharing.shares == 1:
-        for number in range(sharing.rank, len(passes), sharing.size):
-            said[number] = passes[number]()
+        for first in range(0, len(passes), sharing.size):
+            make(first + sharing.rank)
         total = _sum_over_processes([parameter.grad for parameter in parameters], sharing)
     else:
         each = sharing.shares // sharing.size
+        # A branch of the tree; but of a model in parts, neighbours are added within a pass.
+        begin, step = (sharing.rank, sharing.size) if in_parts else (sharing.rank * each, 1)
         total = [None] * len(parameters)
-        for first in range(sharing.rank * each, len(passes) + sharing.rank * each, sharing.shares):
+        for first in range(0, len(passes), sharing.shares):
             branch = _Tree()
-            for number in range(first, first + each):
+            for number in range(first + begin, first + begin + each * step, step):
                 for parameter in parameters:
                     parameter.grad = None
-                if number < len(passes):
-                    said[number] = passes[number]()
+                make(number)
                 branch.add([parameter.grad for parameter in parameters])
             total = _added(total, _sum_over_processes(branch.sum(), sharing))
     for parameter, gradient in zip(parameters, total, strict=True):
@@ -109,10 +121,13 @@ def _sum_over_processes(gradients: Gradients, sharing: Sharing) -> Gradients:
         return gradients
     gathered: list[Any] = [None] * sharing.size
     # A process without a part has no gradient. A parameter that nobody has one of is left alone: of zeros it would decay.
-    mine = [None if gradient is None else (gradient.shape, gradient.dtype) for gradient in gradients]
+    mine = [None if g is None or is_in_parts(g) else (g.shape, g.dtype) for g in gradients]
     distributed.all_gather_object(gathered, mine, group=sharing.group)
     total: Gradients = []
     for index, gradient in enumerate(gradients):
+        if is_in_parts(gradient):
+            total.append(gradient)
+            continue
         kinds = [kinds[index] for kinds in gathered]
         kind = next((kind for kind in kinds if kind is not None), None)
         if kind is None:

@@ -11,6 +11,7 @@ from ppo_core.batch import PaddedBatch
 from ppo_core.errors import NonFiniteError
 from ppo_core.losses import Stats
 from ppo_core.objectives import Counts
+from ppo_core.sharded import scale_gradients, total_norm
 
 # Statistics of micro-batches that do not add up.
 _MAXIMA = ("ratio_max_deviation",)
@@ -36,7 +37,7 @@ class Training:
         parameters = self.parameters
         stats = {name: float(value) for name, value in _added(parts).items()}
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         stats["grad_norm"] = float(norm)
         if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
             raise NonFiniteError(
@@ -44,7 +45,7 @@ class Training:
                 "Look at the advantages and returns of these rows, or lower the learning rate"
             )
         if stats["grad_norm"] > self.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            scale_gradients(parameters, self.max_grad_norm, norm)
         self.minibatches.append(stats)
         return stats
 

@@ -19,6 +19,7 @@ from ppo_core.masking import explained_variance
 from ppo_core.objectives import Counts, critic_objective, policy_objective
 from ppo_core.packing import minibatches
 from ppo_core.randomness import derive_seed
+from ppo_core.sharded import inside, own_part
 from ppo_core.shares import ALONE, Sharing, add_gradients
 from ppo_core.training import Training, mean_of
 
@@ -199,11 +200,11 @@ def _add_gradient(
         num_responses=len(minibatch) if config.aggregation == "seq_mean" else None,
     )
 
-    def backward(packed_rows: list[Tensor]) -> Stats:
+    def backward(packed_rows: list[Tensor], factor: float) -> Stats:
         padded = minibatch.padded(packed_rows)
-        loss, shares = training.objective(padded, counts)
-        loss.backward()
-        if on_tokens is not None:
+        loss, shares = inside(training.model, lambda: training.objective(padded, counts))
+        (loss * factor).backward()
+        if on_tokens is not None and factor:
             on_tokens(len(padded.response_ids))
         stats = {"loss": loss.detach(), **shares}
         # Alone, nothing waits for a device before the minibatch ends.
@@ -219,7 +220,7 @@ def require_finite(parameters: Iterable[Tensor], what: str) -> None:
 
     A loss shows such a weight one step later, which the last step of a training does not have.
     """
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+    if not all(bool(torch.isfinite(own_part(parameter)).all()) for parameter in parameters):
         raise NonFiniteError(f"{what} are not all finite numbers; lower the learning rate")
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ppo_core import InPrecision, PPOConfig, RolloutBatch, TrunkCritic, explained_variance, forward_groups
+from ppo_core import InPrecision, PPOConfig, RolloutBatch, TrunkCritic, explained_variance, forward_groups, inside
 from ppo_core.objectives import Counts, critic_objective
 from tasks.config import CriticPretrainingStageConfig, StageConfig
 from tasks.contract import StageContext, StageOutput, stage_function
@@ -53,7 +53,7 @@ def critic_pretraining(
         name: float(explained_variance(values, returns, torch.ones_like(returns, dtype=torch.bool)))
         for name, values in {"_before": held_out.token_columns["values"], "": after}.items()
     }
-    trainable.save(context.output / CRITIC)
+    trainable.writer()(context.output / CRITIC)
     copy_tokenizer(part_directory(reference, POLICY), context.output / CRITIC)
     tail = losses[-max(1, len(losses) // 10) :]
     return StageOutput(
@@ -78,13 +78,14 @@ def fit(
     """Train the critic on the ``returns`` of a batch, and return the loss of each step."""
     context, model = models.context, InPrecision(critic, models.dtype)
 
-    def passes(rows: Sequence[int]) -> list[Callable[[], float]]:
+    def passes(rows: Sequence[int]) -> list[Callable[[float], float]]:
         chosen = batch.select(torch.tensor(rows))
         counts = Counts(num_tokens=len(chosen.responses.values), num_responses=None)
 
-        def backward(packed_rows: list[torch.Tensor]) -> float:
-            loss, _ = critic_objective(model, chosen.padded(packed_rows, models.device), PPOConfig(), counts)
-            loss.backward()
+        def backward(packed_rows: list[torch.Tensor], factor: float) -> float:
+            padded = chosen.padded(packed_rows, models.device)
+            loss, _ = inside(model, lambda: critic_objective(model, padded, PPOConfig(), counts))
+            (loss * factor).backward()
             return float(loss.detach())
 
         groups = forward_groups([model], chosen.lengths, context.execution.micro_batch_tokens)

@@ -44,7 +44,7 @@ def train_reward_model(
     gates = Gates(context)
     require_better_than_chance(quality, context.health.min_reward_model_accuracy, gates)
     mean, std = calibrate(models, model, source, config, reference=reference, data=data)
-    models.save(model.save, context.output / REWARD_MODEL)
+    models.scalar_writer(model, source)(context.output / REWARD_MODEL)
     copy_tokenizer(source, context.output / REWARD_MODEL)
     if options := options_of(tokenizer):
         # So that whoever scores with it renders a conversation as here.
@@ -81,8 +81,8 @@ def fit(
     num_pairs = [pairs_in(row["ranks"]) for row in rows]
     dialogues = [encode_dialogues(tokenizer, row, row["responses"]) for row in rows]
 
-    def passes(batch: Sequence[int]) -> list[Callable[[], float]]:
-        def backward(part: Sequence[int]) -> float:
+    def passes(batch: Sequence[int]) -> list[Callable[[float], float]]:
+        def backward(part: Sequence[int], factor: float) -> float:
             chosen = [batch[k] for k in part]
             group_ids = [g for g, i in enumerate(chosen) for _ in dialogues[i]]
             ranks = [rank for i in chosen for rank in rows[i]["ranks"]]
@@ -95,7 +95,7 @@ def fit(
                 margin=None if margin is None else torch.tensor(margin, device=device),
                 centering=config.centering,
             ) * (len(chosen) / len(batch))
-            loss.backward()
+            (loss * factor).backward()
             return float(loss.detach())
 
         parts = pack_groups([dialogues[i] for i in batch], context.execution.micro_batch_tokens)

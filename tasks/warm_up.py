@@ -11,6 +11,7 @@ from ppo_core import (
     Ragged,
     RolloutBatch,
     forward_groups,
+    inside,
     micro_batches,
     token_logprobs,
 )
@@ -32,13 +33,14 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
     trainable = models.take_policy(base)
     policy = InPrecision(trainable.model, models.dtype, models.head_dtype)
 
-    def passes(batch: Sequence[int]) -> list[Callable[[], float]]:
+    def passes(batch: Sequence[int]) -> list[Callable[[float], float]]:
         chosen = texts.select(torch.tensor(batch))
 
-        def backward(packed_rows: list[torch.Tensor]) -> float:
-            logprobs = token_logprobs(policy, chosen.padded(packed_rows, models.device), temperature=1.0)
+        def backward(packed_rows: list[torch.Tensor], factor: float) -> float:
+            padded = chosen.padded(packed_rows, models.device)
+            logprobs = inside(policy, lambda: token_logprobs(policy, padded, temperature=1.0))
             loss = -logprobs.sum() / len(chosen.responses.values)
-            loss.backward()
+            (loss * factor).backward()
             return float(loss.detach())
 
         groups = forward_groups([trainable.model], chosen.lengths, context.execution.micro_batch_tokens)
@@ -64,7 +66,7 @@ def warm_up(context: StageContext, config: WarmUpStageConfig, *, base: Ref, data
             step, steps, unit="steps", tokens=num_tokens * config.epochs * step // steps
         ),
     )
-    trainable.save(context.output / POLICY)
+    trainable.writer()(context.output / POLICY)
     copy_tokenizer(source, context.output / POLICY)
     tail = losses[-max(1, len(losses) // 10) :]
     return StageOutput(

@@ -662,11 +662,14 @@ PPO_CORE: Table = [
         "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient "
         "tests/ppo_core/test_laws.py::test_2_with_shares_the_number_of_processes_changes_no_bit",
         [
-            ("range(sharing.rank, len(passes), sharing.size)", "range(0, len(passes), sharing.size)"),
+            ("            make(first + sharing.rank)\n", "            make(first)\n"),
             ("            distributed.all_reduce(own, group=sharing.group)\n", ""),
             ("        if kind is None:\n            total.append(None)\n            continue\n", ""),
-            ("range(first, first + each)", "range(first, first + 1)"),
-            ("len(passes) + sharing.rank * each, sharing.shares", "len(passes), sharing.shares"),
+            (
+                "range(first + begin, first + begin + each * step, step)",
+                "range(first + begin, first + begin + step, step)",
+            ),
+            ("else (sharing.rank * each, 1)", "else (0, 1)"),
             ("            total = _added(total, _sum_over", "            total = _added(branch.sum(), _sum_over"),
             ("self._branches[-1][0] == size", "self._branches[-1][0] >= size"),
             ("[part if has_one is not None else None]", "[part]"),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flows.config import RunConfig
 from flows.doctor import num_cores
 from flows.preview.memory import StageMemory
+from tasks.config import ExecutionConfig
 from tasks.stages import STAGES
 
 OF_SHARDS = ("generate_rollouts", "score_rollouts")
@@ -47,6 +48,13 @@ def memory_of_others(stages: Sequence[StageMemory], workers: int) -> int:
     return (workers - 1) * max((stage.total for stage in stages if stage.stage in OF_SHARDS), default=0)
 
 
-def memory_of_ranks(stages: Sequence[StageMemory], processes: int) -> int:
-    """Bytes that all but one of the processes hold at most that train a model together, each with the whole of it."""
-    return (processes - 1) * max((stage.total for stage in stages if STAGES[stage.stage].trains), default=0)
+def memory_of_ranks(stages: Sequence[StageMemory], execution: ExecutionConfig) -> int:
+    """Bytes that all but one of the processes hold at most that train a model together: all of it, or parts of gradients and
+    moments. Whole weights are counted too, since they are loaded before they are parted."""
+    parts = execution.train_processes if execution.sharded else 1
+
+    def held(stage: StageMemory) -> int:
+        return stage.weights + (stage.gradients + stage.moments) // parts + stage.activations
+
+    most = max((held(stage) for stage in stages if STAGES[stage.stage].trains), default=0)
+    return (execution.train_processes - 1) * most

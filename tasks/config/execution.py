@@ -22,6 +22,9 @@ class ExecutionConfig(StageConfig):
     train_processes: int = Field(1, gt=0, le=256)
     """Processes that train one model together (warm-up, reward model, critic, update), each with all of it and, on CUDA, a
     device of its own: they share the micro-batches and add up their gradients. Results change by rounding alone."""
+    sharded: bool = False
+    """Whether each of them holds a part of weights, gradients and moments, and not all (FSDP2): for a model whose training
+    does not fit one device. Results change by rounding alone."""
     shares: int = Field(1, gt=0, le=256)
     """Parts of a minibatch whose gradients are added in one order, so that weights are the same to the last bit for every
     number of ``train_processes`` of which each takes 1, 2, 4, 8, ... of them."""
@@ -71,6 +74,11 @@ class ExecutionConfig(StageConfig):
             raise ValueError(
                 f"device={self.device} with train_processes={self.train_processes}: each process needs a device of its own; "
                 "set device to cpu or cuda, or train_processes to 1"
+            )
+        if self.sharded and self.train_processes == 1:
+            raise ValueError(
+                "sharded=true with train_processes=1: one process has the whole model; raise train_processes, or leave "
+                "sharded out"
             )
         if not can_share(self.shares, self.train_processes):
             raise ValueError(

@@ -32,7 +32,7 @@ from tasks.store import (
 
 LORA_BASE = "lora_base"
 """The input that every stage with models may have: the frozen model whose adapters the others are."""
-PROCESSES = "train_processes"
+PROCESSES, SHARDED = "train_processes", "sharded"
 Together = Callable[[str, StageContext, Mapping[str, Any], Inputs], StageOutput]
 TELL_S = 1.0
 NO_LIMITS = HealthConfig(
@@ -88,7 +88,11 @@ def execute(
         keeps_recoverable=call.keeps_recoverable,
         hands_on=context.hands_on,
         # The order of sums follows from it, and with it the last bits; halved when memory ran out, no setting tells of it.
-        origin={MICRO_BATCH: execution.micro_batch_tokens, PROCESSES: execution.train_processes},
+        origin={
+            MICRO_BATCH: execution.micro_batch_tokens,
+            PROCESSES: execution.train_processes,
+            SHARDED: execution.sharded,
+        },
     )
     for part, model in output.resident.items():
         models.keep(ref, part, model)
@@ -183,14 +187,15 @@ def repeat(manifest: Manifest, store: Store, context: StageContext, scratch: Pat
     return run_stage(manifest.stage, context, settings, inputs)
 
 
-def layout_of(manifest: Manifest, execution: ExecutionConfig) -> dict[str, int]:
+def layout_of(manifest: Manifest, execution: ExecutionConfig) -> dict[str, int | bool]:
     """With how many processes and shares an output's training is repeated: those that made it, since sums round by them."""
     shares = int(manifest.recipe["settings"].get("shares", 1))
     made_by = int(manifest.origin.get(PROCESSES, 1))
-    if shares > 1:
+    sharded = bool(manifest.origin.get(SHARDED, False))
+    if shares > 1 and not sharded:
         # The same to the last bit with any number that can share them.
         made_by = execution.train_processes if can_share(shares, execution.train_processes) else 1
-    return {"shares": shares, PROCESSES: made_by}
+    return {"shares": shares, PROCESSES: made_by, SHARDED: sharded}
 
 
 def in_words(manifest: Manifest) -> str:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import distributed, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppo_core import HeadCritic, Sharing, TrunkCritic
+from ppo_core import HeadCritic, InPrecision, Sharing, TrunkCritic, shard, whole
+from ppo_core.forward import can_pack
+from ppo_core.heads import linear_head
 from tasks.config import ModelAccess
 from tasks.contract import StageContext
 from tasks.models.adapters import Adapted, Adapter, AdapterShape, SharedBase, read_adapter, write_adapter
@@ -21,11 +23,12 @@ from tasks.models.devices import pick_device, pick_dtype, pick_head_dtype, with_
 from tasks.models.loading import load_policy
 from tasks.models.parts import CRITIC, HEAD, POLICY, REWARD_MODEL, part_directory
 from tasks.models.scalar import ScalarModel, load_critic, load_head, load_reward_model, load_scalar_model, save_head
-from tasks.models.training import checkpoint_gradients
+from tasks.models.training import checkpoint_gradients, layers_of
 from tasks.store import Ref
 from tasks.text import load_tokenizer
 
 BASE = "base"
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,8 @@ class Trainable:
 
     model: nn.Module
     parameters: list[nn.Parameter]
-    save: Callable[[Path], None]
+    writer: Callable[[], Callable[[Path], None]]
+    """What writes it as it is now, from whatever thread. Where processes hold parts of it, they come together here."""
     kept: Callable[[], nn.Module | Adapter]
     """What later stages find in memory, and need not read from what was saved."""
 
@@ -69,10 +73,34 @@ class Models:
         group = distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None
         return Sharing(group, self.context.execution.shares)
 
-    def save(self, write: Callable[[Path], None], directory: Path) -> None:
-        """Have the first of the processes that train together write a model; the others have the same one."""
-        if self.context.rank == 0:
-            write(directory)
+    def writer(self, write: Callable[[Path], None]) -> Callable[[Path], None]:
+        """What has the first of the processes that train together write a model; the others have the same one."""
+        return write if self.context.rank == 0 else lambda _: None
+
+    def policy_writer(self, model: PreTrainedModel, ref: Ref) -> Callable[[Path], None]:
+        """What writes a policy that was trained from that of a checkpoint."""
+        found = self._together(model, lambda: self._load_policy(ref))
+        return self.writer(lambda directory: found.save_pretrained(str(directory)))
+
+    def scalar_writer(self, model: ScalarModel, source: Path) -> Callable[[Path], None]:
+        """What writes a critic or reward model that was trained from the model in a directory."""
+        trusts = self.access.trust_remote_code
+        found = self._together(model, lambda: load_scalar_model(source, trust_remote_code=trusts))
+        if model.is_calibrated:
+            found.take_calibration(model)
+        return self.writer(found.save)
+
+    def _together(self, model: M, load: Callable[[], M]) -> M:
+        """A model that is whole, on the processor where it was in parts; in the first process alone it has their weights."""
+        if not self.context.execution.sharded or not distributed.is_initialized():
+            return model
+        found = load() if self.context.rank == 0 else model
+        with torch.no_grad():
+            for own, other in zip(found.parameters(), model.parameters(), strict=True):
+                weights = whole(other)
+                if self.context.rank == 0:
+                    own.copy_(weights)
+        return found
 
     def tokenizer(self, directory: Path, *, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
         """The tokenizer in a model's directory, its template with these options, else with those saved there."""
@@ -127,6 +155,7 @@ class Models:
         source = part_directory(ref, REWARD_MODEL, POLICY)
         model = load_scalar_model(source, seed=seed, trust_remote_code=self.access.trust_remote_code).to(self.device)
         self._spare_memory(model)
+        self._part(model)
         return model
 
     def take_policy(self, ref: Ref) -> Trainable:
@@ -134,10 +163,11 @@ class Models:
         if self.context.lora_base is None:
             model = self.context.resident.take(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
             self._spare_memory(model)
+            self._part(model)
             return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
-                save=partial(self.save, lambda directory: model.save_pretrained(str(directory))),
+                writer=partial(self.policy_writer, model, ref),
                 kept=lambda: model,
             )
         return self._take_adapted(ref, POLICY)
@@ -149,16 +179,17 @@ class Models:
             return Trainable(
                 model=TrunkCritic(policy, head),
                 parameters=list(head.parameters()),
-                save=partial(self.save, partial(save_head, head)),
+                writer=lambda: self.writer(partial(save_head, head)),
                 kept=lambda: head,
             )
         if self.context.lora_base is None:
             model = self.context.resident.take(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
             self._spare_memory(model)
+            self._part(model)
             return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
-                save=partial(self.save, model.save),
+                writer=partial(self.scalar_writer, model, part_directory(ref, CRITIC, REWARD_MODEL, POLICY)),
                 kept=lambda: model,
             )
         return self._take_adapted(ref, CRITIC)
@@ -176,7 +207,7 @@ class Models:
         return Trainable(
             model=shared.policy(adapter) if part == POLICY else shared.critic(adapter),
             parameters=list(shared.parameters(part).values()),
-            save=partial(self.save, lambda directory: write_adapter(part, shared.state(part), directory)),
+            writer=lambda: self.writer(lambda directory: write_adapter(part, shared.state(part), directory)),
             kept=lambda: shared.state(part),
         )
 
@@ -217,6 +248,15 @@ class Models:
     def _spare_memory(self, model: nn.Module) -> None:
         if self.context.execution.gradient_checkpointing:
             checkpoint_gradients(model)
+
+    def _part(self, model: nn.Module) -> None:
+        """Leave this process its part of a model that it trains with others, if that is asked for."""
+        if self.context.execution.sharded and distributed.is_initialized():
+            # Both are tried once, and later remembered.
+            in_precision = InPrecision(model, self.dtype, self.head_dtype)
+            can_pack(in_precision)
+            linear_head(in_precision)
+            shard(model, layers_of(model))
 
 
 def write_whole(

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ppo_core import Optimizers, RunningMoments
+from ppo_core import Optimizers, RunningMoments, whole
+from ppo_core.sharded import parted_like
 from tasks.config import UpdatePolicyConfig
 from tasks.contract import StageContext
 from tasks.models.access import Models, Trainable
@@ -94,11 +95,15 @@ class NextCheckpoint:
         for index, parameter in enumerate(_parameters(optimizer)):
             names = {key: f"{index}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
             saved = {key: kept.pop(own) for key, own in names.items()} if kept else _copied(path, names)
-            optimizer.state[parameter] = {key: x.to(parameter.device) for key, x in saved.items()}
+            optimizer.state[parameter] = {
+                key: parted_like(x.to(parameter.device), parameter) for key, x in saved.items()
+            }
 
     def _write(self, part: str, trainable: Trainable) -> None:
+        write_model = trainable.writer()
+
         def write(directory: Path) -> None:
-            trainable.save(directory)
+            write_model(directory)
             copy_tokenizer(part_directory(self._sources[POLICY], POLICY), directory)
 
         self.resident[part] = trainable.kept()
@@ -107,14 +112,15 @@ class NextCheckpoint:
 
     def _write_moments(self, part: str) -> None:
         optimizer = self._optimizers[part]
-        # Of the processes that train together, all have the same ones.
-        moments = {
-            f"{index}.{name}": value.detach().cpu().contiguous()
-            for index, parameter in enumerate(_parameters(optimizer) if self._context.rank == 0 else ())
-            for name, value in optimizer.state[parameter].items()
-        }
+        moments = {}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for name, value in optimizer.state[parameter].items():
+                # All processes ask for it, and the first writes it.
+                found = whole(value.detach())
+                if self._context.rank == 0:
+                    moments[f"{index}.{name}"] = found.cpu().contiguous()
         optimizer.state.clear()
-        if not moments:
+        if self._context.rank > 0:
             return
         if not self._context.keeps_recoverable:
             self.resident[MOMENTS_OF[part]] = dict(moments)

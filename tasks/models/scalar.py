@@ -55,6 +55,11 @@ class ScalarModel(nn.Module):
         self.mean, self.std = self.mean + self.std * mean, self.std * std
         self.model.config.score_mean, self.model.config.score_std = self.mean, self.std
 
+    def take_calibration(self, other: "ScalarModel") -> None:
+        """Have another one's, for the same weights."""
+        self.mean, self.std = other.mean, other.std
+        self.model.config.score_mean, self.model.config.score_std = self.mean, self.std
+
     def save(self, directory: Path) -> None:
         self.model.save_pretrained(str(directory))
 

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ppo_core import ALONE, Sharing, add_gradients
 from ppo_core.errors import NonFiniteError
 from ppo_core.randomness import derive_seed
+from ppo_core.sharded import scale_gradients, total_norm
 from ppo_core.update import require_finite
 from tasks.errors import ModelError
 
@@ -42,7 +43,7 @@ def shuffled(num_items: int, *, seed: int, epoch: int) -> list[int]:
 def descend(
     parameters: Sequence[nn.Parameter],
     batches: Callable[[int], list[list[int]]],
-    passes: Callable[[Sequence[int]], Sequence[Callable[[], float]]],
+    passes: Callable[[Sequence[int]], Sequence[Callable[[float], float]]],
     *,
     sharing: Sharing = ALONE,
     epochs: int,
@@ -54,7 +55,7 @@ def descend(
     """Minimise a loss over the batches of each epoch; the losses, one a step.
 
     ``batches`` gives the rows of each batch of an epoch, ``passes`` what computes a batch: each adds its part of the
-    gradient and returns its part of the loss. Processes share them as ``sharing`` says.
+    gradient, times a factor, and returns its part of the loss. Processes share them as ``sharing`` says.
     Raises ``NonFiniteError`` before a bad step is taken, and where the last one spoiled the weights.
     """
     optimizer = adamw([{"params": list(parameters), "lr": learning_rate}])
@@ -67,11 +68,14 @@ def descend(
                 group["lr"] = learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
             loss = sum(add_gradients(parameters, passes(batch), sharing))
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+            of_all = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            norm = float(of_all)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise NonFiniteError(
                     f"step {len(losses)}: loss {loss}, gradient norm {norm}; lower the learning rate ({learning_rate:g})"
                 )
+            if norm > max_grad_norm:
+                scale_gradients(parameters, max_grad_norm, of_all)
             optimizer.step()
             losses.append(loss)
             on_step(len(losses), num_steps, loss)
@@ -81,13 +85,18 @@ def descend(
     return losses
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a transformer, one after the other."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def checkpoint_gradients(model: nn.Module) -> None:
     """Have each layer keep its input alone for the backward pass, which then computes the layer again.
 
     Chen et al. 2016, arXiv:1604.06174. Not by the library's own switch: that works in training mode alone, where dropout
     is on. Doing it twice changes nothing.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     if not layers:
         raise ModelError(
             f"execution.gradient_checkpointing=true: {type(model).__name__} has no layers that can be computed again; "

@@ -12,6 +12,7 @@ from ppo_core import (
     RolloutBatch,
     exact_kl,
     forward_groups,
+    inside,
     response_and_final_values,
     token_logits,
     token_logprobs,
@@ -78,7 +79,7 @@ def batch_values(models: Models, critic: torch.nn.Module, batch: RolloutBatch) -
     model = InPrecision(critic, models.dtype)
 
     def forward(padded: PaddedBatch) -> tuple[torch.Tensor, ...]:
-        values, final_values = response_and_final_values(model, padded)
+        values, final_values = inside(critic, lambda: response_and_final_values(model, padded))
         return values[padded.response_mask], final_values
 
     values, final_values = in_micro_batches(models, forward, [model], batch)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ppo_core import InPrecision, Ragged, micro_batches
+from ppo_core import InPrecision, Ragged, inside, micro_batches
 from tasks.config import RewardConfig
 from tasks.errors import ModelError
 from tasks.models import REWARD_MODEL, Models, ScalarModel, context_length, part_directory, why_limited
@@ -21,7 +21,8 @@ def last_token_scores(models: Models, model: ScalarModel, rows: Sequence[Sequenc
     """(B,) scalars at the last token of each row of token ids, in one forward pass."""
     ragged = Ragged.from_rows(rows, torch.int64)
     assert bool((ragged.lengths > 0).all()), "a row without a token has no last token"
-    scores = InPrecision(model, models.dtype)(input_ids=ragged.padded(fill=0).to(models.device))
+    input_ids = ragged.padded(fill=0).to(models.device)
+    scores = inside(model, lambda: InPrecision(model, models.dtype)(input_ids=input_ids))
     return scores.gather(1, ragged.lengths.to(models.device)[:, None] - 1).squeeze(1)
 
 

@@ -259,7 +259,10 @@ def test_the_sampling_servers_of_the_runs_are_asked_for_their_version(tmp_path, 
         away = f"http://127.0.0.1:{closed_port}"
         urls = [tested.url, other.url, f"{unlike.url}/v1", locked.url, away]
         for name in ("a", "b"):
-            changes = {"execution": {"engine_servers": urls}, "rollouts": {"engine": "vllm", "sampling": {"max_new_tokens": 4}}}
+            changes = {
+                "execution": {"engine_servers": urls},
+                "rollouts": {"engine": "vllm", "sampling": {"max_new_tokens": 4}},
+            }
             finished_run(tmp_path, name, document(tmp_path, rounds=1, iterations=1, **changes))
         finished_run(tmp_path, "c", document(tmp_path, rounds=1, iterations=1))
         told = [(item.state, item.found) for item in servers.check_engine_servers(tmp_path)]

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_world import Workbench, an_update, make_world, train_reward_model
+from small_world import LENGTH, SAMPLING, Workbench, an_update, make_world, train_reward_model
 
 from ppo_core import PPOConfig
+from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.execution import ExecutionConfig
 from tasks.config.model_access import AdapterConfig
-from tasks.config.training import WarmUpStageConfig
+from tasks.config.rewards import ScoreRolloutsConfig
+from tasks.config.training import CriticPretrainingStageConfig, WarmUpStageConfig
 from tasks.contract import ElsewhereError, classify, describe
 from tasks.store import Place
 
@@ -78,6 +80,14 @@ def test_an_update_by_two_processes_has_the_bytes_of_one(trained):
     assert largest_difference(alone, one) < 1e-4
 
 
+def test_an_update_in_parts_by_two_processes_has_the_bytes_of_one(trained):
+    # Where no gradient is scaled down: a norm is a sum in another order.
+    unclipped = update({"ppo": PPOConfig(epochs=2, num_minibatches=1, max_grad_norm=1e6, critic_max_grad_norm=1e6)})
+    one = trained(unclipped, shares=2, train_processes=1)
+    parts = trained(unclipped, shares=2, train_processes=2, sharded=True)
+    assert parts.digest == one.digest
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("execution", [{}, {"dtype": "bfloat16", "gradient_checkpointing": True}])
 @pytest.mark.parametrize("changes", UPDATES.values(), ids=UPDATES)
@@ -101,6 +111,50 @@ def warm_up(bench, base, data):
 def test_what_is_trained_before_ppo_by_several_processes_has_the_bytes_of_one(trained, stage):
     digests = {trained(stage, shares=2, train_processes=number).digest for number in (1, 2)}
     assert len(digests) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", [{}, {"dtype": "bfloat16", "gradient_checkpointing": True}])
+@pytest.mark.parametrize("number", [2, 3])
+def test_in_parts_only_rounding_differs_and_the_same_layout_gives_the_same_bytes(trained, execution, number):
+    clipped = update(UPDATES["clipped gradients"])
+    one = trained(clipped, train_processes=1, **execution)
+    parts, again = (trained(clipped, train_processes=number, sharded=True, **execution, retries=n) for n in (1, 2))
+    assert parts.digest == again.digest
+    assert largest_difference(one, parts) < (1e-4 if not execution else 1e-2)
+
+
+@pytest.mark.slow
+def test_the_second_update_in_parts_goes_on_with_the_moments_of_the_first(trained):
+    unclipped = {"ppo": PPOConfig(epochs=1, num_minibatches=1, max_grad_norm=1e6, critic_max_grad_norm=1e6)}
+
+    def twice(bench, base, data):
+        return an_update(bench, base, data, start=an_update(bench, base, data, **unclipped), iteration=2, **unclipped)
+
+    one = trained(twice, shares=2, train_processes=1)
+    assert trained(twice, shares=2, train_processes=2, sharded=True).digest == one.digest
+
+
+def pretrain_critic(bench, base, data):
+    config = CriticPretrainingStageConfig(
+        samples=16,
+        epochs=2,
+        learning_rate=1e-2,
+        sampling=SAMPLING,
+        scoring=ScoreRolloutsConfig(rewards=LENGTH, temperature=1.0),
+        advantages=ComputeAdvantagesConfig(),
+        versions={},
+    )
+    inputs = {"reference": base, "critic": base, "reward_model": None, "external": {}, "data": data}
+    return bench.run("critic_pretraining", config, place=Place(1), **inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [warm_up, train_reward_model, pretrain_critic], ids=lambda stage: stage.__name__)
+def test_what_is_trained_before_ppo_in_parts_differs_by_rounding_alone(trained, stage, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    one, parts = trained(stage, train_processes=1), trained(stage, train_processes=2, sharded=True)
+    assert largest_difference(one, parts) < 1e-4
 
 
 # Failures
@@ -156,6 +210,7 @@ def test_a_loss_that_is_not_finite_is_told_as_by_one_process(trained):
     [
         ({"train_processes": 2, "shares": 3}, "each process takes 1, 2, 4, 8, ... shares"),
         ({"train_processes": 2, "device": "cuda:1"}, "each process needs a device of its own"),
+        ({"sharded": True}, "one process has the whole model"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(settings, message):

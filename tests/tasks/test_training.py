@@ -36,7 +36,7 @@ def halves(epoch):
 def train(model, *, batches=halves, backward=None, on_step=lambda *_: None, **changes):
     options = {"epochs": 3, "learning_rate": 0.1, "warmup_share": 0.2, "max_grad_norm": 1.0, **changes}
     own = backward or model.backward
-    return descend(list(model.parameters()), batches, lambda batch: [lambda: own(batch)], on_step=on_step, **options)
+    return descend(list(model.parameters()), batches, lambda batch: [lambda _: own(batch)], on_step=on_step, **options)
 
 
 # The schedule
