@@ -49,7 +49,7 @@ def prepared(run: Run, config: RunConfig) -> Plan:
 
 def start(run: Run, config: RunConfig, plan: Plan, *, force: Sequence[str] = ()) -> Outcome:
     """Make or continue a run. ``force`` holds the keys of stages that run anew though they are committed."""
-    require_available(config.rollouts.engine, config.execution.engine_server)
+    require_available(config.rollouts.engine, config.execution.engine_servers)
     run.make_directory()
     is_new = not (run.root / RUN_FILE).exists()
     try:

@@ -194,7 +194,7 @@ def execute_only(entrypoint: str) -> None:
 
 
 def engine_api_key() -> str | None:
-    """The key that the server in ``execution.engine_server`` wants, if it wants one."""
+    """The key that the servers in ``execution.engine_servers`` want, if they want one."""
     return os.environ.get("ROUNDS_ENGINE_API_KEY")
 
 

@@ -19,6 +19,7 @@
       DamagedError          a committed file has changed; the stage that wrote it has to run again
       UnhealthyError        a limit of ``health`` was passed
       TransientError        trying again may succeed, and is done, with backoff
+        UnreachableError    a server that the configuration names does not answer
       StageError            any of these in a stage, as the worker told it: a kind and a message      tasks.contract
       EnoughError           all stages that are wanted of a flow are called; no error, and told nowhere  flows.state
       LimitError            somebody else's program took too long or too much; told as a ModelError   tasks.text
@@ -43,6 +44,7 @@ __all__ = [
     "TrackingError",
     "TransientError",
     "UnhealthyError",
+    "UnreachableError",
     "UserError",
     "require_none",
     "shorten",
@@ -101,6 +103,10 @@ class DamagedError(Exception):
 
 class TransientError(Exception):
     """Worth another attempt: I/O, a lost device, a killed worker, a service that timed out."""
+
+
+class UnreachableError(TransientError):
+    """A server that the configuration names does not answer."""
 
 
 def shorten(value: Any, width: int = 60) -> str:

@@ -14,20 +14,25 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+ONE_AT_A_TIME = threading.Lock()
+"""While transformers loads a model, whatever else this process loads is made without weights."""
+
 
 class VLLMStandIn:
     """What the server knows and may do, and what it was asked. ``answers`` takes the place of its own, by path, in turn."""
 
     def __init__(self, directory, **settings):
         self.root = directory and str(directory)
-        self.is_vllm = self.dev_mode = self.lora = self.has_head = True
+        self.is_vllm = self.dev_mode = self.lora = self.has_head = self.has_labels = True
+        self.version, self.label = "0.32.0", "default"
         self.logprobs_mode = "raw_logprobs"
         self.bias = self.bias_of_drawn = 0.0
         self.overrun = 0
         self.adapters = {}
         self.answers = {}
         self.key = None
-        self.is_stuck = self.is_busy = False
+        self.is_stuck = False
+        self.num_busy = 0
         self.head = None
         self.loaded = []
         vars(self).update(settings)
@@ -37,7 +42,8 @@ class VLLMStandIn:
             self.load(directory)
 
     def load(self, directory):
-        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        with ONE_AT_A_TIME:
+            self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         explicit = head_in(Path(directory))
         if explicit is not None or self.head is None:
@@ -72,10 +78,12 @@ class VLLMStandIn:
             return self.complete(body)
         routes = {"/v1/models": self.models}
         if self.is_vllm:
-            routes["/version"] = lambda body: (200, {"version": "0.19.0"})
+            routes["/version"] = lambda body: (200, {"version": self.version})
         if self.dev_mode:
-            reset = 200, {"success": not self.is_busy}
-            routes |= {"/collective_rpc": self.collective_rpc, "/reset_prefix_cache": lambda body: reset}
+            routes |= {"/collective_rpc": self.collective_rpc, "/reset_prefix_cache": self.reset_prefix_cache}
+            if self.has_labels:
+                routes["/weight_info"] = lambda body: (200, {"weight_version": self.label})
+                routes["/update_weight_version"] = self.update_weight_version
         if self.lora:
             routes |= {"/v1/load_lora_adapter": self.load_adapter, "/v1/unload_lora_adapter": self.unload_adapter}
         return routes[path](body) if path in routes else (404, {"detail": "Not Found"})
@@ -95,6 +103,15 @@ class VLLMStandIn:
         if not self.is_stuck:
             self.load(directory)
         return 200, {"results": [None]}
+
+    def reset_prefix_cache(self, body):
+        """Fails, with 200, as often as ``num_busy``: the real one does while it answers somebody."""
+        self.num_busy -= 1
+        return 200, {"success": self.num_busy < 0}
+
+    def update_weight_version(self, body):
+        self.label = body["new_version"]
+        return 200, {"success": True, "new_version": self.label}
 
     def load_adapter(self, body):
         if not Path(body["lora_path"]).exists():

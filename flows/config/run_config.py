@@ -60,7 +60,7 @@ OF_A_CRITIC_WITH_A_BODY = (
     "optimizers.critic_warmup",
 )
 """Settings that a critic on the policy's body, which learns in the policy's steps, does not read."""
-OF_OTHER_ENGINES = ("execution.engine_server", "health.max_engine_difference")
+OF_OTHER_ENGINES = ("execution.engine_servers", "health.max_engine_difference")
 """Settings that only a run reads whose sampling engine is not the trainer."""
 OF_OTHER_SAMPLERS = ("ppo.importance_cap",)
 """Settings that only a run reads which learns from what another engine sampled, or a policy of before."""
@@ -275,8 +275,9 @@ class RunConfig(StageConfig):
                 section, name = path.split(".")
                 value = getattr(getattr(self, section), name)
                 if value != default_of(type(getattr(self, section)), name):
+                    shown = list(value) if isinstance(value, tuple) else value
                     raise ValueError(
-                        f"{path}={value}: rollouts.engine: {rollouts.engine} does not use it; leave it out, or say {others}"
+                        f"{path}={shown}: rollouts.engine: {rollouts.engine} does not use it; leave it out, or say {others}"
                     )
         elif sampling.temperature != 1 and (sampling.top_p < 1 or sampling.top_k > 0):
             raise ValueError(

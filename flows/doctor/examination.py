@@ -8,7 +8,7 @@ from flows.doctor.finding import Finding
 from flows.doctor.home_state import check_home_state
 from flows.doctor.machine import check_machine
 from flows.doctor.network import check_ports, check_proxies
-from flows.doctor.servers import check_hub, check_servers
+from flows.doctor.servers import check_engine_servers, check_hub, check_servers
 from flows.doctor.versions import check_versions
 
 
@@ -23,5 +23,6 @@ def examine(home: Path, *, asks_hub: bool = False) -> list[Finding]:
         *check_ports(home),
         *check_proxies(),
         *check_servers(home),
+        *check_engine_servers(home),
         *(check_hub() if asks_hub else []),
     ]

@@ -1,13 +1,16 @@
 """Servers that the user has named or the home has, and the model hub where it is asked for."""
 
+import json
 import urllib.error
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from flows.doctor.finding import OK, PROBLEM, WARNING, Finding
+from flows.runs import Run, list_runs
 from flows.server import asked, is_healthy, running_server, server_state
 from tasks import environment
-from tasks.errors import TransientError
+from tasks.config import server_address, untested_vllm
+from tasks.errors import TransientError, UserError
 
 
 def check_servers(home: Path) -> list[Finding]:
@@ -54,6 +57,43 @@ def check_mlflow() -> Finding:
             check="MLflow", state=PROBLEM, found=f"{named} is a directory; MLflow keeps none", next_move=move
         )
     return Finding(check="MLflow", state=OK, found=f"{named} is a database; not asked")
+
+
+def check_engine_servers(home: Path) -> list[Finding]:
+    """The sampling servers of the home's runs."""
+    runs = [run for run in list_runs(home) if read_engine_servers(run)]
+    urls = dict.fromkeys(server_address(url) for run in runs for url in read_engine_servers(run))
+    return [check_engine_server(url) for url in urls]
+
+
+def read_engine_servers(run: Run) -> tuple[str, ...]:
+    try:
+        return run.config.execution.engine_servers
+    except (UserError, OSError):
+        # What is wrong with the run is told by another check.
+        return ()
+
+
+def check_engine_server(url: str) -> Finding:
+    move = "start that server, or name another one in execution.engine_servers"
+    try:
+        with asked(f"{url}/version") as answer:
+            version = json.load(answer).get("version")
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return Finding(check="sampling", state=OK, found=f"{url} answers, and is not vLLM")
+        if error.code in (401, 403):
+            return Finding(check="sampling", state=OK, found=f"{url} answers, and wants its key")
+        return Finding(
+            check="sampling", state=WARNING, found=f"{url}: answers {error.code} {error.reason}", next_move=move
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        said = f"does not answer ({getattr(error, 'reason', None) or error})"
+        return Finding(check="sampling", state=WARNING, found=f"{url}: {said}", next_move=move)
+    if mistake := untested_vllm(str(version)):
+        found, _, move = mistake.partition("; ")
+        return Finding(check="sampling", state=PROBLEM, found=f"{url}: {found}", next_move=move)
+    return Finding(check="sampling", state=OK, found=f"{url} answers, vLLM {version}")
 
 
 def check_hub() -> list[Finding]:

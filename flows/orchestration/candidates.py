@@ -33,7 +33,7 @@ def generate_candidates(
     """
     # One stage, so one worker.
     config = run.config.model_copy(update={"execution": run.config.execution.model_copy(update={"workers": 1})})
-    require_available(config.rollouts.engine, config.execution.engine_server)
+    require_available(config.rollouts.engine, config.execution.engine_servers)
     with run.locked():
         plan = plan_of(run)
         externals = external_models(config, run.home)

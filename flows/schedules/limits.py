@@ -18,7 +18,7 @@ from tasks.errors import RunError
 CODE = ("function",)
 MODELS = ("policy", "critic", "base", "model")
 FILES = ("path",)
-ELSEWHERE = ("dataset", "subset", "revision", "engine_server")
+ELSEWHERE = ("dataset", "subset", "revision", "engine_servers")
 """What lies on a hub or is a server."""
 HARMLESS = (
     "split",

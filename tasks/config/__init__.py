@@ -4,7 +4,7 @@ from tasks.config.advantages import AdvantagesConfig, Algorithm, ComputeAdvantag
 from tasks.config.base import Json, StageConfig
 from tasks.config.data import DataConfig, FromScratchConfig, PrepareDataConfig, Source, parse_import_path
 from tasks.config.decided import completed, decided, decided_execution
-from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_available
+from tasks.config.engines import ENGINES, Engine, SamplingEngine, require_available, server_address, untested_vllm
 from tasks.config.evaluation import AuditRolloutsConfig, EvaluatePolicyConfig, EvaluationConfig, ReportRoundConfig
 from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import ADAPTER_CONFIG, AdapterConfig, ModelAccess, ModelChecks, needs_hub
@@ -76,4 +76,6 @@ __all__ = [
     "needs_hub",
     "parse_import_path",
     "require_available",
+    "server_address",
+    "untested_vllm",
 ]

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ppo_core.config import can_share
 from tasks.config.base import StageConfig
+from tasks.config.engines import server_address
 
 
 class ExecutionConfig(StageConfig):
@@ -37,9 +38,9 @@ class ExecutionConfig(StageConfig):
     micro_batch_tokens: int = Field(16384, gt=0)
     """Padded tokens in one forward and backward pass: lower it when memory runs out. Results change by rounding alone; a
     checkpoint that was not kept is made again with the one that made it."""
-    engine_server: str | None = None
-    """Address of the server that ``rollouts.engine: vllm`` samples by, as http://host:8000; null runs vLLM in this process.
-    It must see the run's directory. Its key, if it wants one, is ``ROUNDS_ENGINE_API_KEY``."""
+    engine_servers: tuple[str, ...] = ()
+    """Addresses of the servers that ``rollouts.engine: vllm`` samples by, as [http://host:8000]; none runs vLLM in this
+    process. They must see the run's directory. Their key, if they want one, is ``ROUNDS_ENGINE_API_KEY``."""
     stage_timeout_s: float | None = Field(7200.0, gt=0)
     """A stage that reports no progress for so long is taken for hung, killed and retried; one that does may take any time.
     A reward function reports nothing before it returns. null: no limit."""
@@ -60,10 +61,10 @@ class ExecutionConfig(StageConfig):
                 f"device={self.device} with workers={self.workers}: {one}, and each worker needs one of its own; set device "
                 "to cpu or cuda, or workers to 1"
             )
-        if self.workers > 1 and self.engine_server is not None:
+        if self.workers > 1 and self.engine_servers:
             raise ValueError(
-                f"workers={self.workers} with engine_server: each would give the server new weights while another one "
-                "samples by it; set workers to 1"
+                f"workers={self.workers} with engine_servers: each would give the servers new weights while another "
+                "one samples by them; set workers to 1"
             )
         return self
 
@@ -86,15 +87,19 @@ class ExecutionConfig(StageConfig):
             )
         return self
 
-    @field_validator("engine_server")
+    @field_validator("engine_servers")
     @classmethod
-    def _is_an_address(cls, address: str | None) -> str | None:
-        # A run's configuration is written down and shown, so no password belongs there.
-        if address is not None and not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", address):
-            raise ValueError(
-                f"{address!r} is no address like http://host:8000, without user, password and query; correct it"
-            )
-        return address
+    def _are_addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        for address in addresses:
+            # A run's configuration is written down and shown, so no password belongs there.
+            if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", address):
+                raise ValueError(
+                    f"{address!r} is no address like http://host:8000, without user, password and query; correct it"
+                )
+        plain = [server_address(address) for address in addresses]
+        if twice := next((address for address in plain if plain.count(address) > 1), None):
+            raise ValueError(f"{twice} is named twice; name it once")
+        return addresses
 
 
 class HealthConfig(StageConfig):

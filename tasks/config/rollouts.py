@@ -16,7 +16,7 @@ class GenerationConfig(StageConfig):
     shards: int = Field(1, gt=0)
     """Parts that are generated, scored and retried on their own; the rows are the same however many there are."""
     engine: SamplingEngine = "builtin"
-    """What samples: the trainer itself, or vLLM, in process or as the server of ``execution.engine_server``. The update
+    """What samples: the trainer itself, or vLLM, in process or by the servers of ``execution.engine_servers``. The update
     corrects for how another engine's log-probabilities differ from the trainer's."""
     sampling: SamplingConfig
     stop_strings: tuple[str, ...] = ()

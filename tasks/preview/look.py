@@ -34,6 +34,11 @@ def look(config: PreviewConfig, tell: Tell) -> dict[str, Any]:
     found: dict[str, Any] = {"mistakes": [], "doubts": [], "sources": [], "examples": [], "lengths": {}}
     with TemporaryDirectory(prefix="rounds-check-") as scratch:
         _look(config, Path(scratch), found, tell)
+    if config.execution.engine_servers:
+        # It brings HTTP, which no other run needs.
+        from tasks.sampling.engines.vllm_push import server_mistakes
+
+        found["mistakes"] += server_mistakes(config.execution.engine_servers)
     return found
 
 

@@ -76,7 +76,8 @@ class Sampler:
         policy = LoadedPolicy(models=self._models, model=self._policy, ref=self._ref)
         with open_engine(self._engine, policy, temperature=sampling.temperature) as engine:
             if self._proof_prompts is not None:
-                self._prove(engine, sampling)
+                for name, replica in engine.replicas.items():
+                    self._prove(name, replica, sampling)
             batch = engine.draw(
                 prompt_tokens,
                 samples_per_prompt=samples_per_prompt,
@@ -114,12 +115,13 @@ class Sampler:
         }
         return with_columns(prompts, columns, rollouts_schema(has_sampling_logprobs=SAMPLING_LOGPROBS in columns))
 
-    def _prove(self, engine: TokenSampler, sampling: SamplingConfig) -> None:
+    def _prove(self, name: str, engine: TokenSampler, sampling: SamplingConfig) -> None:
         """Refuse an engine that does not sample from this policy, before anything is drawn for the run."""
         assert self._proof_prompts is not None
         prompts = ragged_column(self._proof_prompts, "prompt_token_ids", torch.int64)
         require_same_policy(
             engine,
+            name,
             prompts.select(torch.arange(min(len(prompts), PROOF_PROMPTS))),
             self._logprobs,
             sampling=sampling,

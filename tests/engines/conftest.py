@@ -1,5 +1,6 @@
 """vLLM itself, as a server and in this process, and small models for it, of heads that its kernels take: 32 and more."""
 
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -63,6 +65,14 @@ class RealServer:
                 assert not is_over, self.log.read_text()[-3000:]
                 time.sleep(0.5)
 
+    def text(self, path):
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+            return answer.read().decode()
+
+    def post(self, path):
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", method="POST"), timeout=60) as answer:
+            return json.load(answer)
+
     def kill(self):
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -96,17 +106,24 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory):
-    """Starts servers, one at a time, and ends them."""
+    """Starts servers, one at a time or several of one kind, and ends them."""
     running = []
 
     def serve(directory, *options, **environment):
-        for server in running:
-            server.kill()
-        server = RealServer(directory, tmp_path_factory.mktemp("server") / "log", *options, **environment)
-        running.append(server)
-        server.start()
+        (server,) = serve_several(1, directory, *options, **environment)
         return server
 
+    def serve_several(num_servers, directory, *options, **environment):
+        for server in running:
+            server.kill()
+        log = tmp_path_factory.mktemp("server")
+        servers = [RealServer(directory, log / str(i), *options, **environment) for i in range(num_servers)]
+        running.extend(servers)
+        with ThreadPoolExecutor(num_servers) as pool:
+            list(pool.map(RealServer.start, servers))
+        return servers
+
+    serve.several = serve_several
     yield serve
     for server in running:
         server.kill()

@@ -53,9 +53,10 @@ def load(directory):
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def files(directory, scratch, *, with_head=True):
+def files(directory, scratch, *, with_head=True, digest=None):
     tied = tied_weights(load(directory)) if with_head else {}
-    return PolicyFiles(directory=Path(directory), digest=Path(directory).name, tied=tied, scratch=Path(scratch))
+    digest = digest or Path(directory).name
+    return PolicyFiles(directory=Path(directory), digest=digest, tied=tied, scratch=Path(scratch))
 
 
 PROMPTS = Ragged.from_rows(

@@ -407,7 +407,7 @@ GROUPED = "rollouts.samples_per_prompt=4"
         *(
             ([setting], f"{setting}: rollouts.engine: builtin does not use it; leave it out, or say vllm")
             for setting in (
-                "execution.engine_server=http://host:8000",
+                "execution.engine_servers=['http://host:8000']",
                 "ppo.importance_cap=5.0",
                 "health.max_engine_difference=0.1",
             )
@@ -423,8 +423,8 @@ GROUPED = "rollouts.samples_per_prompt=4"
         ),
         (["rollouts.engine=vllm", "ppo.importance_cap=0.5"], "ppo: importance_cap=0.5 must be at least 1, 2 is usual"),
         (
-            ["rollouts.engine=vllm", "execution.engine_server=host:8000"],
-            "execution.engine_server: 'host:8000' is no address like http://host:8000, without user, password and query",
+            ["rollouts.engine=vllm", "execution.engine_servers=[host:8000]"],
+            "execution.engine_servers: 'host:8000' is no address like http://host:8000, without user, password and query",
         ),
         *(
             (
@@ -467,7 +467,7 @@ def test_an_algorithm_takes_what_it_can_use_and_refuses_the_rest(overrides, mess
         ["model.lora={}", "algorithm=grpo", GROUPED],
         ["rollouts.engine=vllm", "rollouts.sampling.temperature=0.7", "health.max_engine_difference=.inf"],
         ["rollouts.engine=vllm", "rollouts.sampling.top_p=0.9", "rollouts.sampling.top_k=5", "ppo.importance_cap=.inf"],
-        ["rollouts.engine=vllm", "execution.engine_server=https://host:8000/v1"],
+        ["rollouts.engine=vllm", "execution.engine_servers=[https://host:8000/v1]"],
         ["rollouts.lag=1", "ppo.importance_cap=5", "keep_checkpoints=2", "algorithm=vanilla_pg", "ppo={}"],
         ["rollouts.lag=1", "rollouts.engine=vllm", "ppo.importance_cap=5"],
     ],

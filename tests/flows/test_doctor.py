@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from fake_runs import document, finished_run
 from typer.testing import CliRunner
+from vllm_stand_in import serving
 
 from flows.addresses import DEFAULT_PORT
 from flows.cli.main import app
@@ -250,6 +251,29 @@ def test_runs_in_progress_broken_off_and_unreadable(tmp_path):
     assert (told["b"].state, "process 1 on there (rounds run) ended" in told["b"].found) == (WARNING, True)
     assert told["b"].next_move.endswith("rerun b goes on with it")
     assert told["c"].state == WARNING
+
+
+def test_the_sampling_servers_of_the_runs_are_asked_for_their_version(tmp_path, closed_port):
+    with serving() as tested, serving(version="0.19.1") as other, serving(is_vllm=False) as unlike, serving() as locked:
+        locked.key = "secret"
+        away = f"http://127.0.0.1:{closed_port}"
+        urls = [tested.url, other.url, f"{unlike.url}/v1", locked.url, away]
+        for name in ("a", "b"):
+            changes = {
+                "execution": {"engine_servers": urls},
+                "rollouts": {"engine": "vllm", "sampling": {"max_new_tokens": 4}},
+            }
+            finished_run(tmp_path, name, document(tmp_path, rounds=1, iterations=1, **changes))
+        finished_run(tmp_path, "c", document(tmp_path, rounds=1, iterations=1))
+        told = [(item.state, item.found) for item in servers.check_engine_servers(tmp_path)]
+    assert told[:4] == [
+        (OK, f"{tested.url} answers, vLLM 0.32.0"),
+        (PROBLEM, f"{other.url}: it is vLLM 0.19.1, and only 0.32.* was tested"),
+        (OK, f"{unlike.url} answers, and is not vLLM"),
+        (OK, f"{locked.url} answers, and wants its key"),
+    ]
+    ((state, found),) = told[4:]
+    assert (state, found.startswith(f"{away}: does not answer (")) == (WARNING, True)
 
 
 def test_a_damaged_database_is_a_problem_and_one_in_use_is_none(tmp_path, monkeypatch):

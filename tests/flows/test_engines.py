@@ -22,7 +22,7 @@ SMALL = ["rounds=1", "rollouts.engine=vllm"]
 
 
 def a_run(tmp_path, server, name="run", **settings):
-    overrides = [*SMALL, f"execution.engine_server={server.url}", *(f"{k}={v}" for k, v in settings.items())]
+    overrides = [*SMALL, f"execution.engine_servers=[{server.url}]", *(f"{k}={v}" for k, v in settings.items())]
     config = load_config(str(TINY), overrides)
     return run_directly(tmp_path, name, config), config
 
@@ -73,7 +73,7 @@ def test_every_metric_is_in_the_glossary(finished):
 
 def test_another_server_executes_nothing_again_and_another_engine_does(finished):
     run, config, _ = finished
-    elsewhere = config.execution.model_copy(update={"engine_server": "http://elsewhere:8000"})
+    elsewhere = config.execution.model_copy(update={"engine_servers": ("http://elsewhere:8000",)})
     assert all(stage.ref for stage in make_plan(run, config.model_copy(update={"execution": elsewhere})).stages)
     builtin = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"engine": "builtin"})})
     again = {stage.stage: stage.reason for stage in make_plan(run, builtin).stages if stage.ref is None}

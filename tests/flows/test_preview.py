@@ -8,6 +8,7 @@ from conftest import TINY
 from test_bad_models import a_model, without
 from test_when_models_are_checked import CHATML, a_reward_model
 from typer.testing import CliRunner
+from vllm_stand_in import serving
 
 from flows import launch
 from flows.cli import main as cli
@@ -143,6 +144,19 @@ def test_mistakes_of_fields_files_functions_and_models_are_told_together(tmp_pat
     ]
     assert [part for part in expected if not any(part in sentence for sentence in told)] == []
     assert len(told) == len(expected), told
+
+
+def test_a_sampling_server_that_no_run_could_use_is_a_mistake_beside_the_others(tmp_path, nearby, model):
+    rollouts = {"prompts_per_iteration": 4, "sampling": {"max_new_tokens": 8}, "engine": "vllm"}
+    with serving(version="0.19.1") as server:
+        document = a_document(tmp_path, model, rollouts=rollouts, execution={"engine_servers": [server.url]})
+        document["data"]["prompts"] = [str(tmp_path / "none.jsonl")]
+        missing, server_mistake = seen(tmp_path, document).mistakes
+    assert "none.jsonl does not exist" in missing
+    assert server_mistake.startswith(
+        f"execution.engine_servers {server.url}: it is vLLM 0.19.1, and only 0.32.* was tested"
+    )
+    assert server.paths() == ["/version"]
 
 
 def test_too_few_rows_to_hold_some_out_are_told_by_the_field_that_asks_for_them(tmp_path, nearby, model):

@@ -436,8 +436,8 @@ def test_a_flow_run_may_not_name_data_of_a_hub_or_functions_that_yield_it(limite
 
 def test_a_flow_run_may_not_name_a_server(limited, world):
     rollouts = {**world.document["rollouts"], "engine": "vllm"}
-    refused = limited(rollouts=rollouts, execution={"engine_server": "http://evil.example"})
-    assert "execution.engine_server=http://evil.example is not the schedule's own" in refused
+    refused = limited(rollouts=rollouts, execution={"engine_servers": ["http://evil.example"]})
+    assert "execution.engine_servers.0=http://evil.example is not the schedule's own" in refused
 
 
 def test_where_code_of_models_is_trusted_only_the_schedules_models_are(limited, world, tmp_path):

@@ -21,8 +21,10 @@ from tasks.data.shapes.records import Text
 from tasks.errors import ServerError, TransientError
 from tasks.models.from_scratch import make_model
 from tasks.sampling.engines.policy_files import PolicyFiles
+from tasks.sampling.engines.vllm_push import push
 from tasks.sampling.engines.vllm_rows import sampling_parameters
-from tasks.sampling.engines.vllm_server import Server, push, vllm_server
+from tasks.sampling.engines.vllm_server import Server
+from tasks.sampling.engines.vllm_servers import vllm_servers
 
 pytestmark = [
     pytest.mark.slow,
@@ -125,7 +127,7 @@ def test_its_list_of_models_is_understood(url):
 
 
 def test_a_rollout_is_refused_since_it_takes_no_token_ids(url, models):
-    with vllm_server(url, files(models[0])) as engine, pytest.raises(ServerError) as caught:
+    with vllm_servers([url], files(models[0]), pytest.fail) as engine, pytest.raises(ServerError) as caught:
         engine.draw(
             Ragged.from_rows([[5, 6, 7]], torch.int64),
             samples_per_prompt=1,
@@ -137,7 +139,7 @@ def test_a_rollout_is_refused_since_it_takes_no_token_ids(url, models):
         )
     message = str(caught.value)
     assert message.startswith(
-        f"execution.engine_server={url}: POST /v1/completions was refused with 422 (Unexpected fields"
+        f"execution.engine_servers {url}: POST /v1/completions was refused with 422 (Unexpected fields"
     )
     assert message.endswith("; it has to take and to give token ids, as vLLM does")
 
@@ -154,6 +156,6 @@ def test_a_directory_that_it_cannot_load_is_worth_another_attempt_like_any_failu
 
 def test_a_whole_run_stops_with_the_same_sentence(url, tmp_path):
     tiny = str(Path(__file__).parent / "tiny.yaml")
-    config = load_config(tiny, ["rounds=1", "rollouts.engine=vllm", f"execution.engine_server={url}"])
+    config = load_config(tiny, ["rounds=1", "rollouts.engine=vllm", f"execution.engine_servers=[{url}]"])
     with pytest.raises(ServerError, match="it has to take and to give token ids, as vLLM does"):
         run_directly(tmp_path, "run", config)

@@ -33,12 +33,13 @@ from tasks.errors import ConfigError, ServerError, TransientError, UnhealthyErro
 from tasks.models.access import Models
 from tasks.models.loading import load_policy
 from tasks.models.parts import POLICY
-from tasks.sampling.engines import policy_files, vllm_server
+from tasks.sampling.engines import policy_files, vllm_push, vllm_server
 from tasks.sampling.engines.agreement import require_same_policy
 from tasks.sampling.engines.builtin import open_builtin
 from tasks.sampling.engines.policy_files import INDEX_FILE, TIED_FILE, PolicyFiles, tied_weights
 from tasks.sampling.engines.vllm_in_process import vllm_in_process
-from tasks.sampling.engines.vllm_server import Server, push
+from tasks.sampling.engines.vllm_push import push
+from tasks.sampling.engines.vllm_server import Server
 from tasks.sampling.sampler import Sampler
 from tasks.store.data_sets import read_dataset
 from tasks.store.manifest import Place, Ref
@@ -69,7 +70,7 @@ def bench(world, tmp_path, server):
 
 def a_bench(root, server, **health):
     bench = Workbench(root)
-    bench.execution = ExecutionConfig(device="cpu", engine_server=server.url)
+    bench.execution = ExecutionConfig(device="cpu", engine_servers=(server.url,))
     bench.health = HealthConfig(**health)
     return bench
 
@@ -126,6 +127,7 @@ def test_every_setting_of_the_distribution_is_said_and_none_left_to_the_server(w
     eos = server.tokenizer.eos_token_id
     assert {name: value for name, value in body.items() if name not in ("prompt", "seed")} == {
         "model": "base",
+        "cache_salt": base.digest,
         "max_tokens": 10,
         "temperature": 1.0,
         "top_p": 0.9,
@@ -195,14 +197,16 @@ def test_each_stage_samples_from_the_checkpoint_that_it_is_given(world, checkpoi
     assert rows(first)[0]["policy_version"] != rows(later)[0]["policy_version"]
     # The server had been started with the first.
     assert server.loaded[1:] == [str(base.directory), str(checkpoint.directory / POLICY)]
-    assert server.paths()[:4] == ["/version", "/v1/models", "/collective_rpc", "/reset_prefix_cache"]
-    assert "/reset_prefix_cache" in server.paths()[4:]
+    label = "/update_weight_version"
+    assert server.paths()[:6] == ["/version", "/v1/models", label, "/collective_rpc", "/reset_prefix_cache", label]
+    assert "/reset_prefix_cache" in server.paths()[6:]
 
 
 NOT_THIS_POLICY = (
     r"^the largest difference between the engine's log-probabilities and the trainer's, in nats, over 80 tokens tried "
-    r"before sampling is [\d.]+, above health\.max_engine_difference=0\.0001; the engine does not hold this policy, or "
-    r"computes in another precision: give it the trainer's dtype \(--dtype float32\), let no other run use it, and restart"
+    r"before sampling is [\d.]+, above health\.max_engine_difference=0\.0001; the engine at http://127\.0\.0\.1:\d+ does "
+    r"not hold this policy, or computes in another precision: give it the trainer's dtype \(--dtype float32\), let no "
+    r"other run use it, and restart"
 )
 
 
@@ -272,6 +276,7 @@ def accepts(engine, bench, dtype, sampling=SAMPLING, **health):
     try:
         require_same_policy(
             engine,
+            "the engine",
             prompts,
             lambda batch, temperature: torch.full((128,), -1.0),
             sampling=sampling,
@@ -372,9 +377,11 @@ def test_a_server_whose_model_has_no_head_gets_the_embedding_alone(world, checkp
     assert server.loaded[1:] == [str(checkpoint.directory / POLICY)]
 
 
-def test_a_prefix_cache_that_is_not_forgotten_is_worth_another_attempt(world, checkpoint, bench, server):
+def test_a_prefix_cache_that_is_not_forgotten_is_asked_again_and_worth_another_attempt(
+    world, checkpoint, bench, server, impatient
+):
     _, _, data, _ = world
-    server.is_busy = True
+    server.num_busy = 3
     with pytest.raises(TransientError, match="it keeps its prefix cache while it answers others; it serves one run"):
         sampled(bench, checkpoint, data)
 
@@ -401,7 +408,8 @@ def test_evaluation_samples_policy_and_reference_by_the_same_engine(world, check
 
 def pushed(server, directory, digest):
     with Server(server.url) as asked:
-        return push(asked, PolicyFiles(directory=directory, digest=digest, tied={}, scratch=directory.parent))
+        policy = PolicyFiles(directory=directory, digest=digest, tied={}, scratch=directory.parent)
+        return push(asked, policy, directory).model
 
 
 def an_adapter(directory):
@@ -430,7 +438,7 @@ def test_a_server_of_adapters_alone_has_the_weights_it_was_started_with(world, c
     )
     with pytest.raises(ServerError) as caught:
         pushed(server, directory, "0")
-    assert str(caught.value).startswith(f"execution.engine_server={server.url}: {message}")
+    assert str(caught.value).startswith(f"execution.engine_servers {server.url}: {message}")
 
 
 def test_a_server_that_is_not_vllm_is_asked_for_the_checkpoint_by_its_directory(world, checkpoint, bench, server):
@@ -471,7 +479,9 @@ def test_an_adapter_that_cannot_be_loaded_says_what_to_do(world, tmp_path, serve
 def test_log_probabilities_before_temperature_are_noticed(world, bench, server):
     _, base, data, _ = world
     sampling = replace(SAMPLING, temperature=0.6)
-    with pytest.raises(ServerError, match=r"temperature=0\.6: the engine gives .* --logprobs-mode processed_logprobs"):
+    with pytest.raises(
+        ServerError, match=r"temperature=0\.6: the engine at http:.* gives .* --logprobs-mode processed_logprobs"
+    ):
         sampled(bench, base, data, sampling=sampling)
     server.logprobs_mode = "processed_logprobs"
     (ref,) = sampled(bench, base, data, sampling=sampling)
@@ -536,7 +546,7 @@ def test_an_answer_that_no_row_can_be_made_of_is_one_sentence_and_stops_at_once(
     server.answers["/v1/completions"] = [answer]
     with pytest.raises(ServerError, match=message) as caught:
         sampled(bench, base, data)
-    assert str(caught.value).startswith(f"execution.engine_server={server.url}")
+    assert str(caught.value).startswith(f"execution.engine_servers {server.url}")
     assert "\n" not in str(caught.value)
     assert classify(caught.value) == "user"
     assert len(server.drawn) <= 6
@@ -556,7 +566,8 @@ def test_a_response_of_our_own_stop_rules_is_complete_whatever_reason_the_server
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(vllm_server, "_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(vllm_server, "DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(vllm_push, "DELAYS_S", (0.0, 0.0))
 
 
 def test_what_passes_by_itself_is_asked_again_and_changes_nothing(world, bench, server, impatient):
@@ -609,7 +620,7 @@ def test_a_server_that_is_not_there_is_worth_another_attempt(world, tmp_path, im
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     bench = a_bench(tmp_path, types.SimpleNamespace(url=url))
-    with pytest.raises(TransientError, match=rf"engine_server={url}: GET /version was not answered \(ConnectError"):
+    with pytest.raises(TransientError, match=rf"engine_servers {url}: GET /version was not answered \(ConnectError"):
         sampled(bench, base, data)
 
 
@@ -629,14 +640,14 @@ def test_the_address_is_asked_itself_without_the_machines_proxies(world, bench, 
     _, base, data, _ = world
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    bench.execution = ExecutionConfig(device="cpu", engine_server=f"{server.url}/v1/")
+    bench.execution = ExecutionConfig(device="cpu", engine_servers=(f"{server.url}/v1/",))
     sampled(bench, base, data)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://me:secret@host", "http://host?a=b"])
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(url):
     with pytest.raises(ValueError, match="is no address like http://host:8000, without user, password and query"):
-        ExecutionConfig(engine_server=url)
+        ExecutionConfig(engine_servers=(url,))
 
 
 # On its way through the stages
@@ -672,7 +683,7 @@ def test_of_an_earlier_policy_by_another_engine_the_engines_log_probabilities_st
 
 
 def test_where_the_server_stands_changes_no_fingerprint_and_the_engine_does(world, tmp_path):
-    def fingerprint(engine, url):
+    def fingerprint(engine, *urls):
         config = GenerateRolloutsConfig(sampling=SAMPLING, engine=engine)
         call = StageCall(
             stage="generate_rollouts",
@@ -680,11 +691,11 @@ def test_where_the_server_stands_changes_no_fingerprint_and_the_engine_does(worl
             settings=json.loads(config.model_dump_json()),
             seed=0,
             run_root=str(tmp_path),
-            execution=ExecutionConfig(engine_server=url).model_dump(mode="json"),
+            execution=ExecutionConfig(engine_servers=urls).model_dump(mode="json"),
         )
         return call.recipe().fingerprint
 
-    assert fingerprint("vllm", "http://one:8000") == fingerprint("vllm", None) != fingerprint("builtin", None)
+    assert fingerprint("vllm", "http://one:8000") == fingerprint("vllm") != fingerprint("builtin")
 
 
 # In process
@@ -908,8 +919,8 @@ def test_an_engine_that_is_not_installed_is_refused_before_the_run_begins(world,
     monkeypatch.setitem(sys.modules, "vllm", None)
     message = r"rollouts\.engine=vllm: the package vllm is not installed here; pip install 'rlhf-rounds\[vllm\]' where"
     with pytest.raises(ConfigError, match=message):
-        require_available("vllm", None)
+        require_available("vllm", ())
     with pytest.raises(ConfigError, match=message):
         sampled(in_process(tmp_path), world[1], world[2])
-    require_available("vllm", "http://host:8000")
-    require_available("builtin", None)
+    require_available("vllm", ("http://host:8000",))
+    require_available("builtin", ())

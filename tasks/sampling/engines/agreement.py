@@ -21,6 +21,7 @@ _LIMIT = "max_engine_difference"
 
 def require_same_policy(
     engine: TokenSampler,
+    name: str,
     prompts: Ragged,
     logprobs: Callable[[RolloutBatch, float], torch.Tensor],
     *,
@@ -30,8 +31,9 @@ def require_same_policy(
 ) -> None:
     """Have an engine sample a few tokens, and refuse it unless their log-probabilities are the trainer's up to rounding.
 
-    ``logprobs(batch, temperature)`` are the trainer's. The prompts are the same at each push of a run, so that an engine
-    which remembers them under weights of before shows it. Nothing that is drawn here goes into the run.
+    ``name`` is what it is called then, and ``logprobs(batch, temperature)`` are the trainer's. The prompts are the same at
+    each push of a run, so that an engine which remembers them under weights of before shows it. Nothing that is drawn here
+    goes into the run.
     """
     whole = replace(
         sampling,
@@ -57,7 +59,7 @@ def require_same_policy(
         untempered = (engines - logprobs(batch, 1.0)).abs()
         if untempered.mean() < difference.mean() / 2:
             raise ServerError(
-                f"rollouts.sampling.temperature={sampling.temperature}: the engine gives log-probabilities before "
+                f"rollouts.sampling.temperature={sampling.temperature}: {name} gives log-probabilities before "
                 "temperature; start the server with --logprobs-mode processed_logprobs"
             )
     is_exact = dtype == torch.float32
@@ -70,7 +72,7 @@ def require_same_policy(
             f"in nats, over {len(difference)} tokens tried before sampling"
         ),
         advice=(
-            "the engine does not hold this policy, or computes in another precision: give it the trainer's dtype "
+            f"{name} does not hold this policy, or computes in another precision: give it the trainer's dtype "
             f"(--dtype {str(dtype).removeprefix('torch.')}), let no other run use it, and restart it"
         ),
     )

@@ -23,6 +23,10 @@ class BuiltinSampler:
         self._policy = policy
         self._token_budget = token_budget
 
+    @property
+    def replicas(self) -> dict[str, "BuiltinSampler"]:
+        return {"the engine": self}
+
     def draw(
         self,
         prompts: Ragged,

@@ -4,7 +4,7 @@ Rollouts and evaluation sample by the engine that ``rollouts.engine`` names; the
 are always the builtin engine's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,6 +29,11 @@ class LoadedPolicy:
 
 class TokenSampler(Protocol):
     """Draws responses from the one policy that it was made for."""
+
+    @property
+    def replicas(self) -> "Mapping[str, TokenSampler]":
+        """Each copy of the policy that rows are drawn from as an engine of its own, by what it is called in a sentence."""
+        ...
 
     def draw(
         self,

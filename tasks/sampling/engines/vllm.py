@@ -1,4 +1,4 @@
-"""The engine vllm: the server that the configuration names, else vLLM in this process."""
+"""The engine vllm: the servers that the configuration names, else vLLM in this process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ from tasks.models import POLICY, part_directory
 from tasks.sampling.engines.interface import LoadedPolicy, TokenSampler
 from tasks.sampling.engines.policy_files import on_disk
 from tasks.sampling.engines.vllm_in_process import vllm_in_process
-from tasks.sampling.engines.vllm_server import vllm_server
+from tasks.sampling.engines.vllm_servers import vllm_servers
 
 
 @contextmanager
 def open_vllm(policy: LoadedPolicy, *, temperature: float) -> Iterator[TokenSampler]:
     models = policy.models
-    server, base = models.context.execution.engine_server, models.context.lora_base
+    servers, base = models.context.execution.engine_servers, models.context.lora_base
     with on_disk(policy) as files:
-        if server is not None:
-            with vllm_server(server, files) as engine:
+        if servers:
+            with vllm_servers(servers, files, models.context.warn) as engine:
                 yield engine
             return
         with vllm_in_process(

@@ -40,7 +40,7 @@ def vllm_in_process(
     trust_remote_code: bool,
 ) -> Iterator["InProcessVLLM"]:
     """The one engine of this process, awake and with this policy; made where there is none yet."""
-    require_available("vllm", None)
+    require_available("vllm", ())
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -90,6 +90,10 @@ class InProcessVLLM:
     def __init__(self, llm: "LLM", policy: PolicyFiles) -> None:
         self._llm = llm
         self._policy = policy
+
+    @property
+    def replicas(self) -> dict[str, "InProcessVLLM"]:
+        return {"the engine": self}
 
     def draw(
         self,
