@@ -23,6 +23,7 @@ QUIET: Mapping[str, str] = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
+    "RAY_USAGE_STATS_ENABLED": "0",
     # A missing optional git binary makes MLflow print a page of advice.
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -65,6 +66,44 @@ MEMORY: Mapping[str, str] = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }
+
+
+# What says how libraries compute and where they look for models; all else, such as paths and keys, is a node's own.
+PASSED_ON = (
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "CUBLAS_",
+    "HF_",
+    "TRANSFORMERS_",
+    "TOKENIZERS_",
+    "TORCH_",
+    "PYTHONPATH",
+    "PYTHONHASHSEED",
+)
+SECRETS = ("TOKEN", "TOKEN_PATH", "KEY")
+
+
+def passed_on() -> dict[str, str]:
+    """The variables that a worker on another machine has from this one, without secrets: they would cross the network."""
+    return {name: value for name, value in os.environ.items() if _is_passed_on(name)}
+
+
+def take_over(passed: Mapping[str, str]) -> None:
+    """Have the variables that another machine passed on, and none of their kind besides: Ray sets a number of threads,
+    by which sums round."""
+    for name in [name for name in os.environ if _is_passed_on(name) and name != "PYTHONPATH"]:
+        del os.environ[name]
+    os.environ.update(passed)
+
+
+def names_threads() -> bool:
+    """Whether the number of threads is set, and not that of the cores."""
+    return "OMP_NUM_THREADS" in os.environ
+
+
+def _is_passed_on(name: str) -> bool:
+    return name.startswith(PASSED_ON) and not name.endswith(SECRETS)
 
 
 def quieten(*, hub: bool) -> None:
