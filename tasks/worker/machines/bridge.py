@@ -78,10 +78,19 @@ class Remote:
             raise TransientError(
                 f"execution.ray={self._order.address}: the cluster had no room for one more worker within {ROOM_S:g} s"
             ) from None
+        except RayError as error:
+            # Of an actor that was never there, the last line says why.
+            why = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            if "ModuleNotFoundError" not in str(error) and "ImportError" not in str(error):
+                raise
+            raise ConfigError(
+                f"execution.ray={self._order.address}: a node cannot start a worker ({why}); install the same rlhf-rounds "
+                "on all nodes"
+            ) from error
         mistake = mistake_of_node(self._here, there, probe=probe, written=written, read=read)
         if mistake is not None:
             raise ConfigError(mistake)
-        return there  # type: ignore[no-any-return]
+        return there
 
     def ask(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """The answers of the actor, the last of which is what it came to."""
@@ -178,8 +187,9 @@ def main() -> None:
             for said in worker.ask(request):
                 answer(said)
         except Exception as error:
-            failure = {"kind": classify(error), "message": describe(error), "is_of_users_code": False}
-            answer({"error": {**failure, "log": order.log}})
+            message = str(error) if isinstance(error, TransientError) else describe(error)
+            failure = {"kind": classify(error), "message": message, "is_of_users_code": False, "log": order.log}
+            answer({"error": failure})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole runs by workers on the nodes of a Ray cluster: the bytes of one worker here, whatever becomes of a worker or a node."""
+"""Whole runs by workers on nodes of a Ray cluster: the bytes of one worker here, whatever becomes of a worker or a node."""
 
 import os
 import re
@@ -45,7 +45,9 @@ def start(tmp_path, cluster, watched):
         overrides = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
         return subprocess.Popen(
             [*command, "run", str(TINY), "--name", name, *overrides],
-            cwd=ROOT, env=watched.environment, text=True,
+            cwd=ROOT,
+            env=watched.environment,
+            text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
