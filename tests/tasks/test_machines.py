@@ -14,12 +14,11 @@ from tasks.contract import StageError
 from tasks.errors import ConfigError
 from tasks.models import device_mistakes
 from tasks.worker.machines import actor as actors
-from tasks.worker.machines import ray_pool as pools
+from tasks.worker.machines import pool as pools
 from tasks.worker.machines.actor import Actor
 from tasks.worker.machines.facts import Facts, facts_of_node, mistake_of_node, unlike
 from tasks.worker.machines.order import require_answer
 from tasks.worker.placed import pool_of
-
 
 # What is refused
 
@@ -54,7 +53,7 @@ def serving(answer):
                 connection.sendall(answer)
 
     threading.Thread(target=serve, daemon=True).start()
-    return "127.0.0.1:{}".format(server.getsockname()[1])
+    return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def test_where_nobody_speaks_or_a_web_server_does_no_cluster_is_asked(monkeypatch):
