@@ -26,7 +26,7 @@ from tasks.worker.machines.facts import Facts, facts_of_node, mistake_of_node
 from tasks.worker.machines.order import Order, require_answer
 from tasks.worker.protocol import Report, served
 
-CONNECT_S = 60.0
+CONNECT_S = 30.0
 ROOM_S = 120.0
 """How long a worker waits for room in the cluster: a node that was lost may take its place with it."""
 
