@@ -10,7 +10,7 @@ from flows.addresses import pages_of_run
 from flows.config import RunConfig
 from flows.outcomes import note_reported, told_reports
 from flows.plan import Plan, make_plan
-from flows.preview import doubts_about_workers, look_first, look_for_named
+from flows.preview import doubts_about_workers, look_first, look_for_named, named_functions
 from flows.runs import RUN_FILE, Run
 from flows.server import embedded as servers
 from flows.terminal.display import display_for
@@ -21,7 +21,7 @@ from tasks.contract import StageError
 from tasks.errors import Mistakes, TransientError, UserError
 from tasks.store import Manifest, Ref, damaged_files
 from tasks.tracking import import_mlflow
-from tasks.worker import local_pool
+from tasks.worker import pool_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ def set_damaged_aside(run: Run, plan: Plan, keys: Sequence[str]) -> None:
 
 def execute(run: Run, config: RunConfig, plan: Plan) -> Outcome:
     """Run what is planned with live progress; raises ``StageError``."""
-    with closing(local_pool(run.worker_log, config.execution)) as workers:
+    with closing(pool_of(run.worker_log, config.execution, named_functions(config))) as workers:
         if has_work := any(planned.ref is None for planned in plan.stages):
             WAITING.on("starting the Prefect server and the process that holds the models")
             # Beside each other, and this process imports MLflow and Prefect meanwhile: each of the three takes seconds.

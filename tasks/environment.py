@@ -23,6 +23,7 @@ QUIET: Mapping[str, str] = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
+    "RAY_USAGE_STATS_ENABLED": "0",
     # A missing optional git binary makes MLflow print a page of advice.
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -65,6 +66,31 @@ MEMORY: Mapping[str, str] = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }
+# What says how libraries compute and where they look for models; all else, such as paths and keys, is a node's own.
+OF_COMPUTING = ("OMP_", "MKL_", "KMP_", "CUBLAS_", "TORCH_", "PYTHONPATH", "PYTHONHASHSEED")
+PASSED_ON = (*OF_COMPUTING, "HF_", "TRANSFORMERS_", "TOKENIZERS_")
+SECRETS = ("TOKEN", "TOKEN_PATH", "KEY")
+
+
+def passed_on() -> dict[str, str]:
+    """The variables that a worker on another machine has from this one, without secrets: they would cross the network."""
+    return {name: value for name, value in os.environ.items() if _is_passed_on(name)}
+
+
+def take_over(passed: Mapping[str, str]) -> None:
+    """Have what another machine passed on, and nothing else of its kind: Ray sets a number of threads, by which sums round."""
+    for name in [name for name in os.environ if _is_passed_on(name) and name != "PYTHONPATH"]:
+        del os.environ[name]
+    os.environ.update(passed)
+
+
+def names_threads() -> bool:
+    """Whether the number of threads is set, and not that of the cores."""
+    return "OMP_NUM_THREADS" in os.environ
+
+
+def _is_passed_on(name: str) -> bool:
+    return name.startswith(PASSED_ON) and not name.endswith(SECRETS)
 
 
 def quieten(*, hub: bool) -> None:
@@ -243,11 +269,9 @@ def worker_environment() -> dict[str, str]:
 
 def of_rank(rank: int) -> dict[str, str]:
     """What sets one of several processes that train together apart: its own CUDA device. They talk on this machine alone."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [] if named is None else named.split(",")
     return {
-        "CUDA_VISIBLE_DEVICES": str(rank) if named is None else visible[rank] if rank < len(visible) else "",
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        **patient(),
+        "CUDA_VISIBLE_DEVICES": visible_device(rank),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "NCCL_SOCKET_IFNAME": os.environ.get("NCCL_SOCKET_IFNAME", "lo"),
     }
@@ -261,10 +285,15 @@ def of_worker(number: int, workers: int) -> dict[str, str]:
     """
     if workers == 1:
         return {}
-    # A thread that has nothing to do would keep a core from the others by asking for more.
-    settings = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
-    if number == 0:
-        return settings
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [str(own) for own in range(workers)] if named is None else named.split(",")
-    return {**settings, "CUDA_VISIBLE_DEVICES": visible[number] if number < len(visible) else ""}
+    return patient() if number == 0 else {**patient(), "CUDA_VISIBLE_DEVICES": visible_device(number)}
+
+
+def patient() -> dict[str, str]:
+    """A thread that has nothing to do would keep a core from another process by asking for more."""
+    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+
+
+def visible_device(number: int) -> str:
+    """The name of the CUDA device of this number among those that may be used; empty where there are not so many."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(number + 1))))
+    return dict(enumerate(named.split(","))).get(number, "")

@@ -276,9 +276,8 @@ class RunConfig(StageConfig):
                 value = getattr(getattr(self, section), name)
                 if value != default_of(type(getattr(self, section)), name):
                     shown = list(value) if isinstance(value, tuple) else value
-                    raise ValueError(
-                        f"{path}={shown}: rollouts.engine: {rollouts.engine} does not use it; leave it out, or say {others}"
-                    )
+                    own = f"rollouts.engine: {rollouts.engine} does not use it"
+                    raise ValueError(f"{path}={shown}: {own}; leave it out, or say {others}")
         elif sampling.temperature != 1 and (sampling.top_p < 1 or sampling.top_k > 0):
             raise ValueError(
                 f"rollouts.sampling.temperature={sampling.temperature}: rollouts.engine: {rollouts.engine} gives "

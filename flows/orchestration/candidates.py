@@ -6,12 +6,13 @@ from flows.iteration import adapted_base
 from flows.orchestration.interrupts import interrupts_cancel
 from flows.orchestration.session import Session
 from flows.plan import Plan, external_models, plan_of
+from flows.preview import named_functions
 from flows.runs import Run
 from flows.terminal import Observer
 from tasks.config import GenerateCandidatesConfig, require_available
 from tasks.errors import RunError
 from tasks.store import Place, Ref
-from tasks.worker import local_pool
+from tasks.worker import pool_of
 
 CHECKPOINTS = ("warm_up", "update_policy")
 """Whose output is a policy."""
@@ -48,7 +49,8 @@ def generate_candidates(
             access=config.model.access("chat_template_kwargs"),
         )
         reference = plan.rounds[0].reference
-        with closing(local_pool(run.worker_log, config.execution)) as workers, interrupts_cancel(workers):
+        pool = pool_of(run.worker_log, config.execution, named_functions(config))
+        with closing(pool) as workers, interrupts_cancel(workers):
             Session(run, config, observer, workers, externals).at_once(
                 "generate_candidates",
                 place,

@@ -152,7 +152,7 @@ def estimate(
     )
     kind, workers = preview.device["kind"], config.execution.workers
     if kind == "cpu":
-        preview.other_workers = memory_of_others(preview.memory, workers)
+        preview.other_workers = memory_of_others(preview.memory, config.execution.workers_here)
         preview.other_processes = memory_of_ranks(preview.memory, config.execution)
     preview.mistakes += too_many_for_memory(preview, config.execution)
     speed = write_speed(run.home)

@@ -54,3 +54,9 @@ def named_rewards(config: RunConfig) -> list[tuple[str, RewardConfig]]:
         *((f"rewards.{name}", reward) for name, reward in config.rewards.items()),
         *((f"evaluation.held_out_rewards.{name}", reward) for name, reward in held_out.items()),
     ]
+
+
+def named_functions(config: RunConfig) -> list[str]:
+    """The import paths of all functions that a configuration names: every worker must find them, wherever it is."""
+    found = {source.function for _, source in sources(config)} | {own.user_function for _, own in named_rewards(config)}
+    return sorted(path for path in found if path is not None)

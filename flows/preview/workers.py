@@ -30,7 +30,7 @@ def doubts_about_workers(config: RunConfig) -> list[str]:
             f"{own}: an iteration has {shards} shard{'s' * (shards > 1)}, so that no more workers have something to do; "
             "raise rollouts.shards, or lower it"
         )
-    if execution.workers > max(1, cores) and execution.device != "cuda":
+    if execution.workers_here > max(1, cores) and execution.device != "cuda":
         doubts.append(
             f"{own}: there {'is' if cores == 1 else 'are'} {cores} core{'s' * (cores > 1)}, for which workers on the "
             "processor take turns, so that more of them are no faster; lower it"

@@ -35,6 +35,7 @@ from flows.config import RunConfig, checked
 from flows.launch import only_our_words, prepared
 from flows.orchestration.flow_run_log import TAG, FlowRunLog, LogDisplay
 from flows.orchestration.publish import in_a_sentence
+from flows.preview import named_functions
 from flows.runs import create_or_open, named_run
 from flows.schedules.arrivals import next_step
 from flows.schedules.limits import require_within
@@ -43,7 +44,7 @@ from tasks import environment
 from tasks.contract import StageError
 from tasks.errors import RunError, TransientError, UserError
 from tasks.store import digest_text
-from tasks.worker import local_pool
+from tasks.worker import pool_of
 
 Tell = Callable[[str], None]
 POLL_S = 3.0
@@ -107,7 +108,7 @@ def go_on(home: Path, name: str, config: RunConfig, log: FlowRunLog) -> State[No
         plan = prepared(run, step.config)
         run.set_config(step.config)
         run.store.sweep()
-        pool = local_pool(run.worker_log, step.config.execution)
+        pool = pool_of(run.worker_log, step.config.execution, named_functions(step.config))
         with LogDisplay(plan, log) as display, closing(pool) as workers:
             unreported = run_rounds(run, step.config, display, workers)
         display.show_results(step.config)

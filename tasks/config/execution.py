@@ -19,6 +19,9 @@ class ExecutionConfig(StageConfig):
     workers: int = Field(1, gt=0, le=256)
     """Processes that sample and score the shards of ``rollouts.shards`` side by side, each with its models and, on CUDA, a
     device of its own. The bytes of all outputs are the same for any number."""
+    ray: str | None = None
+    """Address of a Ray cluster, as host:6379, whose nodes the workers are spread over; null keeps them on this machine. This
+    machine is one of the nodes, and all of them see the run's directory. The bytes of all outputs are the same."""
     train_processes: int = Field(1, gt=0, le=256)
     """Processes that train one model together (warm-up, reward model, critic, update), each with all of it and, on CUDA, a
     device of its own: they share the micro-batches and add up their gradients. Results change by rounding alone."""
@@ -86,6 +89,18 @@ class ExecutionConfig(StageConfig):
                 "shares, and all equally many; change one of the numbers"
             )
         return self
+
+    @property
+    def workers_here(self) -> int:
+        """How many workers take a device of one machine, as far as one of them can tell: Ray gives each its own."""
+        return self.workers if self.ray is None else 1
+
+    @field_validator("ray")
+    @classmethod
+    def _is_host_and_port(cls, address: str | None) -> str | None:
+        if address is not None and not re.fullmatch(r"([^/@?#:\s]+|\[[0-9a-fA-F:]+\]):\d{1,5}", address):
+            raise ValueError(f"{address!r} is no address like host:6379, which ray start --head tells; correct it")
+        return address
 
     @field_validator("engine_servers")
     @classmethod

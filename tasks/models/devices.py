@@ -36,7 +36,7 @@ def device_mistakes(execution: ExecutionConfig) -> list[str]:
         return [str(error)]
     if device.type == "cpu":
         return []
-    asked_for = {"workers": execution.workers, "train_processes": execution.train_processes}
+    asked_for = {"workers": execution.workers_here, "train_processes": execution.train_processes}
     return [mistake for name, asked in asked_for.items() if asked > 1 for mistake in of_several(name, asked, device)]
 
 

@@ -109,7 +109,7 @@ def device_facts(execution: ExecutionConfig) -> dict[str, Any]:
     device = pick_device(execution)
     if device.type == "cuda":
         # Of several workers each has one of the first devices, and the fullest of them decides.
-        used = range(execution.workers) if execution.workers > 1 else [device]
+        used = range(execution.workers_here) if execution.workers_here > 1 else [device]
         free, total = min(torch.cuda.mem_get_info(own) for own in used)
         return {"kind": "cuda", "name": torch.cuda.get_device_name(device), "free": free, "total": total}
     if device.type == "mps":

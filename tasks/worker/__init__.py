@@ -2,7 +2,8 @@
 
 from tasks.worker.interface import Workers
 from tasks.worker.local import local_pool
+from tasks.worker.placed import pool_of
 from tasks.worker.pool import Pool
 from tasks.worker.supervisor import Supervisor
 
-__all__ = ["Pool", "Supervisor", "Workers", "local_pool"]
+__all__ = ["Pool", "Supervisor", "Workers", "local_pool", "pool_of"]

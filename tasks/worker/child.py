@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
-import queue
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -20,7 +16,7 @@ from tasks.contract import PreviewConfig, ResidentModels, StageCall, classify, d
 from tasks.models import empty_cache, pick_device, prefer_determinism, require_sound_models
 from tasks.preview import look
 from tasks.stages import STAGES
-from tasks.worker.protocol import decode_call
+from tasks.worker.protocol import decode_call, served
 from tasks.worker.ranks import train_together
 from tasks.worker.supervisor import REPORT_S
 from tasks.worker.turns import alone_on, device_key
@@ -39,24 +35,7 @@ def devices_of(call: StageCall) -> list[str | None]:
 
 def main() -> None:
     """The child: answer one call after another until the input ends."""
-    answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
-    lock = threading.Lock()
-    calls: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def answer(value: Mapping[str, Any]) -> None:
-        with lock:
-            answers.write(json.dumps(value) + "\n")
-
-    def read_calls() -> None:
-        for line in sys.stdin:
-            calls.put(line)
-        # The supervisor closed the pipe or died: in the middle of a stage too, nothing of ours may go on.
-        os._exit(0)
-
-    # Ctrl-C in the terminal is for the supervisor, which then ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=read_calls, daemon=True).start()
-
+    calls, answer = served(int(sys.argv[1]))
     prefer_determinism()
     models = ResidentModels()
     told = 0.0

@@ -1,7 +1,12 @@
 """Calls and answers between the supervisor and its worker, as JSON lines."""
 
 import dataclasses
+import json
+import os
 import queue
+import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -18,6 +23,28 @@ def read_lines(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
         for line in stream:
             lines.put(line)
     lines.put(END)
+
+
+def served(descriptor: int) -> tuple[queue.SimpleQueue[str], Report]:
+    """For a process that a supervisor has started: the requests that come in, and how it answers them."""
+    answers = os.fdopen(descriptor, "w", buffering=1)
+    lock = threading.Lock()
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def answer(value: Mapping[str, Any]) -> None:
+        with lock:
+            answers.write(json.dumps(value) + "\n")
+
+    def read_requests() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        # The supervisor closed the pipe or died: in the middle of a stage too, nothing of ours may go on.
+        os._exit(0)
+
+    # Ctrl-C in the terminal is for the supervisor, which then ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=read_requests, daemon=True).start()
+    return requests, answer
 
 
 def encode_call(call: StageCall) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,13 @@ VMSTAT = Path("/proc/vmstat")
 class Supervisor:
     """Supervises the child. One stage at a time; a dead child is replaced at the next call."""
 
-    def __init__(self, log: Path, *, settings: Mapping[str, str] | None = None) -> None:
-        """``settings`` are environment variables of this child alone."""
+    def __init__(
+        self, log: Path, *, settings: Mapping[str, str] | None = None, command: Sequence[str] = ("tasks.worker.child",)
+    ) -> None:
+        """``settings`` are environment variables of this child alone; ``command`` is its module and, after the descriptor
+        that it answers on, its arguments."""
         self._log = log
+        self._module, *self._arguments = command
         self._settings = dict(settings or {})
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
@@ -53,20 +57,20 @@ class Supervisor:
     def run(self, call: StageCall, *, report: Report, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> Ref:
         """Execute a call in the child; raise ``StageError`` with the child's own words when it fails."""
         request = {"call": encode_call(call)}
-        return Ref(**self._ask(request, call.label, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled))
+        return Ref(**self.ask(request, call.label, report=report, timeout_s=timeout_s, is_cancelled=is_cancelled))
 
     def check_models(self, checks: ModelChecks, *, timeout_s: float | None, is_cancelled: Callable[[], bool]) -> None:
         """Look at a run's models in the child; raise ``StageError`` that tells their mistakes, and names no stage."""
         request = {"checks": checks.model_dump(mode="json")}
-        self._ask(request, "", report=lambda _: None, timeout_s=timeout_s, is_cancelled=is_cancelled)
+        self.ask(request, "", report=lambda _: None, timeout_s=timeout_s, is_cancelled=is_cancelled)
 
     def preview(self, config: PreviewConfig, *, report: Report, timeout_s: float | None) -> dict[str, Any]:
         """What ``tasks.preview.look`` finds in the child, whose parts ``report`` is told of; raises ``StageError``."""
         request = {"preview": config.model_dump(mode="json")}
-        found: dict[str, Any] = self._ask(request, "", report=report, timeout_s=timeout_s, is_cancelled=lambda: False)
+        found: dict[str, Any] = self.ask(request, "", report=report, timeout_s=timeout_s, is_cancelled=lambda: False)
         return found
 
-    def _ask(
+    def ask(
         self,
         request: Mapping[str, Any],
         label: str,
@@ -133,7 +137,7 @@ class Supervisor:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
                     # -P: a file of the user named like a library, in the current directory, must not replace it.
-                    [sys.executable, "-P", "-m", "tasks.worker.child", str(write_end)],
+                    [sys.executable, "-P", "-m", self._module, str(write_end), *self._arguments],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -150,10 +154,12 @@ class Supervisor:
             threading.Thread(target=read_lines, args=(reader, self._answers), daemon=True).start()
         return self._process, self._answers
 
-    def _failed(self, label: str, *, kind: Kind, message: str, is_of_users_code: bool) -> StageError:
+    def _failed(
+        self, label: str, *, kind: Kind, message: str, is_of_users_code: bool, log: str | None = None
+    ) -> StageError:
         if is_of_users_code:
             message = f"{message}; the whole traceback is in {self._log}"
-        return StageError(kind, message, stage=label, log=str(self._log))
+        return StageError(kind, message, stage=label, log=log or str(self._log))
 
     def _died(self, label: str) -> StageError:
         assert self._process is not None

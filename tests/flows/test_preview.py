@@ -251,7 +251,7 @@ def test_what_is_mistaken_is_told_and_leaves_no_run(tmp_path, model, monkeypatch
     document = a_document(tmp_path, model, model={"policy": str(bad)}, reward_model=None, rewards=rewards)
     config = load_config(write_document(tmp_path, document))
     run = Run(tmp_path / "home" / "runs" / "r", tmp_path / "home")
-    monkeypatch.setattr(launch, "local_pool", lambda log, execution: InThisProcess(log))
+    monkeypatch.setattr(launch, "pool_of", lambda log, execution, functions: InThisProcess(log))
     monkeypatch.setattr(launch.servers, "begin_prefect", lambda home: None)
     monkeypatch.setattr(launch.servers, "ensure_prefect", lambda home, **_: "http://127.0.0.1:1/api")
     with pytest.raises(Mistakes) as told:

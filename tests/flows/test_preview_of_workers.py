@@ -105,6 +105,8 @@ def test_more_workers_than_shards_or_cores_are_doubts_since_the_results_are_the_
         "rollouts.shards, or lower it"
     )
     assert doubts(workers=3)[1].startswith("execution.workers=3: there are 2 cores, for which workers on the processor")
+    # The cores of other machines are not known here.
+    assert len(doubts(workers=3, ray="host:6379")) == 1
     # With a lag one more updates meanwhile, and one alone does nothing meanwhile.
     assert doubts(lag=1, workers=3, device="cuda") == doubts(lag=1, workers=2) == []
     assert doubts(lag=1) == [
