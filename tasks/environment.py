@@ -78,7 +78,7 @@ def passed_on() -> dict[str, str]:
 
 
 def take_over(passed: Mapping[str, str]) -> None:
-    """Have what another machine passed on, and nothing else of its kind: Ray sets a number of threads, by which sums round."""
+    """Have what another machine passed on, and nothing else of its kind: Ray sets a number of threads."""
     for name in [name for name in os.environ if _is_passed_on(name) and name != "PYTHONPATH"]:
         del os.environ[name]
     os.environ.update(passed)

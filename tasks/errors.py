@@ -21,6 +21,7 @@
       TransientError        trying again may succeed, and is done, with backoff
         UnreachableError    a server that the configuration names does not answer
       StageError            any of these in a stage, as the worker told it: a kind and a message      tasks.contract
+      ElsewhereError        any of these in a process that works for a stage, as it was told there    tasks.contract
       EnoughError           all stages that are wanted of a flow are called; no error, and told nowhere  flows.state
       LimitError            somebody else's program took too long or too much; told as a ModelError   tasks.text
 

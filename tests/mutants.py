@@ -1093,17 +1093,25 @@ TASKS: Table = [
         "tasks/sampling/engines/vllm_server.py",
         "tests/tasks/test_samplers.py",
         [
-            ("stop_strings, seeds[i])", "stop_strings, seeds[0])"),
-            ("rows[i] for i in range(len(seeds))", "rows[i] for i in rows"),
             ("trust_env=False", "trust_env=True"),
             (" and not isinstance(x, bool)", ""),
             ("if response.status_code >= 500 or", "if"),
-            ('    reset = server.need("POST", "/reset_prefix_cache"', '    reset = server.ask("GET", "/v1/models"'),
-            ("if '\"success\":false' in reset.text", "if 'false' == reset.text"),
+        ],
+    ),
+    (
+        "tasks/sampling/engines/vllm_servers.py",
+        "tests/tasks/test_samplers.py tests/tasks/test_several_servers.py",
+        [
+            ("stop_strings, seeds[i])", "stop_strings, seeds[0])"),
+            ("rows[i] for i in range(len(seeds))", "rows[i] for i in rows"),
+        ],
+    ),
+    (
+        "tasks/sampling/engines/vllm_push.py",
+        "tests/tasks/test_samplers.py tests/tasks/test_several_servers.py",
+        [
+            ('if answer.get("success") is True:', "if True:"),
             ("        if not policy.tied:\n            raise\n", "        raise\n"),
-            ("response = reload(directory)", "response = reload(policy.directory)"),
-            ("if other.startswith(_ADAPTER_PREFIX):", "if True:"),
-            ('served[0].get("root") and Path(served[0]["root"]).resolve() == policy.directory', "True"),
         ],
     ),
     (
@@ -1130,7 +1138,7 @@ TASKS: Table = [
                 'logprobs=ours, **{SAMPLING_LOGPROBS: batch.token_columns["logprobs"]}',
                 'logprobs=batch.token_columns["logprobs"], **{SAMPLING_LOGPROBS: ours}',
             ),
-            ("            if self._proof_prompts is not None:\n                self._prove(engine, sampling)\n", ""),
+            ("                    self._prove(name, replica, sampling)\n", "                    pass\n"),
         ],
     ),
     (

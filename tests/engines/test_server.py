@@ -8,8 +8,7 @@ from runs import PROMPTS, differences, draw, evaluated, files, furthest, moved, 
 from transformers import AutoTokenizer
 
 from tasks.errors import ServerError, TransientError, UnhealthyError
-from tasks.sampling import sampler as responses
-from tasks.sampling.engines import vllm_push
+from tasks.sampling.engines import policy_files, vllm_push
 from tasks.sampling.engines.vllm_server import Server
 from tasks.sampling.engines.vllm_servers import vllm_servers
 from tasks.text.tokens import stop_checker
@@ -42,7 +41,7 @@ def test_without_its_head_a_tied_model_keeps_the_head_of_before(tied, models, tm
 
 
 @pytest.mark.parametrize(
-    ("is_reset", "digest", "is_right"), [(True, "one", True), (False, None, True), (False, "one", False)]
+    ("is_reset", "digest", "is_right"), [(True, "one", True), (False, None, True), (False, "both", False)]
 )
 def test_prompts_of_other_weights_are_found_in_the_prefix_cache_only_without_reset_and_salt(
     tied, models, tmp_path, monkeypatch, is_reset, digest, is_right
@@ -127,7 +126,7 @@ def test_three_iterations_over_a_tied_model(tied, models, tmp_path):
 def test_a_push_that_leaves_the_head_as_it_was_stops_the_run_before_anything_is_sampled(
     tied, models, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(responses, "tied_weights", lambda policy: {})
+    monkeypatch.setattr(policy_files, "tied_weights", lambda policy: {})
     # The server holds another model's head; what the file of the first checkpoint says of it never arrives.
     with only(tied, files(models / "other_tied", tmp_path)):
         pass

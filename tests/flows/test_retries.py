@@ -26,7 +26,7 @@ def once(name):
     return True
 
 
-def troubled(call, models, report):
+def troubled(call, models, report, **options):
     if call.label == "update_policy-r1.i1":
         with (DIRECTORY / "micro_batch_tokens").open("a") as stream:
             print(call.execution["micro_batch_tokens"], file=stream)
@@ -35,7 +35,7 @@ def troubled(call, models, report):
             torch.empty(2**52)
     if call.label == "generate_rollouts-r1.i1.s1" and once("io"):
         os.read(os.open("/proc/self/mem", os.O_RDONLY), 1)
-    return execute(call, models, report)
+    return execute(call, models, report, **options)
 
 
 tasks.contract.execute = troubled

@@ -38,7 +38,7 @@ if "tasks.worker.child" in sys.orig_argv:
         with (DIRECTORY / file).open("a") as stream:
             print(os.getpid(), text, file=stream)
 
-    def watched(call, models, report):
+    def watched(call, models, report, **options):
         note("executed", call.label)
 
         def tell(event):

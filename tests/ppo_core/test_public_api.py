@@ -20,6 +20,7 @@ PUBLIC = """
     pg_loss policy_loss overlong_penalty ppo_update
     preference_loss ranking_loss response_and_final_values response_logprobs response_values
     rewards_to_go row_uniforms sample token_rewards treated_scores value_loss
+    ALONE Sharing add_gradients can_share inside shard whole
 """
 
 
