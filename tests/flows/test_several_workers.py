@@ -50,7 +50,7 @@ if "tasks.worker.child" in sys.orig_argv:
                 note("stands", call.label)
                 time.sleep(600)
 
-        return execute(call, models, tell)
+        return execute(call, models, tell, **options)
 
     def noted(ref, *others):
         note("remade", ref.path)
