@@ -1,6 +1,6 @@
 """Stage: what reward, reference and critic say of the rollouts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,15 +82,17 @@ def score_rollouts(
     )
     write_dataset(context.output / "rollouts", with_columns(table, added, schema))
     context.progress(passes * table.num_rows, passes * table.num_rows)
+    return StageOutput(rows=table.num_rows, metrics=metrics_of(total, scores))
+
+
+def metrics_of(total: Sequence[float], scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean and spread of the score, and the mean of each of its components."""
     score = torch.tensor(total)
-    return StageOutput(
-        rows=table.num_rows,
-        metrics={
-            "score/mean": float(score.mean()),
-            "score/std": float(score.std(correction=0)),
-            **{f"score/{name}": sum(own) / len(own) for name, own in scores.items()},
-        },
-    )
+    return {
+        "score/mean": float(score.mean()),
+        "score/std": float(score.std(correction=0)),
+        **{f"score/{name}": sum(own) / len(own) for name, own in scores.items()},
+    }
 
 
 def logprobs_of(
