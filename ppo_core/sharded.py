@@ -1,13 +1,11 @@
 """A model whose weights lie in parts on several processes, by FSDP2; what is called inside it sees whole tensors."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ppo_core.precision import InPrecision, device_of
 
@@ -35,6 +33,10 @@ def shard(model: nn.Module, layers: Sequence[nn.Module]) -> None:
     The weights of a layer are whole while the layer computes, the others while something is called ``inside`` the model.
     Gradients are sums over the processes. What is tried of a model once has to be tried before.
     """
+    # Here, since these imports take a second that a model which is whole has no use for.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     mesh = init_device_mesh(device_of(model).type, (distributed.get_world_size(),))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
@@ -55,26 +57,33 @@ def inside(model: nn.Module, function: Callable[[], T]) -> T:
 
 
 def is_in_parts(tensor: Tensor | None) -> bool:
-    return isinstance(tensor, DTensor)
+    # Nothing is in parts before what parts it was imported.
+    loaded: Any = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; every process has to ask for it, in the same order."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    parted: Any = tensor
+    found: Tensor = parted.full_tensor() if is_in_parts(tensor) else tensor
+    return found
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """What of a tensor this process has."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    parted: Any = tensor
+    found: Tensor = parted.to_local() if is_in_parts(tensor) else tensor
+    return found
 
 
 def parted_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor in parts, as the parameter is that it belongs to."""
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+    if not is_in_parts(parameter) or tensor.shape != parameter.shape:
         return tensor
-    mesh: Any = parameter.device_mesh
-    assert isinstance(mesh, DeviceMesh)
-    return distribute_tensor(tensor, mesh, parameter.placements)
+    from torch.distributed.tensor import distribute_tensor
+
+    own: Any = parameter
+    return distribute_tensor(tensor, own.device_mesh, own.placements)
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:

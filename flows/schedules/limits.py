@@ -18,8 +18,8 @@ from tasks.errors import RunError
 CODE = ("function",)
 MODELS = ("policy", "critic", "base", "model")
 FILES = ("path",)
-ELSEWHERE = ("dataset", "subset", "revision", "engine_servers")
-"""What lies on a hub or is a server."""
+ELSEWHERE = ("dataset", "subset", "revision", "engine_servers", "ray")
+"""What lies on a hub, is a server or a cluster."""
 HARMLESS = (
     "split",
     "columns",

@@ -1,6 +1,7 @@
 """The tree of errors, as it is drawn at the top of ``tasks/errors.py``."""
 
 import importlib
+import importlib.util
 import pkgutil
 import re
 
@@ -24,11 +25,17 @@ def drawn_tree():
     return parents
 
 
+NEEDS_RAY = "tasks.worker.machines.bridge"
+"""Which has no errors of its own."""
+
+
 def real_tree():
     """Each class of ours that is not private, and what it is derived from up to ``Exception``, with its base."""
     parents = {"Exception": None}
     for package in (ppo_core, tasks, flows):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name == NEEDS_RAY and importlib.util.find_spec("ray") is None:
+                continue
             for found in vars(importlib.import_module(module.name)).values():
                 is_error = isinstance(found, type) and issubclass(found, Exception)
                 if is_error and found.__module__ == module.name and not found.__name__.startswith("_"):
