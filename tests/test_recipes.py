@@ -81,7 +81,6 @@ def test_an_advantage_estimator(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_sampling_engine(tmp_path):
     done = made("A sampling engine", tmp_path)
     assert len(done.files) == 3
@@ -93,6 +92,7 @@ def test_a_sampling_engine(tmp_path):
     assert rollouts
 
 
+@pytest.mark.slow
 def test_a_metric(tmp_path):
     done = made("A metric", tmp_path)
     assert len(done.files) == 2

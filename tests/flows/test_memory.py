@@ -40,7 +40,6 @@ def test_an_update_over_a_checkpoint_that_was_not_kept_is_made_again_to_the_last
     assert "identical" in home.rounds("replay", adapted, "--round", 2, "--iteration", 2).stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "auto"), [("policy", AutoModelForCausalLM), ("critic", AutoModelForSequenceClassification)]
 )
@@ -52,6 +51,7 @@ def test_what_is_exported_is_a_whole_model(home, adapted, tmp_path, part, auto):
     assert "adapter" not in str(sorted(path.name for path in (tmp_path / part).iterdir()))
 
 
+@pytest.mark.slow
 def test_with_a_critic_on_the_policys_body_a_run_goes_through(home):
     home.rounds("run", TINY, "--name", "trunk", *overrides({"model.shared_trunk": "true", "rounds": 1}))
     (last,) = [m for name, m in home.stages("trunk").items() if "iteration-002/update_policy" in name]

@@ -82,7 +82,6 @@ def test_another_run_of_the_same_configuration_is_the_same_to_the_last_bit(home,
     assert home.digests("twin") == home.digests(tiny)
 
 
-@pytest.mark.slow
 def test_a_round_that_is_added_learns_from_the_file_that_arrived_and_leaves_what_was_before(home, tiny, tmp_path):
     shutil.copytree(home.path / "runs" / tiny, home.path / "runs" / "grown")
     file = tmp_path / "arrived.jsonl"
@@ -106,6 +105,7 @@ def test_a_round_that_is_added_learns_from_the_file_that_arrived_and_leaves_what
     assert home.json("status", "grown")["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_as_if_it_never_was(home, tiny):
     process = home.start("run", TINY, "--name", "killed", start_new_session=True)
     wait_for(lambda: any("iteration-002/score" in name for name in home.stages("killed")))
@@ -170,12 +170,12 @@ def changed(home, tiny):
     return "changed"
 
 
-@pytest.mark.slow
 def executed(home, run, before):
     """Stage and place of what was committed since."""
     return sorted(name.rsplit("/", 1)[0] for name in home.stages(run).keys() - before.keys())
 
 
+@pytest.mark.slow
 def test_another_lambda_generates_and_scores_nothing_again_in_its_iteration(home, changed):
     before = home.stages(changed)
     home.rounds("rerun", changed, "--set", "advantages.lam=0.5")

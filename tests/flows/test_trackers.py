@@ -187,7 +187,6 @@ cli.main()
 """
 
 
-@pytest.mark.slow
 def impatient(home, start_s, *args, env=None):
     """A run that waits half a second for Prefect's server before it begins, and so long for it in the end."""
     command = [sys.executable, "-c", IMPATIENT, str(start_s), "--home", str(home.path), "run", TINY, *args]
@@ -195,6 +194,7 @@ def impatient(home, start_s, *args, env=None):
     return subprocess.run(command, capture_output=True, text=True, timeout=800, **options)
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_a_server_that_takes_long_to_start_and_it_is_told_later(home, tiny, tmp_path):
     own = type(home)(tmp_path / "home")
     slow = tmp_path / "slow"

@@ -65,7 +65,6 @@ def test_the_first_stages_are_done_without_a_server_that_does_not_come(begun, mo
     assert sum(planned.ref is not None for planned in make_plan(run, config).stages) == len(wanted)
 
 
-@pytest.mark.slow
 def test_a_stage_that_is_none_or_that_the_run_has_not_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(TINY.parent)
 
@@ -86,6 +85,7 @@ def test_a_stage_that_is_none_or_that_the_run_has_not_is_refused(tmp_path, monke
     )
 
 
+@pytest.mark.slow
 def test_a_reward_model_alone_is_what_the_whole_run_begins_with(home, tiny):
     done = home.rounds("run", TINY, "--name", "first-stages", "--until", "train_reward_model")
     assert done.stdout.startswith("round 1 · train reward model is there: accuracy ")

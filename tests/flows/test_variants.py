@@ -99,7 +99,6 @@ def here(home):
     return call
 
 
-@pytest.mark.slow
 def test_a_gate_stops_the_run_before_it_commits_with_limit_value_and_next_move(stopped):
     (error,) = [line for line in stopped.err.splitlines() if line.startswith("error")]
     told = re.match(
