@@ -36,10 +36,14 @@ class HeadCritic(nn.Module):
         self._body = (body,)
         self.head = head
 
+    @property
+    def body(self) -> Callable[..., HiddenStates]:
+        return self._body[0]
+
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Float[Tensor, "G L"]:
         """One value per position."""
         positions = {} if position_ids is None else {"position_ids": position_ids}
-        return self.values(self._body[0](input_ids=input_ids, **positions, use_cache=False).last_hidden_state)
+        return self.values(self.body(input_ids=input_ids, **positions, use_cache=False).last_hidden_state)
 
     def values(self, hidden: Float[Tensor, "*S D"]) -> Float[Tensor, "*S"]:
         """Of hidden states of the body."""
@@ -55,11 +59,11 @@ class TrunkCritic(HeadCritic):
     def head_alone(self) -> HeadCritic:
         """The same head over a body that passes no gradient on, for training that must leave the policy as it is."""
 
-        def body(**inputs: Any) -> HiddenStates:
+        def frozen(**inputs: Any) -> HiddenStates:
             with torch.no_grad():
-                return self._body[0](**inputs)
+                return self.body(**inputs)
 
-        return HeadCritic(body, self.head)
+        return HeadCritic(frozen, self.head)
 
 
 def shares_trunk(critic: nn.Module | None) -> bool:

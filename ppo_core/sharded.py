@@ -1,13 +1,14 @@
 """A model whose weights lie in parts on several processes, by FSDP2; what is called inside it sees whole tensors."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from ppo_core.precision import InPrecision, device_of
+from ppo_core.heads import HeadCritic
+from ppo_core.precision import InPrecision
 
 T = TypeVar("T")
 
@@ -23,37 +24,63 @@ class _Root(nn.Module):
         return function()
 
 
-# For as long as the process lives, which is one training.
-_roots: dict[int, _Root] = {}
+# Of each module of a model in parts; for as long as the process lives, which is one training.
+_roots: dict[nn.Module, _Root] = {}
 
 
-def shard(model: nn.Module, layers: Sequence[nn.Module]) -> None:
+def shard(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    device: torch.device,
+    *,
+    left_whole: Collection[nn.Parameter] = (),
+) -> None:
     """Have each process of the default group keep its part of every parameter, of its gradient and of its moments.
 
-    The weights of a layer are whole while the layer computes, the others while something is called ``inside`` the model.
-    Gradients are sums over the processes. What is tried of a model once has to be tried before.
+    A model on the processor comes to ``device`` layer by layer, so that it is nowhere whole there. The weights of a layer
+    are whole while the layer computes, the others while something is called ``inside`` the model. Gradients are sums over
+    the processes, but for those of what is ``left_whole``, which each process has all of.
     """
     # Here, since these imports take a second that a model which is whole has no use for.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    mesh = init_device_mesh(device_of(model).type, (distributed.get_world_size(),))
+    for parameter in left_whole:
+        parameter.data = parameter.data.to(device)
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    ignored = set(left_whole) or None
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, ignored_params=ignored)
     root = _Root(model)
-    fully_shard(root, mesh=mesh)
+    fully_shard(root, mesh=mesh, ignored_params=ignored)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             # Gloo has no division within a sum, which is made of a factor otherwise.
             module.set_force_sum_reduction_for_comms(True)
-    _roots[id(model)] = root
+    _roots.update(dict.fromkeys(model.modules(), root))
 
 
 def inside(model: nn.Module, function: Callable[[], T]) -> T:
     """Call a function that uses the model. It is a plain call where the model is whole."""
-    root = _roots.get(id(model.model if isinstance(model, InPrecision) else model))
-    return function() if root is None else root(function)
+    root: Any = _root_of(model)
+    if root is None:
+        return function()
+    found: T = root(function)
+    if not torch.is_grad_enabled():
+        # Else the weights that belong to no layer stay whole until a backward pass that does not come.
+        root.reshard()
+    return found
+
+
+def _root_of(model: nn.Module) -> _Root | None:
+    """Of a model, of what is over one, or of what a critic's body is over."""
+    inner: Any = model.model if isinstance(model, InPrecision) else model
+    if isinstance(inner, HeadCritic):
+        inner = inner.body
+    if not _roots or not isinstance(inner, nn.Module):
+        return None
+    return next((_roots[module] for module in inner.modules() if module in _roots), None)
 
 
 def is_in_parts(tensor: Tensor | None) -> bool:
@@ -77,13 +104,13 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def parted_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor in parts, as the parameter is that it belongs to."""
+    """A whole tensor, which every process has, in parts as the parameter is that it belongs to."""
     if not is_in_parts(parameter) or tensor.shape != parameter.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     own: Any = parameter
-    return distribute_tensor(tensor, own.device_mesh, own.placements)
+    return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:

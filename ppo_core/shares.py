@@ -28,6 +28,8 @@ class Sharing:
     """Processes with the same models and the same minibatch; None is this one alone."""
     shares: int = 1
     """Parts whose gradients are added in one order for any number of processes; 1 leaves the order to the processes."""
+    in_parts: bool = False
+    """Whether models lie in parts, trained or frozen, which come together with each pass: processes make equally many."""
 
     def __post_init__(self) -> None:
         if not can_share(self.shares, self.size):
@@ -53,28 +55,29 @@ def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[float
 
     Each pass adds its gradient, times the factor that it is given, to those of the parameters, which start without any.
     Pass i belongs to share i modulo the number of shares. Returns what the passes returned, in their order, in every
-    process. A model in parts adds gradients up within each pass, which all processes make at once: where one has nothing
-    left to do, it makes one times 0.
+    process. Gradients of parameters in parts are sums over the processes when a pass ends.
     """
     if sharing.group is None and sharing.shares == 1:
         return [one(1.0) for one in passes]
-    in_parts = any(map(is_in_parts, parameters))
+    parted = [is_in_parts(parameter) for parameter in parameters]
+    assert sharing.in_parts or not any(parted), "processes that make unequally many passes would wait for each other"
+    whole_ones = [parameter for parameter, is_parted in zip(parameters, parted, strict=True) if not is_parted]
     said: dict[int, T] = {}
 
     def make(number: int) -> None:
         if number < len(passes):
             said[number] = passes[number](1.0)
-        elif in_parts:
-            passes[number % len(passes)](0.0)
+        elif sharing.in_parts:
+            _accompany(passes[number % len(passes)], whole_ones)
 
     if sharing.shares == 1:
         for first in range(0, len(passes), sharing.size):
             make(first + sharing.rank)
-        total = _sum_over_processes([parameter.grad for parameter in parameters], sharing)
+        total = _over_processes([parameter.grad for parameter in parameters], parted, sharing)
     else:
         each = sharing.shares // sharing.size
-        # A branch of the tree; but of a model in parts, neighbours are added within a pass.
-        begin, step = (sharing.rank, sharing.size) if in_parts else (sharing.rank * each, 1)
+        # A branch of the tree; but of a model in parts, neighbours are added within a pass, and so is what is beside it.
+        begin, step = (sharing.rank, sharing.size) if any(parted) else (sharing.rank * each, 1)
         total = [None] * len(parameters)
         for first in range(0, len(passes), sharing.shares):
             branch = _Tree()
@@ -82,11 +85,23 @@ def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[float
                 for parameter in parameters:
                     parameter.grad = None
                 make(number)
-                branch.add([parameter.grad for parameter in parameters])
-            total = _added(total, _sum_over_processes(branch.sum(), sharing))
+                own = [parameter.grad for parameter in parameters]
+                branch.add(_over_processes(own, parted, sharing) if any(parted) else own)
+            of_round = branch.sum() if any(parted) else _over_processes(branch.sum(), parted, sharing)
+            total = _added(total, of_round)
     for parameter, gradient in zip(parameters, total, strict=True):
         parameter.grad = gradient
     return _in_order(said, sharing)
+
+
+def _accompany(one: Callable[[float], T], whole_ones: Sequence[Tensor]) -> None:
+    """Make a pass times 0 beside the last ones of other processes: it changes no gradient."""
+    before = [parameter.grad for parameter in whole_ones]
+    for parameter in whole_ones:
+        parameter.grad = None
+    one(0.0)
+    for parameter, gradient in zip(whole_ones, before, strict=True):
+        parameter.grad = gradient
 
 
 class _Tree:
@@ -115,20 +130,23 @@ def _added(first: Gradients, second: Gradients) -> Gradients:
     return [a if b is None else b if a is None else a.add_(b) for a, b in zip(first, second, strict=True)]
 
 
+def _over_processes(gradients: Gradients, parted: Sequence[bool], sharing: Sharing) -> Gradients:
+    """Gradients summed over the processes, which those of parameters in parts are already."""
+    plain = [gradient for gradient, is_parted in zip(gradients, parted, strict=True) if not is_parted]
+    summed = iter(_sum_over_processes(plain, sharing))
+    return [gradient if is_parted else next(summed) for gradient, is_parted in zip(gradients, parted, strict=True)]
+
+
 def _sum_over_processes(gradients: Gradients, sharing: Sharing) -> Gradients:
     """The sum of what each process has; with shares along the tree, whose branches the processes are."""
-    if sharing.group is None:
+    if sharing.group is None or not gradients:
         return gradients
     gathered: list[Any] = [None] * sharing.size
     # A process without a part has no gradient. A parameter that nobody has one of is left alone: of zeros it would decay.
-    mine = [None if g is None or is_in_parts(g) else (g.shape, g.dtype) for g in gradients]
+    mine = [None if gradient is None else (gradient.shape, gradient.dtype) for gradient in gradients]
     distributed.all_gather_object(gathered, mine, group=sharing.group)
     total: Gradients = []
-    for index, gradient in enumerate(gradients):
-        if is_in_parts(gradient):
-            total.append(gradient)
-            continue
-        kinds = [kinds[index] for kinds in gathered]
+    for gradient, *kinds in zip(gradients, *gathered, strict=True):
         kind = next((kind for kind in kinds if kind is not None), None)
         if kind is None:
             total.append(None)

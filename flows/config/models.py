@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config import AdapterConfig, ExecutionConfig, FromScratchConfig, ModelAccess, StageConfig
+from tasks.config import AdapterConfig, FromScratchConfig, ModelAccess, StageConfig
 
 FROM_POLICY, FROM_REWARD_MODEL = "policy", "reward_model"
 
@@ -60,16 +60,3 @@ class ModelConfig(StageConfig):
     def critic_is_on_policy(self) -> bool:
         """Whether the critic shares the policy's body, or the frozen base of both."""
         return self.lora is not None or self.shared_trunk
-
-
-def require_can_be_sharded(model: ModelConfig, execution: ExecutionConfig) -> None:
-    """Refuse to part models that share a body, whose processes would have to agree on more than one training.
-
-    Raises ``ValueError``: field, reason, next move.
-    """
-    for name, is_set in (("lora", model.lora is not None), ("shared_trunk", model.shared_trunk)):
-        if execution.sharded and is_set:
-            raise ValueError(
-                f"execution.sharded: with model.{name} policy and critic share a body, which is not parted; leave one of "
-                "both out"
-            )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 from flows.config.as_written import require_as_written
 from flows.config.bounds import require_bounded
 from flows.config.lag import require_lag_fits
-from flows.config.models import FROM_REWARD_MODEL, ModelConfig, require_can_be_sharded
+from flows.config.models import FROM_REWARD_MODEL, ModelConfig
 from ppo_core.config import COMPARES_SAMPLES, PPOConfig
 from tasks.config import (
     ENGINES,
@@ -118,7 +118,6 @@ class RunConfig(StageConfig):
         require_as_written(document, config)
         require_bounded(config)
         require_lag_fits(config)
-        require_can_be_sharded(config.model, config.execution)
         return config
 
     @model_validator(mode="before")

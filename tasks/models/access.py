@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 from torch import distributed, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppo_core import HeadCritic, InPrecision, Sharing, TrunkCritic, shard, whole
+from ppo_core import HeadCritic, InPrecision, Sharing, TrunkCritic, inside, shard, whole
 from ppo_core.forward import can_pack
 from ppo_core.heads import linear_head
 from tasks.config import ModelAccess
@@ -71,7 +71,12 @@ class Models:
     def sharing(self) -> Sharing:
         """How a model is trained: by this process alone, or by all that train together."""
         group = distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None
-        return Sharing(group, self.context.execution.shares)
+        return Sharing(group, self.context.execution.shares, self.is_in_parts)
+
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether this process has its part alone of what it trains with others."""
+        return self.context.execution.sharded and distributed.is_initialized()
 
     def writer(self, write: Callable[[Path], None]) -> Callable[[Path], None]:
         """What has the first of the processes that train together write a model; the others have the same one."""
@@ -92,7 +97,7 @@ class Models:
 
     def _together(self, model: M, load: Callable[[], M]) -> M:
         """A model that is whole, on the processor where it was in parts; in the first process alone it has their weights."""
-        if not self.context.execution.sharded or not distributed.is_initialized():
+        if not self.is_in_parts:
             return model
         found = load() if self.context.rank == 0 else model
         with torch.no_grad():
@@ -153,17 +158,12 @@ class Models:
     def new_reward_model(self, ref: Ref, *, seed: int) -> ScalarModel:
         """A reward model to train, from another one or from a policy, whose head is then drawn from ``seed``."""
         source = part_directory(ref, REWARD_MODEL, POLICY)
-        model = load_scalar_model(source, seed=seed, trust_remote_code=self.access.trust_remote_code).to(self.device)
-        self._spare_memory(model)
-        self._part(model)
-        return model
+        return self._to_train(load_scalar_model(source, seed=seed, trust_remote_code=self.access.trust_remote_code))
 
     def take_policy(self, ref: Ref) -> Trainable:
         """The policy to train, with a new adapter where it has none yet."""
         if self.context.lora_base is None:
-            model = self.context.resident.take(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
-            self._spare_memory(model)
-            self._part(model)
+            model = self._to_train(self.context.resident.take(ref, POLICY, lambda: self._load_policy(ref)))
             return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
@@ -183,9 +183,7 @@ class Models:
                 kept=lambda: head,
             )
         if self.context.lora_base is None:
-            model = self.context.resident.take(ref, CRITIC, lambda: self._load_critic(ref)).to(self.device)
-            self._spare_memory(model)
-            self._part(model)
+            model = self._to_train(self.context.resident.take(ref, CRITIC, lambda: self._load_critic(ref)))
             return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
@@ -199,20 +197,21 @@ class Models:
         assert self.context.lora_base is not None
         assert new is not None, "the configuration says what adapters are like"
         if ref.digest == self.context.lora_base.digest:
-            shared = self._shared_base((new.rank, new.alpha, new.target_modules))
+            shared = self._shared_base((new.rank, new.alpha, new.target_modules), is_trained=True)
             adapter = shared.fresh(part, self.context.run_seed)
         else:
             adapter = self._saved_adapter(ref, part)
-            shared = self._shared_base(adapter.shape)
+            shared = self._shared_base(adapter.shape, is_trained=True)
         return Trainable(
-            model=shared.policy(adapter) if part == POLICY else shared.critic(adapter),
+            model=self._tried(shared.policy(adapter) if part == POLICY else shared.critic(adapter)),
             parameters=list(shared.parameters(part).values()),
             writer=lambda: self.writer(lambda directory: write_adapter(part, shared.state(part), directory)),
             kept=lambda: shared.state(part),
         )
 
-    def _shared_base(self, shape: AdapterShape | None = None) -> SharedBase:
-        """The base with a place for adapters of this shape; None asks for none."""
+    def _shared_base(self, shape: AdapterShape | None = None, *, is_trained: bool = False) -> SharedBase:
+        """The base with a place for adapters of this shape; None asks for none. Where adapters are trained it may lie in parts,
+        which it then stays."""
         base = self.context.lora_base
         assert base is not None
 
@@ -226,7 +225,12 @@ class Models:
                 self.context.resident.take(base, BASE, load)
                 shared = self.context.resident.get(base, BASE, load)
             shared.make_place(shape)
-        self._spare_memory(shared.to(self.device).whole)
+        self._spare_memory(shared.whole)
+        if not shared.is_in_parts:
+            if is_trained and self.is_in_parts:
+                shard(shared.whole, layers_of(shared.whole), self.device, left_whole=shared.trained)
+            else:
+                shared.to(self.device)
         return shared
 
     def _saved_adapter(self, ref: Ref, part: str) -> Adapter:
@@ -249,14 +253,21 @@ class Models:
         if self.context.execution.gradient_checkpointing:
             checkpoint_gradients(model)
 
-    def _part(self, model: nn.Module) -> None:
-        """Leave this process its part of a model that it trains with others, if that is asked for."""
-        if self.context.execution.sharded and distributed.is_initialized():
-            # Both are tried once, and later remembered.
+    def _to_train(self, model: M) -> M:
+        """A model on the stage's device; of one that is trained in parts, what is this process's."""
+        self._spare_memory(model)
+        if not self.is_in_parts:
+            return model.to(self.device)
+        shard(model, layers_of(model), self.device)
+        return self._tried(model)
+
+    def _tried(self, model: M) -> M:
+        """A model of which is known what is tried once: where it lies in parts, all processes have to do that at once."""
+        if self.is_in_parts:
             in_precision = InPrecision(model, self.dtype, self.head_dtype)
-            can_pack(in_precision)
-            linear_head(in_precision)
-            shard(model, layers_of(model))
+            with torch.no_grad():
+                inside(model, lambda: (can_pack(in_precision), linear_head(in_precision)))
+        return model
 
 
 def write_whole(

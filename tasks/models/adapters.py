@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ppo_core import HeadCritic, derive_seed
+from ppo_core.sharded import is_in_parts
 from tasks.errors import ModelError
 from tasks.models.parts import CRITIC, HEAD, POLICY
 from tasks.models.scalar import new_head
@@ -121,6 +122,16 @@ class SharedBase:
     @property
     def whole(self) -> PreTrainedModel:
         return self._model
+
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether this process has a part of the base alone."""
+        return any(map(is_in_parts, self._model.parameters()))
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Of policy and critic."""
+        return [*self._factors.values(), *self._head.parameters()]
 
     def has_place(self, shape: AdapterShape) -> bool:
         """Whether adapters of this shape, all linear layers or those named, fit in."""

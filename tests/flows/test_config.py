@@ -278,13 +278,6 @@ GROUPED = "rollouts.samples_per_prompt=4"
             )
             for setting in ("ppo.critic_epochs=2", "ppo.critic_max_grad_norm=0.5", "optimizers.critic_warmup=1")
         ),
-        *(
-            (
-                ["execution={train_processes: 2, sharded: true}", f"model.{name}={value}"],
-                f"execution.sharded: with model.{name} policy and critic share a body, which is not parted",
-            )
-            for name, value in (("lora", "{rank: 2}"), ("shared_trunk", "true"))
-        ),
         (
             ["model.shared_trunk=true", "ppo.kl_loss_coef=0.1", "ppo.kl_loss_estimator=exact"],
             "ppo.kl_loss_estimator=exact: with model.shared_trunk the update makes no logits to compare; take k3",
