@@ -37,28 +37,50 @@ def shard(
 ) -> None:
     """Have each process of the default group keep its part of every parameter, of its gradient and of its moments.
 
-    A model on the processor comes to ``device`` layer by layer, so that it is nowhere whole there. The weights of a layer
-    are whole while the layer computes, the others while something is called ``inside`` the model. Gradients are sums over
-    the processes, but for those of what is ``left_whole``, which each process has all of.
+    Weights and buffers are those that the first process has, whatever the others have. A model on the processor comes to
+    ``device`` layer by layer, so that it is nowhere whole there. The weights of a layer are whole while the layer computes,
+    the others while something is called ``inside`` the model. Gradients are sums over the processes, but for those of what
+    is ``left_whole``: each process has all of that, and its own.
     """
     # Here, since these imports take a second that a model which is whole has no use for.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    ignored = set(left_whole)
+    # What parting leaves as it is.
+    whole_ones = [parameter.detach() for parameter in model.parameters() if parameter not in ignored]
     for parameter in left_whole:
         parameter.data = parameter.data.to(device)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    ignored = set(left_whole) or None
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=ignored)
+        fully_shard(layer, mesh=mesh, ignored_params=ignored or None)
     root = _Root(model)
-    fully_shard(root, mesh=mesh, ignored_params=ignored)
+    fully_shard(root, mesh=mesh, ignored_params=ignored or None)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             # Gloo has no division within a sum, which is made of a factor otherwise.
             module.set_force_sum_reduction_for_comms(True)
+    _take_from_first(model, whole_ones, device)
     _roots.update(dict.fromkeys(model.modules(), root))
+
+
+def _take_from_first(model: nn.Module, whole_ones: list[Tensor], device: torch.device) -> None:
+    """Give each process its part of the first one's weights, tensor by tensor, and the first one's buffers."""
+    from torch.distributed.tensor import distribute_tensor
+
+    kinds: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(kinds, [(tensor.shape, tensor.dtype) for tensor in whole_ones])
+    assert all(own == kinds[0] for own in kinds), "the processes have different models"
+    parted: list[Any] = [parameter for parameter in model.parameters() if is_in_parts(parameter)]
+    with torch.no_grad():
+        for parameter in parted:
+            given: Any = distribute_tensor(whole_ones.pop(0).to(device), parameter.device_mesh, parameter.placements)
+            parameter.to_local().copy_(given.to_local())
+        for buffer in model.buffers():
+            values = buffer.contiguous()
+            distributed.broadcast(values, 0)
+            buffer.data = values
 
 
 def inside(model: nn.Module, function: Callable[[], T]) -> T:

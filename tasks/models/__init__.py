@@ -1,6 +1,7 @@
 """Hugging Face models as stages use them: loaded, given heads and adapters, trained, kept in memory."""
 
-from tasks.models.access import Models, write_whole
+from tasks.models.access import Models
+from tasks.models.adapters import write_whole
 from tasks.models.checkpoint import STATE_FILE, LoopState, NextCheckpoint, read_loop_state
 from tasks.models.checks import model_mistakes, require_sound_models
 from tasks.models.devices import device_mistakes, empty_cache, pick_device, pick_dtype, prefer_determinism

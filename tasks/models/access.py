@@ -1,7 +1,6 @@
 """The one way to a stage's models: whole ones, or adapters over one frozen base; a critic with a body of its own, or a head
 on the policy's; a reward model, trained or new."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftConfig, PeftModel
 from torch import distributed, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,8 +18,8 @@ from tasks.config import ModelAccess
 from tasks.contract import StageContext
 from tasks.models.adapters import Adapted, Adapter, AdapterShape, SharedBase, read_adapter, write_adapter
 from tasks.models.devices import pick_device, pick_dtype, pick_head_dtype, with_weights_in
-from tasks.models.loading import load_policy
-from tasks.models.parts import CRITIC, HEAD, POLICY, REWARD_MODEL, part_directory
+from tasks.models.loading import load_policy, with_empty_weights
+from tasks.models.parts import CRITIC, POLICY, REWARD_MODEL, part_directory
 from tasks.models.scalar import ScalarModel, load_critic, load_head, load_reward_model, load_scalar_model, save_head
 from tasks.models.training import checkpoint_gradients, layers_of
 from tasks.store import Ref
@@ -158,12 +156,19 @@ class Models:
     def new_reward_model(self, ref: Ref, *, seed: int) -> ScalarModel:
         """A reward model to train, from another one or from a policy, whose head is then drawn from ``seed``."""
         source = part_directory(ref, REWARD_MODEL, POLICY)
-        return self._to_train(load_scalar_model(source, seed=seed, trust_remote_code=self.access.trust_remote_code))
+
+        def load(weightless: bool) -> ScalarModel:
+            trusts = self.access.trust_remote_code
+            return load_scalar_model(source, seed=seed, trust_remote_code=trusts, weightless=weightless)
+
+        return self._to_train(self._loaded(load))
 
     def take_policy(self, ref: Ref) -> Trainable:
         """The policy to train, with a new adapter where it has none yet."""
         if self.context.lora_base is None:
-            model = self._to_train(self.context.resident.take(ref, POLICY, lambda: self._load_policy(ref)))
+            model = self._to_train(
+                self.context.resident.take(ref, POLICY, lambda: self._loaded(partial(self._load_policy, ref)))
+            )
             return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
@@ -183,7 +188,9 @@ class Models:
                 kept=lambda: head,
             )
         if self.context.lora_base is None:
-            model = self._to_train(self.context.resident.take(ref, CRITIC, lambda: self._load_critic(ref)))
+            model = self._to_train(
+                self.context.resident.take(ref, CRITIC, lambda: self._loaded(partial(self._load_critic, ref)))
+            )
             return Trainable(
                 model=model,
                 parameters=list(model.parameters()),
@@ -210,13 +217,15 @@ class Models:
         )
 
     def _shared_base(self, shape: AdapterShape | None = None, *, is_trained: bool = False) -> SharedBase:
-        """The base with a place for adapters of this shape; None asks for none. Where adapters are trained it may lie in parts,
-        which it then stays."""
+        """The base with a place for adapters of this shape; None asks for none. Where those are trained in parts, it lies in
+        parts from then on."""
         base = self.context.lora_base
         assert base is not None
 
         def load() -> SharedBase:
-            return SharedBase(with_weights_in(self._load_policy(base), self.dtype, self.head_dtype))
+            load_base = partial(self._load_policy, base)
+            model = self._loaded(load_base) if is_trained else load_base()
+            return SharedBase(with_weights_in(model, self.dtype, self.head_dtype))
 
         shared = self.context.resident.get(base, BASE, load)
         if shape is not None and not shared.has_place(shape):
@@ -239,11 +248,12 @@ class Models:
     def _whole_policy(self, ref: Ref) -> PreTrainedModel:
         return self.context.resident.get(ref, POLICY, lambda: self._load_policy(ref)).to(self.device)
 
-    def _load_policy(self, ref: Ref) -> PreTrainedModel:
-        return load_policy(part_directory(ref, POLICY), trust_remote_code=self.access.trust_remote_code)
+    def _load_policy(self, ref: Ref, weightless: bool = False) -> PreTrainedModel:
+        trusts = self.access.trust_remote_code
+        return load_policy(part_directory(ref, POLICY), trust_remote_code=trusts, weightless=weightless)
 
-    def _load_critic(self, ref: Ref) -> ScalarModel:
-        return load_critic(ref, trust_remote_code=self.access.trust_remote_code)
+    def _load_critic(self, ref: Ref, weightless: bool = False) -> ScalarModel:
+        return load_critic(ref, trust_remote_code=self.access.trust_remote_code, weightless=weightless)
 
     def _load_head(self, ref: Ref, policy: PreTrainedModel | Adapted) -> nn.Linear:
         hidden_size = policy.config.get_text_config().hidden_size
@@ -252,6 +262,12 @@ class Models:
     def _spare_memory(self, model: nn.Module) -> None:
         if self.context.execution.gradient_checkpointing:
             checkpoint_gradients(model)
+
+    def _loaded(self, load: Callable[[bool], M]) -> M:
+        """A model to be trained; where it will lie in parts, the first process alone reads the weights, for all."""
+        if self.is_in_parts and self.context.rank > 0 and (empty := with_empty_weights(load(True))) is not None:
+            return empty
+        return load(False)
 
     def _to_train(self, model: M) -> M:
         """A model on the stage's device; of one that is trained in parts, what is this process's."""
@@ -268,33 +284,3 @@ class Models:
             with torch.no_grad():
                 inside(model, lambda: (can_pack(in_precision), linear_head(in_precision)))
         return model
-
-
-def write_whole(
-    part: str,
-    checkpoint: Path,
-    directory: Path,
-    *,
-    lora_base: Path | None,
-    access: ModelAccess,
-) -> None:
-    """Policy or critic of a checkpoint as a model that needs neither base nor policy to be read."""
-    body = POLICY if access.shared_trunk else part
-    source = checkpoint / body if lora_base is None else lora_base
-    model: PreTrainedModel
-    if part == POLICY:
-        model = load_policy(source, trust_remote_code=access.trust_remote_code)
-    else:
-        model = load_scalar_model(source, trust_remote_code=access.trust_remote_code).model
-    if lora_base is not None:
-        with warnings.catch_warnings():
-            # PEFT asks transformers by names of its past.
-            warnings.simplefilter("ignore", FutureWarning)
-            adapter = PeftConfig.from_pretrained(str(checkpoint / body))
-            # Of a critic on the policy's body the adapter is a language model's.
-            adapter.task_type = None
-            model = PeftModel.from_pretrained(model, str(checkpoint / body), config=adapter).merge_and_unload()
-    if part == CRITIC and access.shared_trunk:
-        head = getattr(model, HEAD)
-        head.load_state_dict(load_head(checkpoint / CRITIC, head.in_features).state_dict())
-    model.save_pretrained(str(directory))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,9 +20,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ppo_core import HeadCritic, derive_seed
 from ppo_core.sharded import is_in_parts
+from tasks.config import ModelAccess
 from tasks.errors import ModelError
+from tasks.models.loading import load_policy
 from tasks.models.parts import CRITIC, HEAD, POLICY
-from tasks.models.scalar import new_head
+from tasks.models.scalar import load_head, load_scalar_model, new_head
 from tasks.store import read_json, write_json
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -247,3 +249,33 @@ def write_adapter(part: str, adapter: Adapter, directory: Path) -> None:
         "inference_mode": True,
     }
     write_json(directory / CONFIG_FILE, settings)
+
+
+def write_whole(
+    part: str,
+    checkpoint: Path,
+    directory: Path,
+    *,
+    lora_base: Path | None,
+    access: ModelAccess,
+) -> None:
+    """Policy or critic of a checkpoint as a model that needs neither base nor policy to be read."""
+    body = POLICY if access.shared_trunk else part
+    source = checkpoint / body if lora_base is None else lora_base
+    model: PreTrainedModel
+    if part == POLICY:
+        model = load_policy(source, trust_remote_code=access.trust_remote_code)
+    else:
+        model = load_scalar_model(source, trust_remote_code=access.trust_remote_code).model
+    if lora_base is not None:
+        with warnings.catch_warnings():
+            # PEFT asks transformers by names of its past.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapter = PeftConfig.from_pretrained(str(checkpoint / body))
+            # Of a critic on the policy's body the adapter is a language model's.
+            adapter.task_type = None
+            model = PeftModel.from_pretrained(model, str(checkpoint / body), config=adapter).merge_and_unload()
+    if part == CRITIC and access.shared_trunk:
+        head = getattr(model, HEAD)
+        head.load_state_dict(load_head(checkpoint / CRITIC, head.in_features).state_dict())
+    model.save_pretrained(str(directory))

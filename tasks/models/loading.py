@@ -5,17 +5,19 @@ directory from then on.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.pytorch_utils import Conv1D
 
 from tasks.errors import ConfigError, ModelError
 from tasks.models.model_config import _is_known, first_line, read_model_config
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def load_policy(directory: Path, *, trust_remote_code: bool = False, weightless: bool = False) -> PreTrainedModel:
@@ -70,6 +72,25 @@ def load_pretrained(
             # may round otherwise than over the same weights where training left them.
             parameter.set_(parameter.clone())
     return model.eval(), sorted(absent)
+
+
+def with_empty_weights(model: M) -> M | None:
+    """A weightless model, its tensors on the processor, which gives them memory where something is written and no sooner.
+
+    None for one whose code keeps tensors where they are not found: it has to be read.
+    """
+    tensors: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        if any(isinstance(kept, Tensor) for kept in vars(module).values()):
+            return None
+        # What is tied stays so.
+        for named in (module._parameters, module._buffers):
+            for name, own in named.items():
+                if own is not None and own not in tensors:
+                    empty = torch.empty_like(own, device="cpu")
+                    tensors[own] = nn.Parameter(empty, own.requires_grad) if isinstance(own, nn.Parameter) else empty
+                named[name] = own if own is None else tensors[own]
+    return model
 
 
 def require_weights(directory: Path, model: PreTrainedModel, absent: list[str]) -> None:

@@ -148,9 +148,11 @@ def new_head(hidden_size: int) -> nn.Linear:
     return head
 
 
-def load_critic(ref: Ref, *, trust_remote_code: bool = False) -> ScalarModel:
-    """The critic of a checkpoint, or the first one of a run, from a reward model or a policy."""
-    return load_scalar_model(part_directory(ref, CRITIC, REWARD_MODEL, POLICY), trust_remote_code=trust_remote_code)
+def load_critic(ref: Ref, *, trust_remote_code: bool = False, weightless: bool = False) -> ScalarModel:
+    """The critic of a checkpoint, or the first one of a run, from a reward model or a policy. ``weightless`` as in
+    ``load_policy``."""
+    source = part_directory(ref, CRITIC, REWARD_MODEL, POLICY)
+    return load_scalar_model(source, trust_remote_code=trust_remote_code, weightless=weightless)
 
 
 def load_head(directory: Path, hidden_size: int) -> nn.Linear:

@@ -13,7 +13,8 @@ from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.contract.stage import StageContext
 from tasks.errors import ConfigError, ModelError
-from tasks.models.access import Models, write_whole
+from tasks.models.access import Models
+from tasks.models.adapters import write_whole
 from tasks.models.loading import load_policy, require_layers
 from tasks.models.parts import POLICY, part_directory
 from tasks.models.training import checkpoint_gradients
