@@ -65,24 +65,47 @@ def memory_of_stages(
     read = int(tokens * sizes["kept_bytes_a_token"] / sizes["layers"]) + logits(sizes, tokens)
     cache = tokens * sizes["cache_bytes_a_token"]
     cache += min(rows, budget // longest) * sizes["vocabulary"] * 4 * FLOAT32
+    parts = config.execution.train_processes if config.execution.sharded else 1
+
+    def parted(parameters: int) -> int:
+        """Weights of a model that is trained; of one in parts also what is whole for a moment, and its gradient."""
+        together = whole_at_once(sizes, parameters) if parts > 1 else 0
+        return (parameters // parts + 2 * together) * FLOAT32
+
     stages = []
     if config.warm_up is not None:
         texts = activations(config, sizes, min(budget, config.warm_up.batch_tokens))
-        stages.append(training("warm_up", own * FLOAT32 + copies + libraries, own, texts))
+        stages.append(training("warm_up", parted(own) + copies + libraries, own, texts, parts))
     if config.reward_model is not None:
-        base = own * body
-        stages.append(
-            training("train_reward_model", base + reward_model * FLOAT32 + copies + libraries, reward_model, learned)
-        )
+        # The reference, which is whole, answers when the reward model is calibrated.
+        weights = own * body + parted(reward_model) + copies + libraries
+        stages.append(training("train_reward_model", weights, reward_model, learned, parts))
     stages.append(StageMemory(stage="generate_rollouts", weights=waiting + copies, cache=cache))
     stages.append(StageMemory(stage="score_rollouts", weights=waiting + copies, activations=read))
-    stages.append(training("update_policy", waiting + copies, max(trained, critic), learned))
+    if parts == 1:
+        stages.append(training("update_policy", waiting + copies, max(trained, critic), learned))
+    elif has_adapters:
+        base = (own // parts + whole_at_once(sizes, own)) * body
+        weights = base + (2 if config.has_critic else 1) * trained * FLOAT32 + libraries
+        stages.append(training("update_policy", weights, trained, learned))
+    else:
+        reference = own * FLOAT32 if config.ppo.kl_loss_coef > 0 and config.ppo.kl_loss_estimator == "exact" else 0
+        # One is trained after the other.
+        weights = parted(max(own, critic)) + min(own, critic) * FLOAT32 // parts + reference + copies + libraries
+        stages.append(training("update_policy", weights, max(own, critic), learned, parts))
     return stages
 
 
-def training(stage: str, weights: int, parameters: int, kept: int) -> StageMemory:
-    """A stage that trains so many parameters at once."""
-    gradients = parameters * FLOAT32
+def whole_at_once(sizes: Mapping[str, Any], parameters: int) -> int:
+    """Numbers of a model in parts that are together at a time: those of no layer, such as embedding and head, and two layers,
+    of which one is fetched while the other computes."""
+    of_no_layer = 2 * int(sizes["vocabulary"]) * int(sizes["hidden_size"])
+    return min(parameters, of_no_layer + 2 * parameters // int(sizes["layers"]))
+
+
+def training(stage: str, weights: int, parameters: int, kept: int, parts: int = 1) -> StageMemory:
+    """A stage that trains so many parameters at once, in one of the processes where gradients and moments are in parts."""
+    gradients = parameters * FLOAT32 // parts
     return StageMemory(stage=stage, weights=weights, gradients=gradients, moments=MOMENTS * gradients, activations=kept)
 
 

@@ -49,12 +49,7 @@ def memory_of_others(stages: Sequence[StageMemory], workers: int) -> int:
 
 
 def memory_of_ranks(stages: Sequence[StageMemory], execution: ExecutionConfig) -> int:
-    """Bytes that all but one of the processes hold at most that train a model together: all of it, or parts of gradients and
-    moments. Whole weights are counted too, since they are loaded before they are parted."""
-    parts = execution.train_processes if execution.sharded else 1
-
-    def held(stage: StageMemory) -> int:
-        return stage.weights + (stage.gradients + stage.moments) // parts + stage.activations
-
-    most = max((held(stage) for stage in stages if STAGES[stage.stage].trains), default=0)
+    """Bytes that all but the first of the processes hold at most that train a model together. Where it lies in parts, the
+    first alone has all of it at once, when it reads it, which takes less than sampling took."""
+    most = max((stage.total for stage in stages if STAGES[stage.stage].trains), default=0)
     return (execution.train_processes - 1) * most

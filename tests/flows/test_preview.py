@@ -312,6 +312,23 @@ def test_adapters_have_the_gradients_and_the_base_none(tmp_path, model):
     assert update.weights == 700 * 2**20 + 4000 + 2 * 280 + 4000
 
 
+def test_one_of_two_processes_that_train_in_parts_holds_half_and_what_is_whole_for_a_moment(tmp_path, model):
+    in_parts = {"train_processes": 2, "sharded": True}
+    stages = memory(a_config(tmp_path, model, execution=in_parts), {**SIZES, "vocabulary": 5, "layers": 10})
+    update, reward_model = stages["update_policy"], stages["train_reward_model"]
+    # Half of policy and critic; of one of them embedding, head and two of ten layers are whole, and so is their gradient.
+    assert update.weights == 700 * 2**20 + 2 * 2000 + 2 * 4 * (2 * 5 * 10 + 2 * 100)
+    assert (update.gradients, update.moments) == (2000, 4000)
+    # The reference beside it.
+    assert reward_model.weights == 700 * 2**20 + 4000 + 2000 + 2 * 4 * 300
+    adapters = a_config(tmp_path, model, execution=in_parts, model={"policy": str(model), "lora": {"rank": 4}})
+    sizes = {**SIZES, "vocabulary": 5, "layers": 10, "adapter_parameters": 70}
+    update = memory(adapters, sizes)["update_policy"]
+    # A frozen base has no gradient, and adapters are whole.
+    assert update.weights == 700 * 2**20 + 2000 + 4 * 300 + 2 * 280
+    assert (update.gradients, update.moments) == (280, 560)
+
+
 TRIAL = {
     "read": 0.01,
     "step": 0.1,

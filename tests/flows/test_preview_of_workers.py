@@ -145,8 +145,6 @@ def test_each_process_that_trains_holds_what_training_needs():
     ]
     assert memory_of_ranks(stages, ExecutionConfig()) == 0
     assert memory_of_ranks(stages, ExecutionConfig(train_processes=3)) == 2 * 2**32
-    # Half of 3 GiB that are gradients and moments, and 1 GiB of weights.
-    assert memory_of_ranks(stages, ExecutionConfig(train_processes=2, sharded=True)) == 5 * 2**29
     preview = Preview(memory=stages, other_processes=2 * 2**32, device={"name": "the processor", "free": 13 * 2**30})
     assert too_many_for_memory(preview, ExecutionConfig(train_processes=3)) == [
         "execution.train_processes=3: together they take 16.0 GiB (8.0 GiB for the first, 4.0 GiB for each other), and the "
