@@ -1,15 +1,27 @@
 """Several processes that train one model: the same bytes as one process, and what a failure of one of them costs."""
 
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_world import LENGTH, SAMPLING, Workbench, an_update, make_world, train_reward_model
+from small_world import (
+    LENGTH,
+    SAMPLING,
+    Workbench,
+    advantages,
+    an_update,
+    generate,
+    make_world,
+    score,
+    train_reward_model,
+)
 
 from ppo_core import PPOConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
@@ -18,7 +30,8 @@ from tasks.config.model_access import AdapterConfig
 from tasks.config.rewards import ScoreRolloutsConfig
 from tasks.config.training import CriticPretrainingStageConfig, WarmUpStageConfig
 from tasks.contract import ElsewhereError, classify, describe
-from tasks.store import Place
+from tasks.models import STATE_FILE
+from tasks.store import Place, Ref, read_dataset, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LORA = AdapterConfig(rank=2, alpha=4, target_modules=("q_proj", "v_proj"))
@@ -28,6 +41,17 @@ UPDATES = {
     "shared body": {"shared_trunk": True},
     "clipped gradients": {"ppo": PPOConfig(epochs=2, num_minibatches=2, max_grad_norm=1e-3)},
 }
+CLIPPED = UPDATES["clipped gradients"]
+# Where no gradient is scaled down: a norm is a sum in another order.
+UNCLIPPED = {"ppo": PPOConfig(epochs=2, num_minibatches=1, max_grad_norm=1e6, critic_max_grad_norm=1e6)}
+IN_PARTS = {
+    "all weights": UNCLIPPED,
+    # Adapters are whole in every process, and so is their norm.
+    "adapters": {"lora": LORA, **CLIPPED},
+    "shared body": {"shared_trunk": True, **UNCLIPPED},
+    "adapters on a shared body": {"lora": LORA, "shared_trunk": True, **CLIPPED},
+}
+SHORT_OF_MEMORY = {"dtype": "bfloat16", "gradient_checkpointing": True}
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +104,49 @@ def test_an_update_by_two_processes_has_the_bytes_of_one(trained):
     assert largest_difference(alone, one) < 1e-4
 
 
-def test_an_update_in_parts_by_two_processes_has_the_bytes_of_one(trained):
-    # Where no gradient is scaled down: a norm is a sum in another order.
-    unclipped = update({"ppo": PPOConfig(epochs=2, num_minibatches=1, max_grad_norm=1e6, critic_max_grad_norm=1e6)})
-    # Six passes in rounds of four shares: in the second round, each process makes one pass times 0.
-    one = trained(unclipped, shares=4, train_processes=1)
-    parts = trained(unclipped, shares=4, train_processes=2, sharded=True)
+@pytest.mark.parametrize(
+    ("name", "execution"),
+    [
+        ("all weights", {}),
+        ("adapters", {}),
+        *(
+            pytest.param(name, execution, marks=pytest.mark.slow)
+            for name in IN_PARTS
+            for execution in ({}, SHORT_OF_MEMORY)
+            if execution or "shared" in name
+        ),
+    ],
+)
+def test_an_update_in_parts_by_two_processes_has_the_bytes_of_one(trained, name, execution):
+    # Passes come in rounds of four shares: in the last round there are fewer, and a process makes passes times 0.
+    one = trained(update(IN_PARTS[name]), shares=4, train_processes=1, **execution)
+    parts = trained(update(IN_PARTS[name]), shares=4, train_processes=2, sharded=True, **execution)
     assert parts.digest == one.digest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("execution", [{}, {"dtype": "bfloat16", "gradient_checkpointing": True}])
+@pytest.mark.parametrize("name", [name for name in IN_PARTS if "adapters" in name])
+def test_adapters_over_a_base_in_three_parts_have_the_bytes_of_those_over_a_whole_one(trained, name):
+    one = trained(update(IN_PARTS[name]), shares=3, train_processes=1)
+    assert trained(update(IN_PARTS[name]), shares=3, train_processes=3, sharded=True).digest == one.digest
+    # The order in which three add up is one too, if another.
+    whole, parts = (trained(update(IN_PARTS[name]), train_processes=3, sharded=sharded) for sharded in (False, True))
+    assert parts.digest == whole.digest != one.digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_processes_without_a_row_change_no_byte(trained, name, number):
+    # All rows of a minibatch in one pass.
+    one = trained(update(IN_PARTS[name]), train_processes=1, micro_batch_tokens=4096)
+    for sharded in (False, True):
+        several = trained(update(IN_PARTS[name]), train_processes=number, sharded=sharded, micro_batch_tokens=4096)
+        assert several.digest == one.digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", [{}, SHORT_OF_MEMORY])
 @pytest.mark.parametrize("changes", UPDATES.values(), ids=UPDATES)
 def test_every_kind_of_update_by_several_processes_has_the_bytes_of_one(trained, changes, execution):
     one = trained(update(changes), shares=4, train_processes=1, **execution)
@@ -115,10 +171,11 @@ def test_what_is_trained_before_ppo_by_several_processes_has_the_bytes_of_one(tr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("execution", [{}, {"dtype": "bfloat16", "gradient_checkpointing": True}])
+@pytest.mark.parametrize("execution", [{}, SHORT_OF_MEMORY])
 @pytest.mark.parametrize("number", [2, 3])
-def test_in_parts_only_rounding_differs_and_the_same_layout_gives_the_same_bytes(trained, execution, number):
-    clipped = update(UPDATES["clipped gradients"])
+@pytest.mark.parametrize("changes", [CLIPPED, {"shared_trunk": True, **CLIPPED}], ids=["all weights", "shared body"])
+def test_in_parts_only_rounding_differs_and_the_same_layout_gives_the_same_bytes(trained, changes, number, execution):
+    clipped = update(changes)
     one = trained(clipped, train_processes=1, **execution)
     parts, again = (trained(clipped, train_processes=number, sharded=True, **execution, retries=n) for n in (1, 2))
     assert parts.digest == again.digest
@@ -126,14 +183,21 @@ def test_in_parts_only_rounding_differs_and_the_same_layout_gives_the_same_bytes
 
 
 @pytest.mark.slow
-def test_the_second_update_in_parts_goes_on_with_the_moments_of_the_first(trained):
-    unclipped = {"ppo": PPOConfig(epochs=1, num_minibatches=1, max_grad_norm=1e6, critic_max_grad_norm=1e6)}
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_updates_whole_in_parts_and_whole_again_go_on_with_the_moments_of_those_before(trained, name):
+    def thrice(layouts):
+        def execute(bench, base, data):
+            done = None
+            for iteration, layout in enumerate(layouts, start=1):
+                bench.execution = bench.execution.model_copy(update=layout)
+                done = an_update(bench, base, data, start=done, iteration=iteration, **IN_PARTS[name])
+            return done
 
-    def twice(bench, base, data):
-        return an_update(bench, base, data, start=an_update(bench, base, data, **unclipped), iteration=2, **unclipped)
+        return execute
 
-    one = trained(twice, shares=2, train_processes=1)
-    assert trained(twice, shares=2, train_processes=2, sharded=True).digest == one.digest
+    whole, parted = {"train_processes": 1, "sharded": False}, {"train_processes": 2, "sharded": True}
+    one = trained(thrice([whole, whole, whole]), shares=2, retries=1)
+    assert trained(thrice([whole, parted, whole]), shares=2, retries=2).digest == one.digest
 
 
 def pretrain_critic(bench, base, data):
@@ -203,6 +267,36 @@ def test_a_loss_that_is_not_finite_is_told_as_by_one_process(trained):
             trained(spoiled, shares=2, train_processes=number)
         sentences.append((classify(told.value), describe(told.value)))
     assert sentences[0] == sentences[1]
+    assert sentences[0][0] == "refused"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_loss_that_is_not_finite_in_one_process_is_told_as_by_one_alone(trained, name, number):
+    changes = IN_PARTS[name]
+
+    def spoiled(bench, base, data):
+        adapted, on_body = changes.get("lora"), changes.get("shared_trunk", False)
+        lora_base = base if adapted else None
+        (rollouts,) = generate(bench, base, data, lora_base)
+        scored = score(bench, base, rollouts, LENGTH, lora_base=lora_base, shared_trunk=on_body)
+        experience = advantages(bench, [scored], base)
+        table = read_dataset(experience.directory / "rollouts")
+        columns = table.to_pydict()
+        # One row, which one pass has.
+        columns["advantages"][2][0] = float("nan")
+        target = bench.store.root / "spoiled"
+        write_dataset(target / "rollouts", pa.table(columns, schema=table.schema))
+        shutil.copyfile(experience.directory / STATE_FILE, target / STATE_FILE)
+        return an_update(bench, base, data, experience=Ref(str(target), "spoiled"), **changes)
+
+    sentences = []
+    for layout in ({"train_processes": 1}, {"train_processes": number}, {"train_processes": number, "sharded": True}):
+        with pytest.raises(Exception, match="loss nan") as told:
+            trained(spoiled, **layout)
+        sentences.append((classify(told.value), describe(told.value)))
+    assert sentences == [sentences[0]] * 3
     assert sentences[0][0] == "refused"
 
 
