@@ -670,11 +670,39 @@ PPO_CORE: Table = [
                 "range(first + begin, first + begin + step, step)",
             ),
             ("else (sharing.rank * each, 1)", "else (0, 1)"),
-            ("            total = _added(total, _sum_over", "            total = _added(branch.sum(), _sum_over"),
+            ("total = _added(total, of_round)", "total = of_round"),
             ("self._branches[-1][0] == size", "self._branches[-1][0] >= size"),
             ("[part if has_one is not None else None]", "[part]"),
             ("for part in sorted(everywhere)", "for part in everywhere"),
             ("                    parameter.grad = None\n", "                    pass\n"),
+        ],
+    ),
+    (
+        "ppo_core/shares.py",
+        "tests/tasks/test_in_parts.py "
+        "tests/tasks/test_train_together.py::test_an_update_in_parts_by_two_processes_has_the_bytes_of_one",
+        [
+            ("    one(0.0)\n", "    one(1.0)\n"),
+            ("        elif sharing.in_parts:\n", "        else:\n"),
+            ("(sharing.rank, sharing.size) if any(parted)", "(sharing.rank * each, 1) if any(parted)"),
+            ("branch.add(_over_processes(own, parted, sharing) if any(parted) else own)", "branch.add(own)"),
+            ("gradient if is_parted else next(summed)", "gradient"),
+        ],
+    ),
+    (
+        "ppo_core/sharded.py",
+        "tests/tasks/test_in_parts.py "
+        "tests/tasks/test_train_together.py::test_an_update_in_parts_by_two_processes_has_the_bytes_of_one",
+        [
+            ("set_gradient_divide_factor(1.0)", "set_gradient_divide_factor(2.0)"),
+            ("    ignored = set(left_whole)\n", "    ignored = set[nn.Parameter]()\n"),
+            ("            parameter.to_local().copy_(given.to_local())\n", ""),
+            ("            distributed.broadcast(values, 0)\n", ""),
+            ("    if isinstance(inner, HeadCritic):\n", "    if False:\n"),
+            ("        root.reshard()\n", "        pass\n"),
+            ("norms[0] if len(norms) == 1 else torch.stack(norms).norm()", "norms[0]"),
+            ("min(1.0, max_norm / (float(norm) + 1e-6))", "max_norm / (float(norm) + 1e-6)"),
+            ("min(1.0, max_norm / (float(norm) + 1e-6))", "1.0"),
         ],
     ),
     (
@@ -1764,13 +1792,37 @@ TASKS: Table = [
         [
             ("weights[own] = torch.zeros(parameter.shape)", "weights[own] = torch.ones(parameter.shape)"),
             ("layer.enable_adapters(name is not None)", "layer.enable_adapters(True)"),
+            ("POLICY if access.shared_trunk else part", "part"),
         ],
     ),
     (
         "tasks/models/access.py",
-        "tests/tasks/test_adapters.py",
+        "tests/tasks/test_in_parts.py",
         [
-            ("POLICY if access.shared_trunk else part", "part"),
+            ("self.context.execution.shares, self.is_in_parts)", "self.context.execution.shares)"),
+            ("self.context.rank > 0 and (empty", "self.context.rank >= 0 and (empty"),
+            ("self.context.rank > 0 and (empty", "False and (empty"),
+            ("left_whole=shared.trained)", "left_whole=())"),
+        ],
+    ),
+    (
+        "tasks/models/loading.py",
+        "tests/tasks/test_in_parts.py",
+        [
+            ("if own is not None and own not in tensors:", "if own is not None:"),
+            ("if any(isinstance(kept, Tensor) for kept in vars(module).values()):", "if False:"),
+        ],
+    ),
+    (
+        "tasks/worker/ranks.py",
+        "tests/tasks/test_train_together.py::test_of_several_processes_that_failed_the_cause_is_told "
+        "tests/tasks/test_train_together.py::test_a_process_that_is_killed_ends_the_others_and_is_worth_another_attempt",
+        [
+            ("if killed and not of_users:", "if killed:"),
+            ("if killed and not of_users:", "if False:"),
+            ("first = min(told", "first = max(told"),
+            ("        if ran_out:\n", "        if not ran_out:\n"),
+            ("if code != 0)\n        return", "if code == 0)\n        return"),
         ],
     ),
     (
