@@ -9,18 +9,25 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tasks"))
 from small_world import Workbench, a_model
+from torch import distributed
 
-from ppo_core import PPOConfig, SamplingConfig
+from ppo_core import PPOConfig, SamplingConfig, inside, sharded, whole
 from tasks import environment
 from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.data import DataConfig, PrepareDataConfig, Source
 from tasks.config.evaluation import EvaluatePolicyConfig
 from tasks.config.execution import ExecutionConfig
+from tasks.config.model_access import ModelAccess
 from tasks.config.rewards import ScoreRolloutsConfig, TrainedReward
 from tasks.config.rollouts import GenerateRolloutsConfig
 from tasks.config.training import TrainRewardModelConfig, WarmUpStageConfig
 from tasks.config.update import UpdatePolicyConfig
+from tasks.contract.stage import StageContext
+from tasks.models.access import Models
 from tasks.models.devices import pick_device, pick_dtype
+from tasks.models.loading import load_policy
+from tasks.models.parts import part_directory
+from tasks.models.training import adamw
 from tasks.store.data_sets import read_dataset
 from tasks.store.manifest import Place
 
@@ -226,6 +233,51 @@ def test_the_same_device_gives_the_same_bytes(world, tmp_path, device, dtype):
     one = an_iteration(bench_on(tmp_path / "one", device=device, dtype=dtype), world)
     other = an_iteration(bench_on(tmp_path / "other", device=device, dtype=dtype), world)
     assert [ref.digest for ref in one] == [ref.digest for ref in other]
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), pytest.param("cuda", "nccl", marks=CUDA)])
+def test_a_step_of_a_model_in_parts_is_that_of_a_whole_one(world, tmp_path, monkeypatch, device, backend):
+    warm, _ = world
+    bench = bench_on(tmp_path)
+    monkeypatch.setattr(sharded, "_roots", {})
+    # One process, whose part is all.
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        context = StageContext(
+            output=tmp_path / "output",
+            place=Place(1, 1),
+            run_seed=7,
+            execution=ExecutionConfig(device=device, dtype="float32", train_processes=2, sharded=True),
+            health=bench.health,
+            resident=bench.models,
+            report=bench.events.append,
+        )
+        parts = Models(context, ModelAccess()).take_policy(warm).model
+        other = load_policy(part_directory(warm, "policy")).to(device)
+        text = torch.tensor([[5, 9, 250, 17]], device=device)
+        for model in (parts, other):
+            inside(model, lambda model=model: model(text).logits.log_softmax(-1)[..., 7].mean()).backward()
+            adamw([{"params": list(model.parameters()), "lr": 1e-3}]).step()
+        assert {parameter.device.type for parameter in parts.parameters()} == {device}
+        for ours, theirs in zip(parts.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(whole(ours.detach()), theirs.detach(), rtol=0, atol=1e-5)
+    finally:
+        distributed.destroy_process_group()
+
+
+@on_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_two_devices_train_as_one_does(world, tmp_path, is_sharded):
+    alone = bench_on(tmp_path / "alone", device="cuda", dtype="float32")
+    layout = {"dtype": "float32", "train_processes": 2, "sharded": is_sharded}
+    together, again = (bench_on(tmp_path / name, device="cuda", **layout) for name in ("together", "again"))
+    reward_model, _, scored, checkpoint = an_iteration(alone, world)
+    by_two = update(together, world, scored, reward_model)
+    assert by_two.digest == update(again, world, scored, reward_model).digest
+    ours, theirs = together.metrics(by_two), alone.metrics(checkpoint)
+    for name in ("update/policy_loss", "update/value_loss", "update/entropy", "update/approx_kl"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-2, abs=1e-4), name
 
 
 @on_cuda

@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from small_world import (
 from ppo_core import PPOConfig
 from tasks.config.advantages import ComputeAdvantagesConfig
 from tasks.config.execution import ExecutionConfig
-from tasks.config.model_access import AdapterConfig
+from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.config.rewards import ScoreRolloutsConfig
 from tasks.config.training import CriticPretrainingStageConfig, WarmUpStageConfig
 from tasks.contract import ElsewhereError, classify, describe
@@ -202,18 +203,23 @@ def test_updates_whole_in_parts_and_whole_again_go_on_with_the_moments_of_those_
     assert trained(thrice([whole, parted, whole]), shares=2, retries=2).digest == one.digest
 
 
-def pretrain_critic(bench, base, data):
+def pretrain_critic(bench, base, data, **changes):
+    access = ModelAccess(**changes)
     config = CriticPretrainingStageConfig(
         samples=16,
         epochs=2,
         learning_rate=1e-2,
         sampling=SAMPLING,
-        scoring=ScoreRolloutsConfig(rewards=LENGTH, temperature=1.0),
+        scoring=ScoreRolloutsConfig(
+            rewards=LENGTH, temperature=1.0, access=ModelAccess(shared_trunk=access.shared_trunk)
+        ),
         advantages=ComputeAdvantagesConfig(),
         versions={},
+        access=access,
     )
     inputs = {"reference": base, "critic": base, "reward_model": None, "external": {}, "data": data}
-    return bench.run("critic_pretraining", config, place=Place(1), **inputs)
+    lora_base = base if access.lora else None
+    return bench.run("critic_pretraining", config, place=Place(1), lora_base=lora_base, **inputs)
 
 
 @pytest.mark.slow
@@ -222,6 +228,15 @@ def test_what_is_trained_before_ppo_in_parts_differs_by_rounding_alone(trained, 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     one, parts = trained(stage, train_processes=1), trained(stage, train_processes=2, sharded=True)
     assert largest_difference(one, parts) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("access", [{"lora": LORA}, {"shared_trunk": True}, {"lora": LORA, "shared_trunk": True}])
+def test_a_critic_on_what_lies_in_parts_has_the_bytes_of_one_process_before_ppo(trained, access, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    layouts = ({"train_processes": 1}, {"train_processes": 2, "sharded": True})
+    digests = {trained(partial(pretrain_critic, **access), shares=2, **layout).digest for layout in layouts}
+    assert len(digests) == 1
 
 
 # Failures
