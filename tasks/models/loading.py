@@ -84,7 +84,8 @@ def with_empty_weights(model: M) -> M | None:
         if any(isinstance(kept, Tensor) for kept in vars(module).values()):
             return None
         # What is tied stays so.
-        for named in (module._parameters, module._buffers):
+        registered: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for named in registered:
             for name, own in named.items():
                 if own is not None and own not in tensors:
                     empty = torch.empty_like(own, device="cpu")

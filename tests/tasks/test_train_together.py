@@ -140,12 +140,17 @@ def test_adapters_over_a_base_in_three_parts_have_the_bytes_of_those_over_a_whol
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("name", IN_PARTS)
-def test_processes_without_a_row_change_no_byte(trained, name, number):
+def test_processes_without_a_row_change_no_gradient(trained, name, number):
     # All rows of a minibatch in one pass.
-    one = trained(update(IN_PARTS[name]), train_processes=1, micro_batch_tokens=4096)
-    for sharded in (False, True):
-        several = trained(update(IN_PARTS[name]), train_processes=number, sharded=sharded, micro_batch_tokens=4096)
-        assert several.digest == one.digest
+    one, whole, parts = (
+        trained(update(IN_PARTS[name]), micro_batch_tokens=4096, train_processes=processes, sharded=sharded)
+        for processes, sharded in ((1, False), (number, False), (number, True))
+    )
+    assert whole.digest == one.digest
+    if number == 2 or "adapters" in name:
+        assert parts.digest == one.digest
+    # Of 16 numbers in three parts the last ones are no full vector of the processor's, and the optimizer rounds them otherwise.
+    assert largest_difference(one, parts) < 1e-9
 
 
 @pytest.mark.slow
