@@ -660,7 +660,8 @@ PPO_CORE: Table = [
     (
         "ppo_core/shares.py",
         "tests/ppo_core/test_laws.py::test_2_the_number_of_processes_does_not_change_loss_and_gradient "
-        "tests/ppo_core/test_laws.py::test_2_with_shares_the_number_of_processes_changes_no_bit",
+        "tests/ppo_core/test_laws.py::test_2_with_shares_the_number_of_processes_changes_no_bit "
+        "tests/ppo_core/test_laws.py::test_2_gradients_of_four_shares_are_added_in_pairs",
         [
             ("            make(first + sharing.rank)\n", "            make(first)\n"),
             ("            distributed.all_reduce(own, group=sharing.group)\n", ""),

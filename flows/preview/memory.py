@@ -97,8 +97,8 @@ def memory_of_stages(
 
 
 def whole_at_once(sizes: Mapping[str, Any], parameters: int) -> int:
-    """Numbers of a model in parts that are together at a time: those of no layer, such as embedding and head, and two layers,
-    of which one is fetched while the other computes."""
+    """Numbers of a model in parts that are together at a time: those of no layer, such as embedding and head, and two
+    layers, of which one is fetched while the other computes."""
     of_no_layer = 2 * int(sizes["vocabulary"]) * int(sizes["hidden_size"])
     return min(parameters, of_no_layer + 2 * parameters // int(sizes["layers"]))
 

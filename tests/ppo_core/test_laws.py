@@ -23,6 +23,8 @@ from ppo_core import (
     Ragged,
     RolloutBatch,
     ShapeError,
+    Sharing,
+    add_gradients,
     can_share,
     entropy,
     exact_kl,
@@ -143,6 +145,17 @@ def test_2_with_shares_the_number_of_processes_changes_no_bit(shared_updates, nu
     whole_weights, whole_stats = shared_updates[0][1][name]
     assert_same_weights(weights, whole_weights)
     assert stats == pytest.approx(whole_stats, rel=1e-10, abs=1e-10)
+
+
+def test_2_gradients_of_four_shares_are_added_in_pairs():
+    parameter = torch.nn.Parameter(tensor([1.0]))
+
+    def one_of(size):
+        return lambda factor: (parameter * size * factor).sum().backward()
+
+    # (1e8 + 1) + (-1e8 + 1) in float32; one after the other they come to 1.
+    add_gradients([parameter], [one_of(size) for size in (1e8, 1.0, -1e8, 1.0)], Sharing(None, 4))
+    assert parameter.grad.tolist() == [0.0]
 
 
 @pytest.mark.parametrize(("shares", "processes"), [(3, 2), (2, 4), (6, 2), (12, 4)])

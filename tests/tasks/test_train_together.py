@@ -149,7 +149,7 @@ def test_processes_without_a_row_change_no_gradient(trained, name, number):
     assert whole.digest == one.digest
     if number == 2 or "adapters" in name:
         assert parts.digest == one.digest
-    # Of 16 numbers in three parts the last ones are no full vector of the processor's, and the optimizer rounds them otherwise.
+    # Of 16 numbers in three parts the last are no full vector of the processor's, and the optimizer rounds them otherwise.
     assert largest_difference(one, parts) < 1e-9
 
 
