@@ -673,7 +673,6 @@ PPO_CORE: Table = [
             ("else (sharing.rank * each, 1)", "else (0, 1)"),
             ("total = _added(total, of_round)", "total = of_round"),
             ("self._branches[-1][0] == size", "self._branches[-1][0] >= size"),
-            ("[part if has_one is not None else None]", "[part]"),
             ("for part in sorted(everywhere)", "for part in everywhere"),
             ("                    parameter.grad = None\n", "                    pass\n"),
         ],
