@@ -25,13 +25,39 @@ class Iteration:
     train: TrainState
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationSettings:
+    """Settings of stages that are the same in all iterations, of which a round may have a thousand."""
+
+    generate: GenerateRolloutsConfig
+    score: ScoreRolloutsConfig
+    advantages: ComputeAdvantagesConfig
+    audit: AuditRolloutsConfig
+
+
+def iteration_settings(config: RunConfig) -> IterationSettings:
+    return IterationSettings(
+        generate=generate_config(config),
+        score=score_config(config),
+        advantages=advantages_config(config),
+        audit=AuditRolloutsConfig(held_out_rewards=config.evaluation.held_out_rewards, access=config.model.access()),
+    )
+
+
 def generated(
-    run: RunStage, config: RunConfig, place: Place, policy: Output, *, data: Output, reference: Output
+    run: RunStage,
+    config: RunConfig,
+    settings: IterationSettings,
+    place: Place,
+    policy: Output,
+    *,
+    data: Output,
+    reference: Output,
 ) -> list[Output]:
     """The rollouts of an iteration, sampled from ``policy``: one output a shard."""
-    settings, lora_base = generate_config(config), adapted_base(config, reference)
+    lora_base = adapted_base(config, reference)
     return [
-        run("generate_rollouts", shard, settings, policy=policy, data=data, lora_base=lora_base)
+        run("generate_rollouts", shard, settings.generate, policy=policy, data=data, lora_base=lora_base)
         for shard in shards_at(place, config)
     ]
 
@@ -43,6 +69,7 @@ def shards_at(place: Place, config: RunConfig) -> list[Place]:
 def ppo_iteration(
     run: RunStage,
     config: RunConfig,
+    settings: IterationSettings,
     place: Place,
     train: TrainState,
     *,
@@ -55,12 +82,11 @@ def ppo_iteration(
     """From one state of policy and critic to the next, by ``rollouts`` of that state or, with a lag, of one before it.
     ``first_audit`` is that of the round's first iteration."""
     lora_base = adapted_base(config, reference)
-    scoring = score_config(config)
     scored = [
         run(
             "score_rollouts",
             shard,
-            scoring,
+            settings.score,
             rollouts=rolled,
             policy=train.policy,
             reference=reference,
@@ -71,7 +97,7 @@ def ppo_iteration(
         )
         for shard, rolled in zip(shards_at(place, config), rollouts, strict=True)
     ]
-    experience = run("compute_advantages", place, advantages_config(config), scored=scored, checkpoint=train.policy)
+    experience = run("compute_advantages", place, settings.advantages, scored=scored, checkpoint=train.policy)
     checkpoint = run(
         "update_policy",
         place,
@@ -85,7 +111,7 @@ def ppo_iteration(
     audit = run(
         "audit_rollouts",
         place,
-        AuditRolloutsConfig(held_out_rewards=config.evaluation.held_out_rewards, access=config.model.access()),
+        settings.audit,
         scored=scored,
         policy=train.policy,
         external=externals.held_out_rewards,

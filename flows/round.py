@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.config import FROM_POLICY, RunConfig, default_of
-from flows.iteration import Iteration, adapted_base, advantages_config, generated, ppo_iteration, score_config
+from flows.iteration import (
+    Iteration,
+    adapted_base,
+    advantages_config,
+    generated,
+    iteration_settings,
+    ppo_iteration,
+    score_config,
+)
 from flows.state import Externals, Output, RoundState, RunStage, TrainState
 from tasks.config import (
     AdvantagesConfig,
@@ -45,17 +53,19 @@ def rlhf_round(
     has_pretrained = before is None and config.has_critic and config.critic_pretraining is not None
     pretraining = train.critic if has_pretrained else None
 
+    settings = iteration_settings(config)
     rollouts: list[list[Output]] = []
     iterations: list[Iteration] = []
     for iteration in range(1, config.iterations + 1):
         # What this state samples for a later iteration is asked for before the update that follows it, and waits for none.
         rollouts += [
-            generated(run, config, Place(number, ahead), train.policy, data=data, reference=reference)
+            generated(run, config, settings, Place(number, ahead), train.policy, data=data, reference=reference)
             for ahead in range(len(rollouts) + 1, min(iteration + config.rollouts.lag, config.iterations) + 1)
         ]
         done = ppo_iteration(
             run,
             config,
+            settings,
             Place(number, iteration),
             train,
             rollouts=rollouts[iteration - 1],

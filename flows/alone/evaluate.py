@@ -86,7 +86,7 @@ def evaluated(
     assert chosen is not None
     inputs = inputs_of(config, run, number, chosen)
     settings = evaluation_config(config)
-    call = stage_call(run, config, STAGE, Place(number), settings, run.generations).with_inputs(inputs)
+    call = stage_call(run, config, STAGE, Place(number), settings, run.generations, inputs)
     if (done := run.store.find(call.recipe())) is not None:
         require_undamaged(done)
         metrics = Manifest.read(done.directory).metrics

@@ -81,7 +81,7 @@ class Session:
 
     def at_once(self, stage: str, place: Place, config: StageConfig, **inputs: Output) -> Ref:
         """A stage's output here and now, without a Prefect task."""
-        call = stage_call(self.run, self.config, stage, place, config, self._generations).with_inputs(inputs)
+        call = stage_call(self.run, self.config, stage, place, config, self._generations, inputs)
         if (done := self._committed_before(call, inputs)) is not None:
             return done
         with interrupts_cancel(self.workers):

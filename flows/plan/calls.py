@@ -6,43 +6,55 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig, dump
+from flows.config import FROM_POLICY, FROM_REWARD_MODEL, RunConfig
 from flows.runs import Run
 from flows.state import Externals
-from tasks.config import ExecutionConfig, HealthConfig, ModelChecks, RewardConfig, StageConfig
+from tasks.config import ModelChecks, RewardConfig, StageConfig
 from tasks.contract import StageCall
 from tasks.data import code_digest
-from tasks.store import Place, Ref, directory_of, model_ref
+from tasks.store import Inputs, Place, Ref, directory_of, model_ref
 
 
 def stage_call(
-    run: Run, config: RunConfig, stage: str, place: Place, settings: StageConfig, generations: Mapping[str, int]
+    run: Run,
+    config: RunConfig,
+    stage: str,
+    place: Place,
+    settings: StageConfig,
+    generations: Mapping[str, int],
+    inputs: Inputs | None = None,
 ) -> StageCall:
-    """The call of a stage, complete but for its inputs."""
+    """The call of a stage, complete but for its inputs where they are not known yet."""
     return StageCall(
         stage=stage,
         place=place,
-        settings=_plain(settings.model_dump_json()),
+        settings=_plain(settings),
         seed=config.seed,
         run_root=str(run.root),
-        execution=_dumped(config.execution),
-        health=_dumped(config.health),
+        execution=_plain(config.execution),
+        health=_plain(config.health),
         keeps_recoverable=keeps_checkpoint(config, place),
-        generation=generations.get(directory_of(stage, place), 0),
+        generation=generations.get(directory_of(stage, place), 0) if generations else 0,
+        inputs=inputs or {},
     )
 
 
+def _plain(settings: StageConfig) -> dict[str, Any]:
+    """Settings as JSON has them: one object for those that are the same, as a stage's are at thousands of places. Nobody
+    changes it."""
+    known = _last_plain.get(type(settings))
+    if known is None or known[0] is not settings:
+        known = _last_plain[type(settings)] = (settings, _parsed(settings.model_dump_json()))
+    return known[1]
+
+
+_last_plain: dict[type[StageConfig], tuple[StageConfig, dict[str, Any]]] = {}
+
+
 @lru_cache(maxsize=256)
-def _plain(settings: str) -> dict[str, Any]:
-    """One object for settings that are written alike, as those of a stage at thousands of places are. Nobody changes it."""
+def _parsed(settings: str) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(settings)
     return plain
-
-
-@lru_cache(maxsize=8)
-def _dumped(settings: ExecutionConfig | HealthConfig) -> dict[str, Any]:
-    """What is the same for all stages of a run, of which there may be thousands. Nobody changes it."""
-    return dump(settings)
 
 
 def keeps_checkpoint(config: RunConfig, place: Place) -> bool:

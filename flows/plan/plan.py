@@ -16,7 +16,7 @@ from flows.state import RoundState
 from tasks.config import StageConfig
 from tasks.errors import ConfigError
 from tasks.stages import STAGES
-from tasks.store import Place, each, flat, noting, recalling
+from tasks.store import Place, each, noting, recalling
 
 
 class Planner:
@@ -30,9 +30,17 @@ class Planner:
         self.stages: list[Planned] = []
 
     def __call__(self, stage: str, place: Place, config: StageConfig, **inputs: Any) -> Planned:
-        call = stage_call(self._run, self._config, stage, place, config, self._generations)
-        waits_for = [made_from for made_from in flat(inputs) if isinstance(made_from, Planned)]
-        recipe = call.with_inputs(each(ref_of, inputs)).recipe()
+        waits_for: list[Planned] = []
+
+        def looked_up(output: Any) -> Any:
+            if not isinstance(output, Planned):
+                return output
+            waits_for.append(output)
+            return output.ref
+
+        refs = each(looked_up, inputs)
+        call = stage_call(self._run, self._config, stage, place, config, self._generations, refs)
+        recipe = call.recipe()
         ready = all(planned.ref for planned in waits_for)
         found = self._run.store.find_with_manifest(recipe) if ready else None
         planned = Planned(
@@ -47,11 +55,6 @@ class Planner:
         )
         self.stages.append(planned)
         return planned
-
-
-def ref_of(output: Any) -> Any:
-    """What a planner's placeholder stands for; None for one that is not committed."""
-    return output.ref if isinstance(output, Planned) else output
 
 
 def make_plan(run: Run, config: RunConfig) -> Plan:

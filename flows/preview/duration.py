@@ -1,4 +1,5 @@
-"""How long the stages of a run should take, from a trial of seconds: every response as long as it may become."""
+"""How long the stages of a run should take, from a trial of seconds: responses as long as those of the preferences, else as
+long as they may become."""
 
 import math
 from collections import Counter
@@ -20,14 +21,16 @@ class Pace:
     config: RunConfig
     trial: Mapping[str, float]
     sizes: Mapping[str, Any]
-    row: float
-    """Tokens of a prompt and its response."""
+    prompt: float
+    """Tokens of a prompt, on average."""
+    response: float
+    """Tokens of a response, on average."""
 
     def generate(self, count: float) -> float:
-        """So many responses, in groups of which each takes a step for each token."""
-        groups = max(1.0, math.ceil(count * self.row / self.config.execution.micro_batch_tokens))
-        steps = self.config.rollouts.sampling.max_new_tokens
-        drawn = steps * (groups * self.trial["step"] + count * self.trial["step_a_response"])
+        """So many responses, in groups of which each takes a step for each token of its longest response."""
+        most = self.config.rollouts.sampling.max_new_tokens
+        groups = max(1.0, math.ceil(count * (self.prompt + most) / self.config.execution.micro_batch_tokens))
+        drawn = most * groups * self.trial["step"] + self.response * count * self.trial["step_a_response"]
         again = 0.0 if self.sizes["forward_bytes"] == 4 else count * self.row * self.trial["forward_a_token"]
         return drawn + count * self.trial["read"] + again
 
@@ -44,6 +47,11 @@ class Pace:
         return tokens * parameters * self.trial["learn_a_token"] / self.own + (
             steps * width * self.trial["optimizer_step"] / self.own
         )
+
+    @property
+    def row(self) -> float:
+        """Tokens of a prompt and its response."""
+        return self.prompt + self.response
 
     @property
     def own(self) -> int:
@@ -71,8 +79,9 @@ def seconds_of_stages(
     write_speed: float,
 ) -> dict[str, float]:
     """Of one execution of each stage, where rows of each kind have so many tokens and a second writes so many bytes."""
-    row = mean(lengths["prompts"]) + config.rollouts.sampling.max_new_tokens
-    pace = Pace(config=config, trial=trial, sizes=sizes, row=row)
+    most = config.rollouts.sampling.max_new_tokens
+    response = min(most, mean(lengths["responses"]) or most)
+    pace = Pace(config=config, trial=trial, sizes=sizes, prompt=mean(lengths["prompts"]), response=response)
     responses = config.rollouts.prompts_per_iteration * config.rollouts.samples_per_prompt
     ppo = config.ppo
     epochs = ppo.epochs
@@ -83,7 +92,7 @@ def seconds_of_stages(
     seconds = {
         "generate_rollouts": pace.generate(responses / config.rollouts.shards),
         "score_rollouts": pace.score(responses / config.rollouts.shards),
-        "update_policy": pace.train(pace.own, epochs * responses * row, epochs * ppo.num_minibatches)
+        "update_policy": pace.train(pace.own, epochs * responses * pace.row, epochs * ppo.num_minibatches)
         + checkpoint_bytes(config, sizes) / write_speed,
         "evaluate_policy": 2 * (pace.generate(evaluated) + pace.score(evaluated)),
         **seconds_before(config, pace, lengths),

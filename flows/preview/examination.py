@@ -194,7 +194,14 @@ def too_many_for_memory(preview: Preview, execution: ExecutionConfig) -> list[st
 
 def lengths_of(found: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     kept = sum(source["kept"] for source in found["sources"] if source["kind"] == "preferences")
-    return {"prompts": [], "preferences": [], "texts": [], **found["lengths"], "num_preferences": [kept]}
+    return {
+        "prompts": [],
+        "preferences": [],
+        "responses": [],
+        "texts": [],
+        **found["lengths"],
+        "num_preferences": [kept],
+    }
 
 
 def propose(model: str, preferences: str, prompts: str | None, home: Path, *, say: Callable[[str], None]) -> Proposal:

@@ -66,10 +66,12 @@ Inputs = Mapping[str, Input]
 
 def each(change: Callable[..., Any], value: Any, *others: Any) -> Any:
     """An input, or all of them by name, with ``change`` of each reference in its place; of those at one place in several."""
-    if value is None or not hasattr(value, "__iter__"):
-        # A plan comes by here a hundred thousand times, and to ask for an abstract class takes the longest.
-        return None if value is None else change(value, *others)
-    if isinstance(value, Mapping):
+    if value is None:
+        return None
+    # A plan comes by here a hundred thousand times, and to ask for an abstract class takes the longest.
+    if isinstance(value, dict) or (hasattr(value, "__iter__") and isinstance(value, Mapping)):
+        if not others:
+            return {name: None if own is None else each(change, own) for name, own in value.items()}
         return {name: each(change, own, *(other[name] for other in others)) for name, own in value.items()}
     if isinstance(value, list):
         return [each(change, *own) for own in zip(value, *others, strict=True)]

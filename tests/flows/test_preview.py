@@ -338,7 +338,7 @@ TRIAL = {
     "optimizer_step": 0.5,
     "function": 0.0,
 }
-LENGTHS = {"prompts": [10, 14], "preferences": [40], "texts": [], "num_preferences": [32]}
+LENGTHS = {"prompts": [10, 14], "preferences": [40], "responses": [], "texts": [], "num_preferences": [32]}
 
 
 def test_time_is_that_of_steps_tokens_and_passes(tmp_path, model):
@@ -352,6 +352,17 @@ def test_time_is_that_of_steps_tokens_and_passes(tmp_path, model):
     # Two models, each 4 epochs over 80 tokens with 4 steps; and a checkpoint of a second.
     assert seconds["update_policy"] == pytest.approx(2 * 4 * (80 * 0.003 + 4 * 0.5) + 1.0 + overhead)
     assert checkpoint_bytes(config, SIZES) == 2 * 1000 * 12
+
+
+def test_responses_are_as_long_as_those_of_the_preferences(tmp_path, model):
+    config = a_config(tmp_path, model)
+    seconds = seconds_of_stages(config, TRIAL, SIZES, {**LENGTHS, "responses": [1, 3, 2]}, write_speed=24000.0)
+    # The group still takes the steps of its longest response, at most 8; each response the 2 of the mean.
+    assert seconds["generate_rollouts"] == pytest.approx(8 * 0.1 + 4 * 2 * 0.02 + 4 * 0.01 + 0.3)
+    # 4 rows of 14 tokens by three models.
+    assert seconds["score_rollouts"] == pytest.approx(56 * 0.001 * 3 + 0.3)
+    longer = seconds_of_stages(config, TRIAL, SIZES, {**LENGTHS, "responses": [9, 30]}, write_speed=24000.0)
+    assert longer == seconds_of_stages(config, TRIAL, SIZES, LENGTHS, write_speed=24000.0)
 
 
 def test_a_run_takes_what_its_stages_take_that_would_execute(tmp_path, model):

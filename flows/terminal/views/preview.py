@@ -122,8 +122,8 @@ def plan_lines(preview: Preview) -> list["Text"]:
         each = ", ".join(f"{stage} {duration(seconds)} each" for stage, seconds in longest)
         lines.append(
             styled(
-                f"time: about {duration(preview.total_seconds)} ({each}), an estimate by a trial of seconds in which every "
-                "response is as long as it may become"
+                f"time: about {duration(preview.total_seconds)} ({each}), an estimate by a trial of seconds, for responses "
+                "as long as those of the preferences, else as long as they may become"
             )
         )
     if preview.disk is not None:
