@@ -8,11 +8,9 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +24,9 @@ from tasks.models.loading import load_policy
 from tasks.models.parts import CRITIC, HEAD, POLICY
 from tasks.models.scalar import load_head, load_scalar_model, new_head
 from tasks.store import read_json, write_json
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 # PEFT names weights as they are called within its own wrapper.
@@ -141,6 +142,10 @@ class SharedBase:
 
     def make_place(self, shape: AdapterShape) -> None:
         """Let the layers that the shape names, which the model has, or all linear ones, have adapters."""
+        # Here, since these imports take half a second that a run without adapters has no use for.
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         assert self.shape is None, "the places of adapters do not change"
         rank, alpha, target_modules = self._asked = shape
         lora = LoraConfig(
@@ -268,6 +273,8 @@ def write_whole(
     else:
         model = load_scalar_model(source, trust_remote_code=access.trust_remote_code).model
     if lora_base is not None:
+        from peft import PeftConfig, PeftModel
+
         with warnings.catch_warnings():
             # PEFT asks transformers by names of its past.
             warnings.simplefilter("ignore", FutureWarning)
