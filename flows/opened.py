@@ -20,7 +20,7 @@ from flows.outcomes import run_state, stage_statuses
 from flows.outcomes.export import export_model, model_output
 from flows.outcomes.status import metrics_history
 from flows.pages.pictures import sparkline
-from flows.plan import Plan, plan_of
+from flows.plan import Plan, glance_at
 from flows.query import OneRollout, Rows, one_rollout, select, span
 from flows.runs import Run, find_run
 from tasks import environment
@@ -143,7 +143,7 @@ class OpenedRun:
         return RewardModel(self._run, round)
 
     def _plan(self) -> Plan:
-        return plan_of(self._run)
+        return glance_at(self._run)
 
     def __repr__(self) -> str:
         return f"<run {self.name}: {self.state}>"

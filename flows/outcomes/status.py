@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.outcomes.outputs import latest_variants
 from flows.outcomes.results import summary_of, warnings_of
-from flows.plan import Plan, Planned, plan_of
+from flows.plan import Plan, Planned, glance_at, plan_of
 from flows.runs import RUN_FILE, Run
 from tasks.errors import DamagedError, RunError, UserError
 from tasks.metrics import RunWarning, combine, diagnose, rows_of, through_rounds
@@ -158,7 +158,7 @@ class Standing:
 
 def standing_of(run: Run) -> Standing:
     """What ``rounds status`` says of a run."""
-    plan = plan_of(run)
+    plan = glance_at(run)
     stages = stage_statuses(plan)
     return Standing(
         state=run_state(run, plan),

@@ -11,7 +11,7 @@ from flows.plan.calls import (
     with_code_digests,
 )
 from flows.plan.changed_data import KINDS, PREPARE, identity, require_same_data, require_unchanged
-from flows.plan.plan import forced_by, make_plan, plan_of, what_is_seen
+from flows.plan.plan import forced_by, glance_at, make_plan, plan_of, what_is_seen
 from flows.plan.planned import Plan, Planned
 from flows.plan.reasons import changed_fields
 
@@ -28,6 +28,7 @@ __all__ = [
     "find_attempt",
     "find_model",
     "forced_by",
+    "glance_at",
     "identity",
     "make_plan",
     "model_checks",

@@ -12,7 +12,7 @@ from flows.state import Externals
 from tasks.config import ModelChecks, RewardConfig, StageConfig
 from tasks.contract import StageCall
 from tasks.data import code_digest
-from tasks.store import Inputs, Place, Ref, directory_of, model_ref
+from tasks.store import Inputs, Place, Ref, digest_text, directory_of, model_ref
 
 
 def stage_call(
@@ -42,13 +42,22 @@ def stage_call(
 def _plain(settings: StageConfig) -> dict[str, Any]:
     """Settings as JSON has them: one object for those that are the same, as a stage's are at thousands of places. Nobody
     changes it."""
-    known = _last_plain.get(type(settings))
+    return _parsed(_text_of(settings))
+
+
+def settings_digest(settings: StageConfig) -> str:
+    return _digest_of(_text_of(settings))
+
+
+def _text_of(settings: StageConfig) -> str:
+    known = _last_text.get(type(settings))
     if known is None or known[0] is not settings:
-        known = _last_plain[type(settings)] = (settings, _parsed(settings.model_dump_json()))
+        known = _last_text[type(settings)] = (settings, settings.model_dump_json())
     return known[1]
 
 
-_last_plain: dict[type[StageConfig], tuple[StageConfig, dict[str, Any]]] = {}
+_last_text: dict[type[StageConfig], tuple[StageConfig, str]] = {}
+_digest_of = lru_cache(maxsize=256)(digest_text)
 
 
 @lru_cache(maxsize=256)

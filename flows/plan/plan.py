@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.config import RunConfig
 from flows.plan.calls import external_models, stage_call, with_code_digests
+from flows.plan.glance import Glance
 from flows.plan.planned import Plan, Planned
 from flows.plan.reasons import why
 from flows.round import rlhf_round
@@ -16,15 +17,16 @@ from flows.state import RoundState
 from tasks.config import StageConfig
 from tasks.errors import ConfigError
 from tasks.stages import STAGES
-from tasks.store import Place, each, noting, recalling
+from tasks.store import Place, Ref, directory_of, each, noting, recalling
 
 
 class Planner:
-    """Calls stages by looking them up."""
+    """Calls stages by looking them up, or by what was found of them before."""
 
-    def __init__(self, run: Run, config: RunConfig) -> None:
+    def __init__(self, run: Run, config: RunConfig, glance: Glance | None = None) -> None:
         self._run = run
         self._config = config
+        self._glance = glance
         self._generations = run.generations
         self._is_in_progress = run.is_in_progress()
         self.stages: list[Planned] = []
@@ -39,11 +41,25 @@ class Planner:
             return output.ref
 
         refs = each(looked_up, inputs)
+        if self._glance is not None and (entry := self._glance.found(stage, place, config)) is not None:
+            return self._planned(
+                stage=stage,
+                place=place,
+                key=directory_of(stage, place),
+                ref=Ref(f"{self._run.root}/{entry.directory}", entry.digest),
+                reason="",
+                inputs=waits_for,
+                rows=entry.rows,
+                seconds=entry.seconds,
+                metrics=entry.metrics,
+            )
         call = stage_call(self._run, self._config, stage, place, config, self._generations, refs)
         recipe = call.recipe()
         ready = all(planned.ref for planned in waits_for)
         found = self._run.store.find_with_manifest(recipe) if ready else None
-        planned = Planned(
+        if self._glance is not None:
+            self._glance.note(stage, place, config, found)
+        return self._planned(
             stage=stage,
             place=place,
             key=recipe.directory,
@@ -53,18 +69,24 @@ class Planner:
             inputs=waits_for,
             **({name: getattr(found[1], name) for name in ("rows", "seconds", "metrics")} if found else {}),
         )
+
+    def _planned(self, **known: Any) -> Planned:
+        planned = Planned(**known)
         self.stages.append(planned)
         return planned
 
 
-def make_plan(run: Run, config: RunConfig) -> Plan:
-    """What a run of this configuration would find and execute."""
+def make_plan(run: Run, config: RunConfig, *, is_glance: bool = False) -> Plan:
+    """What a run of this configuration would find and execute; at a ``glance`` by what was found before."""
     config = with_code_digests(config)
     externals = external_models(config, run.home)
-    planner = Planner(run, config)
+    glance = Glance(run, config, externals) if is_glance else None
+    planner = Planner(run, config, glance)
     rounds: list[RoundState] = []
     for number in range(1, config.rounds + 1):
         rounds.append(rlhf_round(planner, config, number, rounds[-1] if rounds else None, externals))
+    if glance is not None:
+        glance.keep()
     return Plan(stages=planner.stages, rounds=rounds)
 
 
@@ -73,6 +95,13 @@ def plan_of(run: Run) -> Plan:
     from the directory in which the run began."""
     with recalling(run.seen):
         return make_plan(run, run.config)
+
+
+def glance_at(run: Run) -> Plan:
+    """``plan_of`` a run for whoever shows it: of thousands of stages, those that were found before and are still there are
+    not followed again. What is damaged inside of a file shows elsewhere."""
+    with recalling(run.seen):
+        return make_plan(run, run.config, is_glance=True)
 
 
 def what_is_seen(run: Run, config: RunConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flows.outcomes.outputs import Found, latest_variants
-from flows.plan import Plan, find_attempt, plan_of
+from flows.plan import Plan, find_attempt, glance_at
 from flows.query.data_set import DataSet, Part
 from flows.runs import Run
 from tasks.errors import ConfigError, RunError, UserError
@@ -111,7 +111,7 @@ def _is_in(place: Place, rounds: Span, iterations: Span) -> bool:
 def _current(run: Run, plan: Plan | None) -> list[Found]:
     """What the run's plan finds; nothing where no plan can be made: after a reward function was edited, or a file moved."""
     try:
-        stages = (plan or plan_of(run)).stages
+        stages = (plan or glance_at(run)).stages
     except UserError:
         return []
     return [Found(stage=p.stage, place=p.place, ref=p.ref, is_current=True) for p in stages if p.ref is not None]

@@ -8,7 +8,7 @@ from flows.analysis.phrases import search_of
 from flows.outcomes import run_warnings, stage_statuses
 from flows.outcomes.status import metrics_history
 from flows.pages.site import Asked, Site
-from flows.plan import plan_of
+from flows.plan import glance_at
 from flows.query import Part, Span, select, span
 from flows.text import printable
 from tasks.charts import scatter
@@ -24,7 +24,7 @@ LONGEST_HINT = 120
 def facts(site: Site, asked: Asked) -> dict[str, Any]:
     """What speaks against the score, in one iteration or in many, against the run's first."""
     run = site.run(asked.path["run"])
-    plan = plan_of(run)
+    plan = glance_at(run)
     now = select(
         run,
         plan=plan,

@@ -8,7 +8,7 @@ from flows.analysis.words import word_differences
 from flows.outcomes import latest_variants
 from flows.outcomes.outputs import Found
 from flows.pages.site import Asked, Site
-from flows.plan import plan_of
+from flows.plan import glance_at
 from flows.query import DataSet, Part
 from flows.runs import Run
 from tasks.charts import calibration_chart, histogram
@@ -48,7 +48,7 @@ def trained_in(run: Run) -> dict[int, Found]:
         RunError: there is none.
     """
     try:
-        planned = [p for p in plan_of(run).select(STAGE) if p.ref is not None]
+        planned = [p for p in glance_at(run).select(STAGE) if p.ref is not None]
     except UserError:
         planned = []
     found = [Found(stage=STAGE, place=p.place, ref=p.ref, is_current=True) for p in planned if p.ref is not None]

@@ -6,7 +6,7 @@ from flows.outcomes import reports_of, result_columns, result_rows, run_state, r
 from flows.outcomes.results import sentence_of
 from flows.outcomes.status import StageStatus, metrics_history
 from flows.pages.site import Asked, Site
-from flows.plan import Plan, plan_of
+from flows.plan import Plan, glance_at
 from tasks.charts import charts_of
 from tasks.store import read_json, require_undamaged
 
@@ -17,7 +17,7 @@ MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 50, 3, 20
 def facts(site: Site, asked: Asked) -> dict[str, Any]:
     """All that a run has come to."""
     run = site.run(asked.path["run"])
-    plan = plan_of(run)
+    plan = glance_at(run)
     statuses = stage_statuses(plan)
     summaries = [summary_of(report) for report in reports_of(plan)]
     history = metrics_history(statuses)
