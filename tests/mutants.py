@@ -1974,6 +1974,25 @@ FLOWS: Table = [
         [("return self._left == 0", "return self._left == 1"), ("self._left -= 1", "self._left -= 0")],
     ),
     (
+        "flows/plan/glance.py",
+        "tests/flows/test_glance.py",
+        [
+            ("entry[:3] != wanted or not", "entry[:2] != wanted[:2] or not"),
+            ("entry[:3] != wanted or not self._is_there(entry)", "entry[:3] != wanted"),
+            ("self._has_gap or found is None", "found is None"),
+            ("!= entry.manifest", "[0] != entry.manifest[0]"),
+            ("st_size != size", "st_size < 0"),
+            ("if not may_be_absent:", "if may_be_absent:"),
+            ("[versions, config.seed,", "[config.seed,"),
+            ("[versions, config.seed,", "[versions,"),
+            ("dump(config.execution), run.generations,", "run.generations,"),
+            ("dump(config.execution), run.generations,", "dump(config.execution),"),
+            ("asdict(externals), code]", "asdict(externals)]"),
+            ('if document["key"] == key else []', ""),
+            ("if self._num_followed < WORTH:", "if self._num_followed > WORTH:"),
+        ],
+    ),
+    (
         "flows/plan/planned.py",
         "tests/flows/test_until.py",
         [

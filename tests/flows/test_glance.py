@@ -10,10 +10,11 @@ import pytest
 from fake_runs import document, finished_run, recommit
 
 from flows.config import checked
-from flows.plan import glance_at, plan_of
+from flows.plan import external_models, glance_at, plan_of
 from flows.plan.glance import FILE
 from flows.runs import Run, find_run
 from tasks.stages import STAGES
+from tasks.store import Ref
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,14 @@ def test_it_is_the_plan_after_data_changed(run, made):
         assert plan_of(run).stages[0].ref is None
     finally:
         (made / "prompts.jsonl").write_text(content)
+
+
+def test_it_is_the_plan_of_the_models_that_are_there(run, monkeypatch):
+    found = external_models(run.config, run.home)
+    other = replace(found, base=Ref("models/other", "0" * 32))
+    monkeypatch.setattr("flows.plan.plan.external_models", lambda *_: other)
+    require_same(run)
+    assert plan_of(run).stages[0].ref is None
 
 
 def test_it_is_the_plan_of_the_code_that_is_there(run, tmp_path, monkeypatch):
