@@ -208,6 +208,6 @@ def test_a_place_that_is_none_is_told_in_one_sentence(home):
 
 def test_the_page_makes_the_plan_of_the_run_once(home, monkeypatch):
     made, make = [], plan.make_plan
-    monkeypatch.setattr(plan, "make_plan", lambda run, config: made.append(run.name) or make(run, config))
+    monkeypatch.setattr(plan, "make_plan", lambda run, *how, **more: made.append(run.name) or make(run, *how, **more))
     assert client(home).get("/json/runs/done/hacking").status_code == 200
     assert made == ["done"]
