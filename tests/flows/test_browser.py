@@ -23,13 +23,19 @@ def address(looked_at):
         yield address
 
 
-@pytest.fixture(params=["light", "dark"])
+# Colours show in what is drawn, and in nothing that a key does.
+LIGHT_AND_DARK = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
+
+
+@pytest.fixture
 def page(request, address, browser):
     """A window of 1280 × 720 at the list of runs, which must come without an error of any script."""
     mistakes = []
 
     def opened():
-        window = browser.new_context(viewport={"width": 1280, "height": 720}, color_scheme=request.param)
+        window = browser.new_context(
+            viewport={"width": 1280, "height": 720}, color_scheme=getattr(request, "param", "light")
+        )
         page = window.new_page()
         page.on("console", lambda said: mistakes.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: mistakes.append(str(error)))
@@ -92,6 +98,7 @@ def test_keys_are_told_by_a_key(page):
 
 
 @in_browser
+@LIGHT_AND_DARK
 def test_nothing_is_wider_than_the_window_and_every_chart_is_drawn(page, address):
     places = ["/", "/schedules", "/compare?a=tiny:1&b=tiny:2", *(f"/runs/tiny{rest}" for rest in PAGES_OF_A_RUN)]
     for path in places:
@@ -220,6 +227,7 @@ def test_two_runs_are_ticked_and_places_compared_by_keyboard(page, address):
 
 
 @in_browser
+@LIGHT_AND_DARK
 def test_a_report_and_a_bundle_are_read_without_a_server(page, looked_at, tmp_path):
     run = find_run(looked_at, "tiny")
     write_report(run, tmp_path / "report.html", rollouts=8)

@@ -83,6 +83,7 @@ def test_a_preset_without_a_critic_goes_through_a_shortened_round(home, preset, 
     assert "audit/true_quality_gap" in summary
 
 
+@pytest.mark.slow
 @needs_shared_data
 def test_a_base_model_goes_through_a_shortened_round_with_rules_alone(home):
     (summary,) = home.json("run", "r1_zero", "--name", "r1_zero-short", *overrides(SHORT_RULES))["rounds"]

@@ -387,6 +387,7 @@ def test_what_was_committed_before_is_one_task_in_prefect_and_nothing_executes(h
     assert [name for name in tasks() if not name.startswith("reused: ")] == ["publish_round-r1", "publish_round-r2"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_looked_at_without_its_data_its_modules_and_from_anywhere(home, tmp_path):
     own = tmp_path / "own"
     own.mkdir()

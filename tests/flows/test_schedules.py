@@ -636,6 +636,7 @@ def test_the_form_says_what_each_field_is(server):
     assert of_config["rounds"]["exclusiveMinimum"] == 0
 
 
+@pytest.mark.slow
 def test_grown_by_a_file_that_arrived_started_twice_cancelled_and_continued(server, tiny):
     """One round on Prefect's pages; each part needs the one before."""
     home = server.home

@@ -261,6 +261,7 @@ def test_a_backup_of_hard_links_has_a_server_of_its_own_too(served, tmp_path_fac
     assert servers.running_server(served.path) is not None
 
 
+@pytest.mark.slow
 def test_a_moved_home_keeps_its_server_and_its_database(tmp_path):
     home = Home(tmp_path / "before")
     home.rounds("up")
@@ -421,7 +422,9 @@ def test_the_engine_is_not_told_the_authentication_string(monkeypatch):
     assert "rounds:secret" not in environment.worker_environment().values()
 
 
-@pytest.mark.parametrize("name", ["what?mode=ro", "50%25 done #1", "für später"])
+@pytest.mark.parametrize(
+    "name", ["what?mode=ro", *(pytest.param(name, marks=pytest.mark.slow) for name in ("50%25 done #1", "für später"))]
+)
 def test_an_odd_path_keeps_the_database_inside_the_home(tmp_path, name):
     home = Home(tmp_path / name / "home")
     home.rounds("up")

@@ -231,6 +231,7 @@ def test_scores_are_normalized_by_all_scores_so_far(home, adaptive):
             assert row["treated_score"] == pytest.approx((row["score"] - mean) / std, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_iteration_is_lost_makes_it_again_to_the_last_bit(home, adaptive):
     before = home.digests(adaptive)
     root = home.path / "runs" / adaptive / "stages" / "round-002"

@@ -217,6 +217,7 @@ def test_a_reward_model_that_cannot_read_the_prompts_is_told_before_anything_is_
     assert not (home.path / "runs" / "deaf").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_model_that_is_named_later_is_looked_at_too(home, world):
     function = "{q: {function: 'flows.presets.stories:variety'}}"
     home.rounds("run", TINY, "--name", "later", *arguments(world, function))

@@ -336,7 +336,11 @@ def test_an_adapters_base_counts_from_here_or_from_the_adapter_and_may_be_an_ada
 
 @pytest.mark.parametrize(
     "settings",
-    [{"target_modules": ["lm_head"]}, {"target_modules": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}],
+    [
+        {"target_modules": ["lm_head"]},
+        pytest.param({"target_modules": ["embed_tokens"]}, marks=pytest.mark.slow),
+        pytest.param({"modules_to_save": ["lm_head"]}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_an_adapter_that_parts_a_tied_head_from_its_embedding_keeps_both(tmp_path, settings):
@@ -350,6 +354,7 @@ def test_an_adapter_that_parts_a_tied_head_from_its_embedding_keeps_both(tmp_pat
         assert not torch.allclose(load_policy(base)(input_ids=IDS).logits, expected, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_tokens_that_came_with_an_adapter_are_the_models(tmp_path):
     base = a_language_model(tmp_path / "base")
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
