@@ -42,16 +42,18 @@ class Planner:
 
         refs = each(looked_up, inputs)
         if self._glance is not None and (entry := self._glance.found(stage, place, config)) is not None:
-            return self._planned(
-                stage=stage,
-                place=place,
-                key=directory_of(stage, place),
-                ref=Ref(f"{self._run.root}/{entry.directory}", entry.digest),
-                reason="",
-                inputs=waits_for,
-                rows=entry.rows,
-                seconds=entry.seconds,
-                metrics=entry.metrics,
+            return self._added(
+                Planned(
+                    stage=stage,
+                    place=place,
+                    key=directory_of(stage, place),
+                    ref=Ref(f"{self._run.root}/{entry.directory}", entry.digest),
+                    reason="",
+                    inputs=waits_for,
+                    rows=entry.rows,
+                    seconds=entry.seconds,
+                    metrics=entry.metrics,
+                )
             )
         call = stage_call(self._run, self._config, stage, place, config, self._generations, refs)
         recipe = call.recipe()
@@ -59,19 +61,20 @@ class Planner:
         found = self._run.store.find_with_manifest(recipe) if ready else None
         if self._glance is not None:
             self._glance.note(stage, place, config, found)
-        return self._planned(
-            stage=stage,
-            place=place,
-            key=recipe.directory,
-            ref=found[0] if found else None,
-            reason="" if found else why(self._run.store, recipe, waits_for),
-            is_executing=not found and ready and self._is_in_progress and self._run.store.is_in_the_making(recipe),
-            inputs=waits_for,
-            **({name: getattr(found[1], name) for name in ("rows", "seconds", "metrics")} if found else {}),
+        return self._added(
+            Planned(
+                stage=stage,
+                place=place,
+                key=recipe.directory,
+                ref=found[0] if found else None,
+                reason="" if found else why(self._run.store, recipe, waits_for),
+                is_executing=not found and ready and self._is_in_progress and self._run.store.is_in_the_making(recipe),
+                inputs=waits_for,
+                **({name: getattr(found[1], name) for name in ("rows", "seconds", "metrics")} if found else {}),
+            )
         )
 
-    def _planned(self, **known: Any) -> Planned:
-        planned = Planned(**known)
+    def _added(self, planned: Planned) -> Planned:
         self.stages.append(planned)
         return planned
 
