@@ -322,6 +322,7 @@ def digest_of(directory, home):
     return model_ref(str(directory), field="model.policy", home=home).digest
 
 
+@pytest.mark.slow
 def test_an_adapters_base_counts_from_here_or_from_the_adapter_and_may_be_an_adapter(tmp_path, monkeypatch):
     base = a_language_model(tmp_path / "base")
     an_adapter(tmp_path / "first", base, named="../base")
