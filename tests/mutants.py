@@ -1979,7 +1979,6 @@ FLOWS: Table = [
         [
             ("entry[:3] != wanted or not", "entry[:2] != wanted[:2] or not"),
             ("entry[:3] != wanted or not self._is_there(entry)", "entry[:3] != wanted"),
-            ("self._has_gap = self._has_gap or found is None", "self._has_gap = False"),
             ("!= entry.manifest", "[0] != entry.manifest[0]"),
             ("st_size != size", "st_size < 0"),
             ("if not may_be_absent:", "if may_be_absent:"),

@@ -55,7 +55,6 @@ class Glance:
         self._before = _read(run.root / FILE, self._key)
         self._now: list[Entry] = []
         self._is_as_before = True
-        self._has_gap = False
         self._num_followed = 0
 
     def found(self, stage: str, place: Place, settings: StageConfig) -> Entry | None:
@@ -71,11 +70,10 @@ class Glance:
         return entry
 
     def note(self, stage: str, place: Place, settings: StageConfig, found: tuple[Ref, Manifest] | None) -> None:
-        """Remember what the next stage led to, if all before it have an output."""
+        """Remember what the next stage led to, if it has an output."""
         self._is_as_before = False
         self._num_followed += 1
-        self._has_gap = self._has_gap or found is None
-        if self._has_gap or found is None:
+        if found is None:
             return
         ref, manifest = found
         self._now.append(

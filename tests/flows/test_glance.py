@@ -102,6 +102,15 @@ def commit_another(run):
     recommit(directory)
 
 
+def commit_as_much_of_another(run):
+    directory = output_of(run, "prepare_data", round=1)
+    recipe = directory / "recipe.json"
+    recipe.write_text(recipe.read_text().replace("prepare_data", "prepare_dato", 1))
+    before = (directory / "manifest.json").stat().st_size
+    recommit(directory)
+    assert (directory / "manifest.json").stat().st_size == before
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -118,6 +127,7 @@ def commit_another(run):
         cut_file,
         remove_what_can_be_made_again,
         commit_another,
+        commit_as_much_of_another,
         lambda run: (run.root / FILE).write_bytes(b'{"key": "'),
         lambda run: (run.root / FILE).write_bytes(b"[]"),
         lambda run: (run.root / FILE).unlink(),
