@@ -3,6 +3,7 @@ from the first stage on. For looking alone: whoever executes or removes somethin
 
 import os
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -95,8 +96,10 @@ class Glance:
         """Write down what was found, where that is worth it and may be written."""
         if self._num_followed < WORTH:
             return
-        temporary = self._root / f".{FILE}.{os.getpid()}"
-        with suppress(OSError):
+        # Pages are made by several threads at once.
+        temporary = self._root / f".{FILE}.{os.getpid()}-{threading.get_ident()}"
+        # Names of files may be no text, which this cannot hold.
+        with suppress(OSError, ValueError):
             temporary.write_bytes(to_json({"key": self._key, "stages": self._now}, inf_nan_mode="constants"))
             temporary.rename(self._root / FILE)
 

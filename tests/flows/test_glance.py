@@ -195,6 +195,14 @@ def test_it_is_written_where_it_is_worth_it_and_may_be(home, monkeypatch):
     assert not (finished.root / FILE).exists()
 
 
+def test_a_file_whose_name_is_no_text_is_no_obstacle(run):
+    directory = output_of(run, "prepare_data", round=1)
+    (directory / "caf\udce9").write_text("more")
+    recommit(directory)
+    (run.root / FILE).unlink()
+    require_same(run)
+
+
 def test_a_copied_run_is_at_another_place(run, tmp_path):
     shutil.copytree(run.root, tmp_path / "elsewhere" / "runs" / "finished", copy_function=shutil.copy2)
     copied = Run(tmp_path / "elsewhere" / "runs" / "finished")
