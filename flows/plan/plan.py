@@ -80,7 +80,7 @@ class Planner:
 
 
 def make_plan(run: Run, config: RunConfig, *, is_glance: bool = False) -> Plan:
-    """What a run of this configuration would find and execute; at a ``glance`` by what was found before."""
+    """What a run of this configuration would find and execute; with ``is_glance`` by what was found before."""
     config = with_code_digests(config)
     externals = external_models(config, run.home)
     glance = Glance(run, config, externals) if is_glance else None
