@@ -26,6 +26,8 @@ class _Root(nn.Module):
 
 # Of each module of a model in parts; for as long as the process lives, which is one training.
 _roots: dict[nn.Module, _Root] = {}
+# Parameters in parts that a gradient came to since that was last asked.
+_reached: set[Tensor] = set()
 
 
 def shard(
@@ -61,6 +63,11 @@ def shard(
             module.set_gradient_divide_factor(1.0)
             # Gloo has no division within a sum, which is made of a factor otherwise.
             module.set_force_sum_reduction_for_comms(True)
+            if hasattr(module, "set_reduce_scatter_unused_params"):
+                # A process adds up zeros where its tokens reach no weight that those of another reach, as experts. Without
+                # it, before torch 2.13, processes would wait for each other.
+                module.set_reduce_scatter_unused_params(True)
+    _notice_what_is_reached(root)
     _take_from_first(model, whole_ones, device)
     _roots.update(dict.fromkeys(model.modules(), root))
 
@@ -81,6 +88,37 @@ def _take_from_first(model: nn.Module, whole_ones: list[Tensor], device: torch.d
             values = buffer.contiguous()
             distributed.broadcast(values, 0)
             buffer.data = values
+
+
+def _notice_what_is_reached(root: nn.Module) -> None:
+    """Have ``take_reached`` know: zeros that were added up for a weight do not say whether a gradient came to it."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parted = {
+        (owner, name): parameter
+        for owner in root.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if is_in_parts(parameter) and parameter.requires_grad
+    }
+
+    def watch(module: nn.Module, _: Any) -> None:
+        # Once: what is whole during a pass are the same tensors in each.
+        hooks.pop(module).remove()
+        for owner in module.modules():
+            for name, weights in owner.named_parameters(recurse=False):
+                if not is_in_parts(weights) and (own := parted.pop((owner, name), None)) is not None:
+                    weights.register_post_accumulate_grad_hook(lambda _, own=own: _reached.add(own))
+
+    hooks: dict[nn.Module, Any] = {
+        module: module.register_forward_pre_hook(watch) for module in root.modules() if isinstance(module, FSDPModule)
+    }
+
+
+def take_reached(parameters: Sequence[Tensor]) -> list[bool]:
+    """Whether a gradient came to each of these, in parts, in this process since the last call."""
+    found = [parameter in _reached for parameter in parameters]
+    _reached.clear()
+    return found
 
 
 def inside(model: nn.Module, function: Callable[[], T]) -> T:

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from ppo_core.config import can_share
 from ppo_core.errors import ConfigError
-from ppo_core.sharded import is_in_parts
+from ppo_core.sharded import is_in_parts, take_reached
 
 T = TypeVar("T")
 Gradients = list[Tensor | None]
@@ -89,9 +89,11 @@ def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[float
                 branch.add(_over_processes(own, parted, sharing) if any(parted) else own)
             of_round = branch.sum() if any(parted) else _over_processes(branch.sum(), parted, sharing)
             total = _added(total, of_round)
-    for parameter, gradient in zip(parameters, total, strict=True):
-        parameter.grad = gradient
-    return _in_order(said, sharing)
+    everywhere, reached = _from_all(said, take_reached(parameters), sharing)
+    for parameter, gradient, is_parted, is_reached in zip(parameters, total, parted, reached, strict=True):
+        # Of zeros, which stand for no gradient in parts, it would decay.
+        parameter.grad = gradient if is_reached or not is_parted else None
+    return [everywhere[number] for number in sorted(everywhere)]
 
 
 def _accompany(one: Callable[[float], T], whole_ones: Sequence[Tensor]) -> None:
@@ -170,11 +172,11 @@ def _device_of(sharing: Sharing) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if is_on_gpu else torch.device("cpu")
 
 
-def _in_order(said: dict[int, T], sharing: Sharing) -> list[T]:
-    """What was said of all parts, by whichever process."""
-    gathered: list[Any] = [said]
-    if sharing.group is not None:
-        gathered = [None] * sharing.size
-        distributed.all_gather_object(gathered, said, group=sharing.group)
-    everywhere: dict[int, T] = {part: own for one in gathered for part, own in one.items()}
-    return [everywhere[part] for part in sorted(everywhere)]
+def _from_all(said: dict[int, T], reached: list[bool], sharing: Sharing) -> tuple[dict[int, T], list[bool]]:
+    """What was said of all parts and which parameters were reached, by whichever process."""
+    if sharing.group is None:
+        return said, reached
+    gathered: list[Any] = [None] * sharing.size
+    distributed.all_gather_object(gathered, (said, reached), group=sharing.group)
+    everywhere = {part: own for one, _ in gathered for part, own in one.items()}
+    return everywhere, [any(column) for column in zip(*(own for _, own in gathered), strict=True)]

@@ -673,7 +673,7 @@ PPO_CORE: Table = [
             ("else (sharing.rank * each, 1)", "else (0, 1)"),
             ("total = _added(total, of_round)", "total = of_round"),
             ("self._branches[-1][0] == size", "self._branches[-1][0] >= size"),
-            ("for part in sorted(everywhere)", "for part in everywhere"),
+            ("for number in sorted(everywhere)", "for number in everywhere"),
             ("                    parameter.grad = None\n", "                    pass\n"),
         ],
     ),
@@ -687,6 +687,25 @@ PPO_CORE: Table = [
             ("(sharing.rank, sharing.size) if any(parted)", "(sharing.rank * each, 1) if any(parted)"),
             ("branch.add(_over_processes(own, parted, sharing) if any(parted) else own)", "branch.add(own)"),
             ("gradient if is_parted else next(summed)", "gradient"),
+        ],
+    ),
+    (
+        "ppo_core/shares.py",
+        "tests/ppo_core/test_families_in_parts.py",
+        [
+            ("gradient if is_reached or not is_parted else None", "gradient"),
+            ("gradient if is_reached or not is_parted else None", "gradient if is_reached else None"),
+            ("[any(column) for", "[all(column) for"),
+        ],
+    ),
+    (
+        "ppo_core/sharded.py",
+        "tests/ppo_core/test_families_in_parts.py",
+        [
+            ("set_reduce_scatter_unused_params(True)", "set_reduce_scatter_unused_params(False)"),
+            ("    _reached.clear()\n", ""),
+            ("                if not is_in_parts(weights) and", "                if"),
+            ("lambda _, own=own: _reached.add(own)", "lambda _: _reached.add(own)"),
         ],
     ),
     (

@@ -1,0 +1,55 @@
+"""Models of every family, in parts on two processes, learn what they learn whole in one, to the last bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gloo_families
+import pytest
+import torch
+from gloo_families import EXPERTS
+from test_decoding import SETTINGS
+
+import ppo_core
+
+QUICK = ["gpt2", "gemma", "mixtral", EXPERTS]
+
+
+def updates_of(folder, families):
+    """Weights of each family, learned whole and in parts."""
+    paths = [str(Path(gloo_families.__file__).parent), str(Path(ppo_core.__file__).parent.parent)]
+    run = subprocess.run(
+        [sys.executable, gloo_families.__file__, str(folder), *families],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert run.returncode == 0, run.stderr
+    return torch.load(folder / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    "families", [QUICK, pytest.param(sorted(set(SETTINGS) - set(QUICK)), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_a_model_in_parts_has_the_bytes_of_a_whole_one(tmp_path, families):
+    alone, in_parts = updates_of(tmp_path, families)
+    different = [
+        family
+        for family in families
+        if not all(torch.equal(a, b) for a, b in zip(alone[family], in_parts[family], strict=True))
+    ]
+    assert not different
+    for family in families:
+        begun = list(gloo_families.model_of(family).parameters())
+        assert any(not torch.equal(a, b) for a, b in zip(begun, alone[family], strict=True)), family
+
+
+def test_what_no_token_reached_is_left_alone_in_parts_too(tmp_path):
+    _, in_parts = updates_of(tmp_path, [EXPERTS])
+    begun = dict(gloo_families.model_of(EXPERTS).named_parameters())
+    came_to = dict(zip(begun, in_parts[EXPERTS], strict=True))
+    spares = [name for name in begun if name.endswith("spare")]
+    assert len(spares) == 2
+    assert all(torch.equal(begun[name], came_to[name]) for name in spares)
