@@ -171,24 +171,3 @@ def parted_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
     own: Any = parameter
     return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
-
-
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together."""
-    parts = [gradient for gradient in gradients if is_in_parts(gradient)]
-    plain = [gradient for gradient in gradients if not is_in_parts(gradient)]
-    if not parts:
-        return torch.nn.utils.get_total_norm(plain)
-    norms = [whole(torch.nn.utils.get_total_norm(own)) for own in (parts, plain) if own]
-    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-
-
-def scale_gradients(parameters: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Scale gradients of this norm down to another one."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not any(map(is_in_parts, gradients)):
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        return
-    factor = min(1.0, max_norm / (float(norm) + 1e-6))
-    for gradient in gradients:
-        gradient.mul_(factor)

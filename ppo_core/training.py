@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ppo_core.batch import PaddedBatch
+from ppo_core.clipping import scale_gradients, total_norm
 from ppo_core.errors import NonFiniteError
 from ppo_core.losses import Stats
 from ppo_core.objectives import Counts
-from ppo_core.sharded import scale_gradients, total_norm
+from ppo_core.shares import Sharing
 
 # Statistics of micro-batches that do not add up.
 _MAXIMA = ("ratio_max_deviation",)
@@ -32,12 +33,12 @@ class Training:
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def close_minibatch(self, where: str, parts: Iterable[Stats]) -> dict[str, float]:
+    def close_minibatch(self, where: str, parts: Iterable[Stats], sharing: Sharing) -> dict[str, float]:
         """The minibatch as numbers, from those of its micro-batches; its gradient is scaled down to its limit."""
         parameters = self.parameters
         stats = {name: float(value) for name, value in _added(parts).items()}
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = total_norm(gradients)
+        norm = total_norm(gradients, sharing)
         stats["grad_norm"] = float(norm)
         if not (math.isfinite(stats["loss"]) and math.isfinite(stats["grad_norm"])):
             raise NonFiniteError(

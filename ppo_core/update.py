@@ -135,7 +135,7 @@ def ppo_update(
         for epoch in range(training.epochs):
             for number, rows in enumerate(minibatches(len(batch), config.num_minibatches, derive_seed(seed, epoch))):
                 parts = _add_gradient(training, batch.select(rows), config, sharing, micro_batch_tokens, on_tokens)
-                stats = training.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", parts)
+                stats = training.close_minibatch(f"{name}, epoch {epoch}, minibatch {number}", parts, sharing)
                 if before_step is not None and name == "policy":
                     before_step(MinibatchStats(epoch=epoch, minibatch=number, values=stats))
                 training.optimizer.step()

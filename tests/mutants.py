@@ -709,6 +709,21 @@ PPO_CORE: Table = [
         ],
     ),
     (
+        "ppo_core/clipping.py",
+        "tests/ppo_core/test_clipping.py tests/tasks/test_in_parts.py tests/ppo_core/test_families_in_parts.py "
+        "tests/tasks/test_train_together.py::test_an_update_in_parts_by_two_processes_has_the_bytes_of_one",
+        [
+            (" and not has_parts", ""),
+            ("if sharing.shares == 1 and", "if"),
+            ("(parts if is_in_parts(gradient) else whole_ones)", "parts"),
+            ("        distributed.all_reduce(parts, group=sharing.group)\n", "        pass\n"),
+            (".sqrt().float()", ".sqrt()"),
+            ("else torch.float64", "else torch.float32"),
+            (", dim=-1) if gradient.ndim > 1", ") if gradient.ndim > 1"),
+            (".clamp(max=1.0)", ""),
+        ],
+    ),
+    (
         "ppo_core/sharded.py",
         "tests/tasks/test_in_parts.py "
         "tests/tasks/test_train_together.py::test_an_update_in_parts_by_two_processes_has_the_bytes_of_one",
@@ -719,9 +734,6 @@ PPO_CORE: Table = [
             ("            distributed.broadcast(values, 0)\n", ""),
             ("    if isinstance(inner, HeadCritic):\n", "    if False:\n"),
             ("        root.reshard()\n", "        pass\n"),
-            ("norms[0] if len(norms) == 1 else torch.stack(norms).norm()", "norms[0]"),
-            ("min(1.0, max_norm / (float(norm) + 1e-6))", "max_norm / (float(norm) + 1e-6)"),
-            ("min(1.0, max_norm / (float(norm) + 1e-6))", "1.0"),
         ],
     ),
     (

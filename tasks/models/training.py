@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo_core import ALONE, Sharing, add_gradients
+from ppo_core.clipping import scale_gradients, total_norm
 from ppo_core.errors import NonFiniteError
 from ppo_core.randomness import derive_seed
-from ppo_core.sharded import scale_gradients, total_norm
 from ppo_core.update import require_finite
 from tasks.errors import ModelError
 
@@ -68,7 +68,7 @@ def descend(
                 group["lr"] = learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
             loss = sum(add_gradients(parameters, passes(batch), sharing))
-            of_all = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            of_all = total_norm([x.grad for x in parameters if x.grad is not None], sharing)
             norm = float(of_all)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise NonFiniteError(

@@ -6,7 +6,8 @@ from small_world import Workbench, a_model
 from torch import distributed, nn
 
 from ppo_core import Sharing, add_gradients, inside, shard, sharded, whole
-from ppo_core.sharded import is_in_parts, scale_gradients, total_norm
+from ppo_core.clipping import scale_gradients, total_norm
+from ppo_core.sharded import is_in_parts
 from tasks.config.execution import ExecutionConfig, HealthConfig
 from tasks.config.model_access import AdapterConfig, ModelAccess
 from tasks.contract.stage import StageContext
@@ -132,18 +133,20 @@ def test_processes_whose_models_lie_in_parts_make_equally_many_passes_of_which_s
     assert factors(False) == [1.0, 1.0]
 
 
-def test_gradients_in_parts_and_whole_ones_have_one_norm_and_are_scaled_by_one_factor(group):
+@pytest.mark.parametrize("shares", [1, 2])
+def test_gradients_in_parts_and_whole_ones_have_one_norm_and_are_scaled_by_one_factor(group, shares):
+    sharing = Sharing(group, shares, in_parts=True)
     large, small = nn.Linear(1, 2, bias=False), nn.Parameter(torch.zeros(1))
     shard(large, [], torch.device("cpu"))
     inside(large, lambda: large(torch.tensor([[2.0]])).sum()).backward()
     (3.0 * small).sum().backward()
     parameters = [large.weight, small]
     # Of 2, 2 and 3: the root of 17.
-    norm = total_norm([parameter.grad for parameter in parameters])
+    norm = total_norm([parameter.grad for parameter in parameters], sharing)
     assert float(norm) == pytest.approx(17**0.5)
     scale_gradients(parameters, 1.0, norm)
     assert whole(large.weight.grad).flatten().tolist() == pytest.approx([2 / 17**0.5] * 2, abs=1e-6)
     assert small.grad.tolist() == pytest.approx([3 / 17**0.5], abs=1e-6)
     # A limit above the norm changes nothing.
-    scale_gradients(parameters, 5.0, total_norm([parameter.grad for parameter in parameters]))
+    scale_gradients(parameters, 5.0, total_norm([parameter.grad for parameter in parameters], sharing))
     assert small.grad.tolist() == pytest.approx([3 / 17**0.5], abs=1e-6)

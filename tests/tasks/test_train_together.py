@@ -44,13 +44,10 @@ UPDATES = {
     "clipped gradients": {"ppo": PPOConfig(epochs=2, num_minibatches=2, max_grad_norm=1e-3)},
 }
 CLIPPED = UPDATES["clipped gradients"]
-# Where no gradient is scaled down: a norm is a sum in another order.
-UNCLIPPED = {"ppo": PPOConfig(epochs=2, num_minibatches=1, max_grad_norm=1e6, critic_max_grad_norm=1e6)}
 IN_PARTS = {
-    "all weights": UNCLIPPED,
-    # Adapters are whole in every process, and so is their norm.
+    "all weights": CLIPPED,
     "adapters": {"lora": LORA, **CLIPPED},
-    "shared body": {"shared_trunk": True, **UNCLIPPED},
+    "shared body": {"shared_trunk": True, **CLIPPED},
     "adapters on a shared body": {"lora": LORA, "shared_trunk": True, **CLIPPED},
 }
 SHORT_OF_MEMORY = {"dtype": "bfloat16", "gradient_checkpointing": True}
@@ -143,8 +140,12 @@ def test_adapters_over_a_base_in_three_parts_have_the_bytes_of_those_over_a_whol
 def test_processes_without_a_row_change_no_gradient(trained, name, number):
     # All rows of a minibatch in one pass.
     one, whole, parts = (
-        trained(update(IN_PARTS[name]), micro_batch_tokens=4096, train_processes=processes, sharded=sharded)
-        for processes, sharded in ((1, False), (number, False), (number, True))
+        trained(update(IN_PARTS[name]), micro_batch_tokens=4096, shares=number, **layout)
+        for layout in (
+            {"train_processes": 1},
+            {"train_processes": number},
+            {"train_processes": number, "sharded": True},
+        )
     )
     assert whole.digest == one.digest
     if number == 2 or "adapters" in name:

@@ -1,0 +1,50 @@
+"""The norm of a gradient, and the gradient scaled down to a limit of it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed
+
+from ppo_core.sharded import is_in_parts, own_part
+from ppo_core.shares import Sharing
+
+
+def total_norm(gradients: Sequence[Tensor], sharing: Sharing) -> Tensor:
+    """The Euclidean norm of all gradients together, in float32; the same in every process.
+
+    With shares it does not depend on who holds which rows of a gradient either: rows have norms of their own, whose squares
+    are added in float64. What the order of these sums changes is some 1e-16 of the norm, which rounding to float32 hides but
+    for one step in some hundred million.
+    """
+    has_parts = any(map(is_in_parts, gradients))
+    if sharing.shares == 1 and not has_parts:
+        return torch.nn.utils.get_total_norm(gradients)
+    device = gradients[0].device if gradients else torch.device("cpu")
+    whole_ones, parts = (torch.zeros((), dtype=_widest(device), device=device) for _ in range(2))
+    for gradient in gradients:
+        (parts if is_in_parts(gradient) else whole_ones).add_(_square(own_part(gradient)))
+    if has_parts:
+        distributed.all_reduce(parts, group=sharing.group)
+    return (whole_ones + parts).sqrt().float()
+
+
+def _square(gradient: Tensor) -> Tensor:
+    """The square of a gradient's norm, or of that of its part, along its first dimension, which a process has."""
+    if gradient.numel() == 0:
+        return gradient.new_zeros(())
+    # A copy in float64 of all of a gradient would be twice as large as the gradient.
+    rows = torch.linalg.vector_norm(gradient, dim=-1) if gradient.ndim > 1 else gradient
+    return rows.to(_widest(gradient.device)).square().sum()
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    # Apple's GPUs have no float64; several processes do not train on them.
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def scale_gradients(parameters: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale gradients of this norm down to another one, where it is larger."""
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            own_part(parameter.grad).mul_(factor.to(parameter.grad.device))
