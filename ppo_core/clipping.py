@@ -10,7 +10,7 @@ from ppo_core.shares import Sharing
 
 
 def total_norm(gradients: Sequence[Tensor], sharing: Sharing) -> Tensor:
-    """The Euclidean norm of all gradients together, in float32; the same in every process.
+    """The Euclidean norm of all gradients together, in their dtype, at least in float32; the same in every process.
 
     With shares it does not depend on who holds which rows of a gradient either: rows have norms of their own, whose squares
     are added in float64. What the order of these sums changes is some 1e-16 of the norm, which rounding to float32 hides but
@@ -19,13 +19,13 @@ def total_norm(gradients: Sequence[Tensor], sharing: Sharing) -> Tensor:
     has_parts = any(map(is_in_parts, gradients))
     if sharing.shares == 1 and not has_parts:
         return torch.nn.utils.get_total_norm(gradients)
-    device = gradients[0].device if gradients else torch.device("cpu")
-    whole_ones, parts = (torch.zeros((), dtype=_widest(device), device=device) for _ in range(2))
+    like = gradients[0] if gradients else torch.zeros(())
+    whole_ones, parts = (torch.zeros((), dtype=_widest(like.device), device=like.device) for _ in range(2))
     for gradient in gradients:
         (parts if is_in_parts(gradient) else whole_ones).add_(_square(own_part(gradient)))
     if has_parts:
         distributed.all_reduce(parts, group=sharing.group)
-    return (whole_ones + parts).sqrt().float()
+    return (whole_ones + parts).sqrt().to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _square(gradient: Tensor) -> Tensor:

@@ -20,9 +20,14 @@ def test_the_norm_is_the_root_of_all_squares(sharing):
     norm = total_norm(gradients, sharing)
     assert norm.dtype == torch.float32
     assert float(norm) == 7.0
+    assert total_norm([gradient.double() for gradient in gradients], sharing).dtype == torch.float64
     assert float(total_norm([], sharing)) == 0.0
     for wrong in (math.inf, math.nan):
         assert not math.isfinite(float(total_norm([*gradients, torch.tensor([wrong])], sharing)))
+
+
+def test_with_shares_the_norm_is_in_float32_at_least():
+    assert total_norm([torch.ones(2, 2, dtype=torch.bfloat16)], SHARED).dtype == torch.float32
 
 
 @law
