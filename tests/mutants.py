@@ -573,6 +573,10 @@ PPO_CORE: Table = [
             ("_WIDEST = 5\n", "_WIDEST = 1\n"),
             ("width * (1 + width / _PAIRS_TO_A_TOKEN)", "width"),
             ("if not all(can_pack(model) for model in models):", "if False:"),
+            ('model.body if isinstance(model, HeadCritic) else getattr(model, "base_model", model)', "model"),
+            ("0.05 * _largest(as_one - alone)", "0"),
+            ("0.05 * _largest(as_one - alone)", "_largest(alone)"),
+            ("torch.tensor([[0, 1, 2, 0, 1]])", "torch.arange(5)[None]"),
             ("x.new_zeros(mask.shape).masked_scatter(mask, x)", "x.new_ones(mask.shape).masked_scatter(mask, x)"),
             (
                 "x.new_zeros(mask.shape).masked_scatter(mask, x)",
@@ -897,7 +901,6 @@ PPO_CORE: Table = [
                 "entropies, inner.values(hidden)[padded.predicts_response]",
                 "entropies, inner.values(hidden.detach())[padded.predicts_response]",
             ),
-            ("torch.equal(packed, beside_other) and is_close", "is_close"),
         ],
     ),
     (

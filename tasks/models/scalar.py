@@ -41,9 +41,14 @@ class ScalarModel(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """(B, L) scalars for (B, L) tokens, padded on the right; positions where rows are packed."""
         positions = {} if position_ids is None else {"position_ids": position_ids}
-        hidden = self.model.base_model(input_ids=input_ids, **positions, use_cache=False).last_hidden_state
+        hidden = self.base_model(input_ids=input_ids, **positions, use_cache=False).last_hidden_state
         raw = linear_in_float32(getattr(self.model, HEAD), hidden).squeeze(-1)
         return (raw - self.mean) / self.std
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The body, which makes hidden states."""
+        return self.model.base_model
 
     @property
     def is_calibrated(self) -> bool:

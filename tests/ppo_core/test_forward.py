@@ -3,10 +3,11 @@ from functools import partial
 import pytest
 import reference
 import torch
-from cases import few, law, random_batch, seeds
+from cases import Draws, few, law, random_batch, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import HistoryCritic, LlamaCritic, history_policy, tiny, tiny_gpt2, tiny_llama, tiny_softcapped
+from small_models import HistoryCritic, LlamaCritic, history_policy, tiny_gpt2, tiny_llama, tiny_softcapped
+from test_decoding import SETTINGS, a_model
 from torch import tensor
 from update_world import history
 
@@ -25,9 +26,13 @@ from ppo_core import (
     token_logprobs,
 )
 from ppo_core.forward import can_pack
-from ppo_core.heads import linear_head
+from ppo_core.heads import HeadCritic, linear_head
 
-FAMILIES = ("qwen2", "qwen3", "mistral", "gpt_neox", "gemma3_text", "mamba")
+# Of those that take no positions, that number them otherwise, or whose state goes on from one row to the next.
+MIX_ROWS = {
+    "opt", "bloom", "falcon", "mpt", "gpt_oss", "mamba", "mamba2", "jamba", "bamba", "lfm2", "falcon_h1", "minimax",
+    "recurrent_gemma", "rwkv",
+}  # fmt: skip
 THREE_ROWS = RolloutBatch(
     prompts=Ragged.from_rows([[1, 2, 3, 4, 5], [6], [7, 8]], torch.int64),
     responses=Ragged.from_rows([[9], [10, 11, 12, 13], [14, 15]], torch.int64),
@@ -132,11 +137,11 @@ def test_padding_does_not_change_what_a_transformer_critic_says():
             assert final_values[i].item() == pytest.approx(plain[-1], abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_softcapped, *(partial(tiny, name) for name in FAMILIES)])
+@pytest.mark.parametrize("make", [tiny_softcapped, *(partial(a_model, family) for family in SETTINGS)])
 def test_rows_on_one_line_are_told_apart_or_kept_apart(make):
     model = make()
     (lines,) = forward_groups([model], THREE_ROWS.lengths, 1000)
-    assert can_pack(model) == (model.config.model_type != "mamba")
+    assert can_pack(model) == (model.config.model_type not in MIX_ROWS)
     assert [len(line) for line in lines] == ([3] if can_pack(model) else [1, 1, 1])
     order = torch.cat(lines)
     with torch.no_grad():
@@ -155,6 +160,28 @@ def test_a_critic_tells_rows_on_one_line_apart():
         together = response_and_final_values(critic, THREE_ROWS.padded([tensor([0, 1, 2])]))
     for got, expected in zip(together, apart, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "bloom", "falcon_h1"])
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_whether_rows_are_told_apart_depends_on_no_weight_and_no_head(family, scale):
+    def changed():
+        model = a_model(family)
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                parameter.mul_(1 + scale * Draws(number).normal(*parameter.shape).float())
+        return model
+
+    new_head = torch.nn.Linear(changed().config.hidden_size, 1, bias=False)
+    torch.nn.init.zeros_(new_head.weight)
+    models = [
+        changed(),
+        InPrecision(changed(), torch.bfloat16),
+        changed().to(torch.bfloat16),
+        HeadCritic(changed().base_model, new_head),
+        InPrecision(HeadCritic(changed().base_model, new_head), torch.bfloat16),
+    ]
+    assert [can_pack(model) for model in models] == [family not in MIX_ROWS] * 5
 
 
 @law

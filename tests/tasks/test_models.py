@@ -11,6 +11,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from ppo_core import InPrecision
+from ppo_core.forward import can_pack
 from tasks.config.execution import ExecutionConfig
 from tasks.contract.resident import MAX_RESIDENT, ResidentModels
 from tasks.errors import ModelError
@@ -323,6 +324,13 @@ def with_a_head(directory, family):
     with torch.no_grad():
         head(ours).copy_(torch.linspace(-1, 1, 16)[None])
     return theirs, ours
+
+
+@own_classes
+def test_a_critic_that_knows_nothing_yet_is_given_rows_as_one_that_does(tmp_path, family):
+    without_classifier(tmp_path, family)
+    for seed in (None, 1):
+        assert can_pack(load_scalar_model(tmp_path, seed=seed)) == (family not in ("mamba", "lfm2"))
 
 
 @own_classes
