@@ -7,7 +7,7 @@
     run.stage("score_rollouts", round=2, iteration=3).dataset()
     run.policy(round=2), run.reward_model().score(prompts, responses)
 
-Nothing is read before it is asked for, and nothing is written.
+Nothing is read before it is asked for, and nothing of a run is changed.
 """
 
 import html

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ppo_core.logprobs import linear_in_float32
+from ppo_core.logprobs import at_least_float32, linear_in_float32
 from ppo_core.precision import PROBE_TOKENS, InPrecision, device_of, output_layer
 from ppo_core.shapes import Float
 
@@ -97,7 +97,8 @@ def linear_head(model: nn.Module) -> LinearHead | None:
             ids = torch.arange(PROBE_TOKENS, device=device_of(inner))[None] % head.out_features
             logits = inner(input_ids=ids, use_cache=False).logits
             parts = head(body(input_ids=ids, use_cache=False).last_hidden_state)
-            _has_linear_head[inner] = parts.shape == logits.shape and torch.allclose(parts, logits)
+            # Of the same product to the last bit; near 0 a softcap, say, is nearly none, and does more once it has learned.
+            _has_linear_head[inner] = torch.equal(at_least_float32(parts), at_least_float32(logits))
     if not _has_linear_head[inner]:
         return None
     if not isinstance(model, InPrecision):

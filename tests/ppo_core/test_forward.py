@@ -231,6 +231,16 @@ class NoPositions(torch.nn.Module):
         return self.weight * input_ids
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "recurrent_gemma", "granite"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whether_logits_are_a_linear_function_of_hidden_states_depends_on_no_weight(family, dtype):
+    for factor in (1.0, 0.02):
+        model = a_model(family)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(factor)
+        assert (linear_head(InPrecision(model, dtype)) is not None) == (family == "llama")
+
+
 @pytest.mark.parametrize(("make", "parts"), [(tiny_llama, True), (tiny_gpt2, True), (tiny_softcapped, False)])
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
 def test_from_hidden_states_or_from_logits_a_model_says_the_same_with_the_same_gradient(make, parts, dtype):

@@ -60,7 +60,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def one_thread():
-    """As many as each of several processes has by default where they share two cores."""
+    """One a process, so that three of them do not wait for two cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -28,7 +28,7 @@ def ui(
         list[Path] | None, typer.Option("--also", metavar="DIR", help="Another home to show beside; repeatable.")
     ] = None,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Nothing is written: no queue is made, and nobody answers.")
+        bool, typer.Option("--read-only", help="No run and no queue is changed: nobody answers.")
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the address in the browser.")] = False,
     bundle: Annotated[
