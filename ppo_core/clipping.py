@@ -29,10 +29,10 @@ def total_norm(gradients: Sequence[Tensor], sharing: Sharing) -> Tensor:
 
 
 def _square(gradient: Tensor) -> Tensor:
-    """The square of a gradient's norm, or of that of its part, along its first dimension, which a process has."""
+    """The square of a gradient's norm, or of that of the rows of it which lie in this process."""
     if gradient.numel() == 0:
         return gradient.new_zeros(())
-    # A copy in float64 of all of a gradient would be twice as large as the gradient.
+    # Only norms of rows are in float64: a copy of a whole gradient would be twice as large as that.
     rows = torch.linalg.vector_norm(gradient, dim=-1) if gradient.ndim > 1 else gradient
     return rows.to(_widest(gradient.device)).square().sum()
 
