@@ -66,6 +66,11 @@ MEMORY: Mapping[str, str] = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }
+MEMORY_IN_PARTS: Mapping[str, str] = {
+    # What is whole for a moment goes back to the kernel. Kept, it lies in pieces between what stays, and a process with half
+    # of a model takes more memory than one with all of it.
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+}
 # What says how libraries compute and where they look for models; all else, such as paths and keys, is a node's own.
 OF_COMPUTING = ("OMP_", "MKL_", "KMP_", "CUBLAS_", "TORCH_", "PYTHONPATH", "PYTHONHASHSEED")
 PASSED_ON = (*OF_COMPUTING, "HF_", "TRANSFORMERS_", "TOKENIZERS_")
@@ -267,10 +272,11 @@ def worker_environment() -> dict[str, str]:
     }
 
 
-def of_rank(rank: int) -> dict[str, str]:
+def of_rank(rank: int, *, in_parts: bool) -> dict[str, str]:
     """What sets one of several processes that train together apart: its own CUDA device. They talk on this machine alone."""
     return {
         **patient(),
+        **(MEMORY_IN_PARTS if in_parts else {}),
         "CUDA_VISIBLE_DEVICES": visible_device(rank),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "NCCL_SOCKET_IFNAME": os.environ.get("NCCL_SOCKET_IFNAME", "lo"),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.config import RunConfig
+from tasks.config import ExecutionConfig
 
 FLOAT32 = 4
 MOMENTS = 2
@@ -66,11 +67,23 @@ def memory_of_stages(
     cache = tokens * sizes["cache_bytes_a_token"]
     cache += min(rows, budget // longest) * sizes["vocabulary"] * 4 * FLOAT32
     parts = config.execution.train_processes if config.execution.sharded else 1
+    num_gradients = gradients_at_once(config.execution)
 
     def parted(parameters: int) -> int:
         """Weights of a model that is trained; of one in parts also what is whole for a moment, and its gradient."""
         together = whole_at_once(sizes, parameters) if parts > 1 else 0
         return (parameters // parts + 2 * together) * FLOAT32
+
+    def training(stage: str, weights: int, parameters: int, kept: int, parts: int = 1) -> StageMemory:
+        """A stage that trains so many parameters at once, in one of the processes where gradient and moments are in parts."""
+        gradient = parameters * FLOAT32 // parts
+        return StageMemory(
+            stage=stage,
+            weights=weights,
+            gradients=num_gradients * gradient,
+            moments=MOMENTS * gradient,
+            activations=kept,
+        )
 
     stages = []
     if config.warm_up is not None:
@@ -103,10 +116,11 @@ def whole_at_once(sizes: Mapping[str, Any], parameters: int) -> int:
     return min(parameters, of_no_layer + 2 * parameters // int(sizes["layers"]))
 
 
-def training(stage: str, weights: int, parameters: int, kept: int, parts: int = 1) -> StageMemory:
-    """A stage that trains so many parameters at once, in one of the processes where gradients and moments are in parts."""
-    gradients = parameters * FLOAT32 // parts
-    return StageMemory(stage=stage, weights=weights, gradients=gradients, moments=MOMENTS * gradients, activations=kept)
+def gradients_at_once(execution: ExecutionConfig) -> int:
+    """Of one model: with shares, sums along the branches of a tree wait for each other, and what came before for them."""
+    if execution.shares == 1:
+        return 1
+    return 1 + (execution.shares // execution.train_processes).bit_length()
 
 
 def activations(config: RunConfig, sizes: Mapping[str, Any], num_tokens: int) -> int:

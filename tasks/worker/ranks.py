@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import environment
+from tasks.config import ExecutionConfig
 from tasks.contract import ElsewhereError, StageContext, StageOutput
 from tasks.models import empty_cache
 from tasks.store import Inputs, flat, make_empty, read_json, write_json
@@ -48,7 +49,7 @@ def train_together(name: str, context: StageContext, settings: Mapping[str, Any]
     kills = out_of_memory_kills()
     with ExitStack() as held:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        processes = started(directory, context.execution.train_processes, lines, held)
+        processes = started(directory, context.execution, lines, held)
         held.callback(end, processes)
         while any(process.poll() is None for process in processes):
             if any(process.poll() for process in processes):
@@ -80,19 +81,19 @@ def job_of(name: str, context: StageContext, settings: Mapping[str, Any], inputs
 
 
 def started(
-    directory: Path, number: int, lines: "queue.SimpleQueue[str]", held: ExitStack
+    directory: Path, execution: ExecutionConfig, lines: "queue.SimpleQueue[str]", held: ExitStack
 ) -> list["subprocess.Popen[bytes]"]:
     """The processes, of which the first writes into ``lines`` how far it is."""
     read_end, write_end = os.pipe()
     threading.Thread(target=read_lines, args=(os.fdopen(read_end, "r"), lines), daemon=True).start()
     processes = []
     try:
-        for rank in range(number):
+        for rank in range(execution.train_processes):
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tasks.worker.rank", str(directory), str(rank), str(write_end)],
                 stdin=subprocess.PIPE,
                 pass_fds=(write_end,) if rank == 0 else (),
-                env={**environment.worker_environment(), **environment.of_rank(rank)},
+                env={**environment.worker_environment(), **environment.of_rank(rank, in_parts=execution.sharded)},
             )
             processes.append(held.enter_context(process))
     finally:

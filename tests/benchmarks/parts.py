@@ -5,8 +5,7 @@
 Each turn is ``rounds run`` with its server and one iteration. Memory is the peak of each process that trains, from its
 begin to its end, reading and writing models included, less the peak of such a process in a run of a model of a million
 parameters, which is what Python, torch and transformers take. Seconds are those of the stage, and weights those of policy
-and critic. The digests of all outputs must be those of one process, whatever the layout: there are as many shares in each,
-and no gradient is clipped.
+and critic. The digests of all outputs must be those of one process, whatever the layout: there are as many shares in each.
 """
 
 import argparse
@@ -63,8 +62,10 @@ class Watch(threading.Thread):
 def update(directory, case, processes, sharded):
     """Seconds of an update, and the peak of the first process and the highest one of the others."""
     config = configuration(directory, case, 1)
-    config["ppo"] |= {"epochs": 1, "max_grad_norm": 1e6, "critic_max_grad_norm": 1e6}
+    config["ppo"] |= {"epochs": 1}
     config["execution"] |= {"train_processes": processes, "sharded": sharded, "shares": SHARES}
+    # About a row, so that each process has some of each minibatch.
+    config["execution"]["micro_batch_tokens"] = 128
     with Watch() as watch:
         manifests = manifests_of(config, workers=1, threads=None)
     (own,) = (manifest for manifest in manifests.values() if manifest.stage == "update_policy")

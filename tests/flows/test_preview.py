@@ -298,6 +298,14 @@ def test_memory_is_that_of_models_gradients_moments_and_activations(tmp_path, mo
     assert update.total == update.weights + 12000 + update.activations
 
 
+@pytest.mark.parametrize(("processes", "shares", "gradients"), [(1, 1, 1), (2, 1, 1), (2, 2, 2), (1, 2, 3), (2, 8, 4)])
+def test_sums_of_shares_wait_for_each_other(tmp_path, model, processes, shares, gradients):
+    # Of 1, 2 or 4 shares, 1, 2 or 3 branches at once; and the sum of those before.
+    execution = {"train_processes": processes, "shares": shares}
+    update = memory(a_config(tmp_path, model, execution=execution))["update_policy"]
+    assert (update.gradients, update.moments) == (gradients * 4000, 8000)
+
+
 def test_layers_that_are_computed_again_keep_their_input_alone(tmp_path, model):
     stages = memory(a_config(tmp_path, model, execution={"gradient_checkpointing": True}))
     # 2 layers of 10 numbers of 4 bytes, and one of two layers in full.

@@ -308,6 +308,16 @@ def test_each_worker_but_the_first_sees_its_own_device_alone(monkeypatch, visibl
     assert [environment.of_worker(number, 3).get("CUDA_VISIBLE_DEVICES") for number in range(3)] == expected
 
 
+def test_what_is_whole_for_a_moment_goes_back_to_the_kernel_where_a_model_is_in_parts():
+    kept = environment.worker_environment()["MALLOC_MMAP_THRESHOLD_"]
+    whole, in_parts = (
+        {**environment.worker_environment(), **environment.of_rank(0, in_parts=is_so)} for is_so in (0, 1)
+    )
+    assert whole["MALLOC_MMAP_THRESHOLD_"] == kept
+    # Less than a layer.
+    assert int(in_parts["MALLOC_MMAP_THRESHOLD_"]) <= 2**20 < int(kept)
+
+
 def test_no_worker_is_told_how_many_threads_it_has(monkeypatch):
     # A sum over a tensor has a part for each thread, so that another number of threads rounds otherwise.
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
