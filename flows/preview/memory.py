@@ -75,7 +75,7 @@ def memory_of_stages(
         return (parameters // parts + 2 * together) * FLOAT32
 
     def training(stage: str, weights: int, parameters: int, kept: int, parts: int = 1) -> StageMemory:
-        """A stage that trains so many parameters at once, in one of the processes where gradient and moments are in parts."""
+        """A stage that trains so many parameters at once, in one process where gradient and moments are in parts."""
         gradient = parameters * FLOAT32 // parts
         return StageMemory(
             stage=stage,
