@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 
 from ppo_core.heads import HeadCritic
 from ppo_core.precision import InPrecision
+from ppo_core.tree import Tree
 
 T = TypeVar("T")
 
@@ -36,13 +37,14 @@ def shard(
     device: torch.device,
     *,
     left_whole: Collection[nn.Parameter] = (),
+    in_order: bool = False,
 ) -> None:
     """Have each process of the default group keep its part of every parameter, of its gradient and of its moments.
 
     Weights and buffers are those that the first process has, whatever the others have. A model on the processor comes to
     ``device`` layer by layer, so that it is nowhere whole there. The weights of a layer are whole while the layer computes,
-    the others while something is called ``inside`` the model. Gradients are sums over the processes, but for those of what
-    is ``left_whole``: each process has all of that, and its own.
+    the others while something is called ``inside`` the model. Gradients are sums over the processes, ``in_order`` along a
+    tree over them, but for those of what is ``left_whole``: each process has all of that, and its own.
     """
     # Here, since these imports take a second that a model which is whole has no use for.
     from torch.distributed.device_mesh import init_device_mesh
@@ -63,6 +65,9 @@ def shard(
             module.set_gradient_divide_factor(1.0)
             # Gloo has no division within a sum, which is made of a factor otherwise.
             module.set_force_sum_reduction_for_comms(True)
+            if in_order:
+                summing: Any = _InOrder()
+                module.set_custom_reduce_scatter(summing)
             if hasattr(module, "set_reduce_scatter_unused_params"):
                 # A process adds up zeros where its tokens reach no weight that those of another reach, as experts. Without
                 # it, before torch 2.13, processes would wait for each other.
@@ -70,6 +75,24 @@ def shard(
     _notice_what_is_reached(root)
     _take_from_first(model, whole_ones, device)
     _roots.update(dict.fromkeys(model.modules(), root))
+
+
+class _InOrder:
+    """A reduce-scatter that adds up along a tree; a library's order depends on the number of processes and on more."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any) -> None:
+        assert op == distributed.ReduceOp.SUM
+        of_all = torch.empty_like(input_tensor)
+        distributed.all_to_all_single(of_all, input_tensor, group=group)
+        tree = Tree()
+        for own in of_all.view(group.size(), -1):
+            tree.add([own])
+        (total,) = tree.sum()
+        assert total is not None
+        output_tensor.copy_(total.view_as(output_tensor))
 
 
 def _take_from_first(model: nn.Module, whole_ones: list[Tensor], device: torch.device) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, distributed
 from ppo_core.config import can_share
 from ppo_core.errors import ConfigError
 from ppo_core.sharded import is_in_parts, take_reached
+from ppo_core.tree import Gradients, Tree, added
 
 T = TypeVar("T")
-Gradients = list[Tensor | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +80,7 @@ def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[float
         begin, step = (sharing.rank, sharing.size) if any(parted) else (sharing.rank * each, 1)
         total = [None] * len(parameters)
         for first in range(0, len(passes), sharing.shares):
-            branch = _Tree()
+            branch = Tree()
             for number in range(first + begin, first + begin + each * step, step):
                 for parameter in parameters:
                     parameter.grad = None
@@ -88,7 +88,7 @@ def add_gradients(parameters: Sequence[Tensor], passes: Sequence[Callable[[float
                 own = [parameter.grad for parameter in parameters]
                 branch.add(_over_processes(own, parted, sharing) if any(parted) else own)
             of_round = branch.sum() if any(parted) else _over_processes(branch.sum(), parted, sharing)
-            total = _added(total, of_round)
+            total = added(total, of_round)
     everywhere, reached = _from_all(said, take_reached(parameters), sharing)
     for parameter, gradient, is_parted, is_reached in zip(parameters, total, parted, reached, strict=True):
         # Of zeros, which stand for no gradient in parts, it would decay.
@@ -104,32 +104,6 @@ def _accompany(one: Callable[[float], T], whole_ones: Sequence[Tensor]) -> None:
     one(0.0)
     for parameter, gradient in zip(whole_ones, before, strict=True):
         parameter.grad = gradient
-
-
-class _Tree:
-    """Sums of gradients along a binary tree: of 1, 2, 4, ... neighbours, so that few are in memory at a time."""
-
-    def __init__(self) -> None:
-        self._branches: list[tuple[int, Gradients]] = []
-
-    def add(self, gradients: Gradients) -> None:
-        size = 1
-        while self._branches and self._branches[-1][0] == size:
-            gradients = _added(self._branches.pop()[1], gradients)
-            size *= 2
-        self._branches.append((size, gradients))
-
-    def sum(self) -> Gradients:
-        """Of all; what has no partner is added to its neighbour, the smallest first."""
-        total = self._branches[-1][1]
-        for _, gradients in reversed(self._branches[:-1]):
-            total = _added(gradients, total)
-        return total
-
-
-def _added(first: Gradients, second: Gradients) -> Gradients:
-    """Parameter by parameter, into the tensors of ``first``; one that no token reached has no gradient."""
-    return [a if b is None else b if a is None else a.add_(b) for a, b in zip(first, second, strict=True)]
 
 
 def _over_processes(gradients: Gradients, parted: Sequence[bool], sharing: Sharing) -> Gradients:
@@ -160,7 +134,7 @@ def _sum_over_processes(gradients: Gradients, sharing: Sharing) -> Gradients:
             continue
         parts = [torch.empty_like(own) for _ in range(sharing.size)]
         distributed.all_gather(parts, own.contiguous(), group=sharing.group)
-        tree = _Tree()
+        tree = Tree()
         for part, has_one in zip(parts, kinds, strict=True):
             tree.add([part if has_one is not None else None])
         total += tree.sum()

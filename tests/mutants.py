@@ -676,8 +676,7 @@ PPO_CORE: Table = [
                 "range(first + begin, first + begin + step, step)",
             ),
             ("else (sharing.rank * each, 1)", "else (0, 1)"),
-            ("total = _added(total, of_round)", "total = of_round"),
-            ("self._branches[-1][0] == size", "self._branches[-1][0] >= size"),
+            ("total = added(total, of_round)", "total = of_round"),
             ("for number in sorted(everywhere)", "for number in everywhere"),
             ("                    parameter.grad = None\n", "                    pass\n"),
         ],
@@ -693,6 +692,11 @@ PPO_CORE: Table = [
             ("branch.add(_over_processes(own, parted, sharing) if any(parted) else own)", "branch.add(own)"),
             ("gradient if is_parted else next(summed)", "gradient"),
         ],
+    ),
+    (
+        "ppo_core/tree.py",
+        "tests/ppo_core/test_laws.py::test_2_with_shares_the_number_of_processes_changes_no_bit",
+        [("self._branches[-1][0] == size", "self._branches[-1][0] >= size")],
     ),
     (
         "ppo_core/shares.py",
@@ -711,6 +715,8 @@ PPO_CORE: Table = [
             ("    _reached.clear()\n", ""),
             ("                if not is_in_parts(weights) and", "                if"),
             ("lambda _, own=own: _reached.add(own)", "lambda _: _reached.add(own)"),
+            ("            if in_order:\n", "            if False:\n"),
+            ("            tree.add([own])\n", "            tree.add([own.flip(0)])\n"),
         ],
     ),
     (

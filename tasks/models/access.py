@@ -1,7 +1,7 @@
 """The one way to a stage's models: whole ones, or adapters over one frozen base; a critic with a body of its own, or a head
 on the policy's; a reward model, trained or new."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -237,7 +237,7 @@ class Models:
         self._spare_memory(shared.whole)
         if not shared.is_in_parts:
             if is_trained and self.is_in_parts:
-                shard(shared.whole, layers_of(shared.whole), self.device, left_whole=shared.trained)
+                self._shard(shared.whole, left_whole=shared.trained)
             else:
                 shared.to(self.device)
         return shared
@@ -274,8 +274,12 @@ class Models:
         self._spare_memory(model)
         if not self.is_in_parts:
             return model.to(self.device)
-        shard(model, layers_of(model), self.device)
+        self._shard(model)
         return self._tried(model)
+
+    def _shard(self, model: nn.Module, *, left_whole: Collection[nn.Parameter] = ()) -> None:
+        in_order = self.context.execution.shares > 1
+        shard(model, layers_of(model), self.device, left_whole=left_whole, in_order=in_order)
 
     def _tried(self, model: M) -> M:
         """A model of which is known what is tried once: where it lies in parts, all processes have to do that at once."""

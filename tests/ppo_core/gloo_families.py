@@ -1,4 +1,4 @@
-"""Updates of models of many families, whole in one process and in parts on two: what each came to.
+"""Updates of models of many families, whole in one process and in parts on several: what each came to.
 
 python gloo_families.py FOLDER FAMILY …
 """
@@ -12,14 +12,17 @@ import torch._dynamo
 from cases import Draws
 from test_decoding import PROMPTS, V, a_model
 from torch import Tensor, distributed, multiprocessing, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo_core import Optimizers, PPOConfig, Ragged, RolloutBatch, Sharing, inside, ppo_update, shard, whole
 from ppo_core.forward import can_pack
 from ppo_core.heads import linear_head
 
-NUM_PROCESSES, SHARES = 2, 4
+SHARES = 4
 EXPERTS = "experts that are modules"
+WIDE = "a wide one"
+"""Whose fourths have a multiple of what a processor computes at once: an optimizer rounds a rest otherwise."""
 
 
 class Expert(nn.Module):
@@ -51,6 +54,10 @@ class Experts(nn.Module):
 
 
 def model_of(family: str) -> nn.Module:
+    if family == WIDE:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, **sizes)).eval()
     if family != EXPERTS:
         return a_model(family)
     model = a_model("llama")
@@ -81,18 +88,19 @@ def updated(model: nn.Module, sharing: Sharing) -> list[Tensor]:
     return [whole(parameter.detach()).clone() for parameter in model.parameters()]
 
 
-def take_part(rank: int, folder: Path, families: list[str]) -> None:
+def take_part(rank: int, folder: Path, processes: int, families: list[str]) -> None:
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
-        world_size=NUM_PROCESSES,
+        world_size=processes,
         timeout=datetime.timedelta(seconds=100),
     )
     results = {}
     for family in families:
         model = model_of(family)
-        shard(model, [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)], torch.device("cpu"))
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        shard(model, layers, torch.device("cpu"), in_order=True)
         with torch.no_grad():
             inside(model, lambda model=model: (can_pack(model), linear_head(model)))
         results[family] = updated(model, Sharing(distributed.group.WORLD, SHARES, in_parts=True))
@@ -106,4 +114,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     # Forked processes share the imports, most of the time that this takes. Here nothing has started a thread yet.
     method = "fork" if sys.platform == "linux" else "spawn"
-    multiprocessing.start_processes(take_part, (Path(sys.argv[1]), sys.argv[2:]), NUM_PROCESSES, start_method=method)
+    folder, processes, *families = sys.argv[1:]
+    arguments = (Path(folder), int(processes), families)
+    multiprocessing.start_processes(take_part, arguments, int(processes), start_method=method)

@@ -1,4 +1,4 @@
-"""Models of every family, in parts on two processes, learn what they learn whole in one, to the last bit."""
+"""Models of every family, in parts on several processes, learn what they learn whole in one, to the last bit."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import gloo_families
 import pytest
 import torch
-from gloo_families import EXPERTS
+from gloo_families import EXPERTS, WIDE
 from test_decoding import SETTINGS
 
 import ppo_core
@@ -16,11 +16,11 @@ import ppo_core
 QUICK = ["gpt2", "gemma", "mixtral", EXPERTS]
 
 
-def updates_of(folder, families):
+def updates_of(folder, families, processes=2):
     """Weights of each family, learned whole and in parts."""
     paths = [str(Path(gloo_families.__file__).parent), str(Path(ppo_core.__file__).parent.parent)]
     run = subprocess.run(
-        [sys.executable, gloo_families.__file__, str(folder), *families],
+        [sys.executable, gloo_families.__file__, str(folder), str(processes), *families],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -31,10 +31,12 @@ def updates_of(folder, families):
 
 
 @pytest.mark.parametrize(
-    "families", [QUICK, pytest.param(sorted(set(SETTINGS) - set(QUICK)), marks=pytest.mark.slow)], ids=["some", "all"]
+    ("families", "processes"),
+    [(QUICK, 2), ([WIDE], 4), pytest.param(sorted(set(SETTINGS) - set(QUICK)), 2, marks=pytest.mark.slow)],
+    ids=["some", "four parts", "all"],
 )
-def test_a_model_in_parts_has_the_bytes_of_a_whole_one(tmp_path, families):
-    alone, in_parts = updates_of(tmp_path, families)
+def test_a_model_in_parts_has_the_bytes_of_a_whole_one(tmp_path, families, processes):
+    alone, in_parts = updates_of(tmp_path, families, processes)
     different = [
         family
         for family in families

@@ -35,13 +35,13 @@ def group(monkeypatch):
     distributed.destroy_process_group()
 
 
-def models_of(tmp_path, base, *, rank=0, lora=None, shared_trunk=False):
+def models_of(tmp_path, base, *, rank=0, shares=1, lora=None, shared_trunk=False):
     bench = Workbench(tmp_path)
     context = StageContext(
         output=tmp_path / "output",
         place=Place(1, 1),
         run_seed=7,
-        execution=ExecutionConfig(device="cpu", train_processes=2, sharded=True),
+        execution=ExecutionConfig(device="cpu", train_processes=2, sharded=True, shares=shares),
         health=HealthConfig(),
         resident=bench.models,
         report=bench.events.append,
@@ -93,6 +93,15 @@ def test_the_first_process_alone_reads_weights(group, tmp_path, base, lora, monk
     for rank in (0, 1):
         models_of(tmp_path, base, rank=rank, lora=lora).take_policy(base)
     assert read == [True, False]
+
+
+@pytest.mark.parametrize(("shares", "in_order"), [(1, False), (2, True)])
+def test_with_shares_gradients_of_parts_are_added_in_one_order(group, tmp_path, base, monkeypatch, shares, in_order):
+    asked = []
+    monkeypatch.setattr(access_module, "shard", lambda *_, **options: asked.append(options["in_order"]))
+    monkeypatch.setattr(Models, "_tried", lambda _, model: model)
+    models_of(tmp_path, base, shares=shares).take_policy(base)
+    assert asked == [in_order]
 
 
 def test_a_model_with_empty_weights_is_tied_where_the_model_is(base):
