@@ -695,6 +695,7 @@ PPO_CORE: Table = [
     ),
     (
         "ppo_core/tree.py",
+        "tests/ppo_core/test_laws.py::test_2_gradients_of_four_shares_are_added_in_pairs "
         "tests/ppo_core/test_laws.py::test_2_with_shares_the_number_of_processes_changes_no_bit",
         [("self._branches[-1][0] == size", "self._branches[-1][0] >= size")],
     ),

@@ -22,7 +22,8 @@ from pool import digests_of, manifests_of  # noqa: E402
 from ppo_iteration import CASES, make_case  # noqa: E402
 
 SHARES = 4
-LAYOUTS = {"1": (1, False), "2": (2, False), "2, in parts": (2, True), "4": (4, False), "4, in parts": (4, True)}
+LAYOUTS = {"1": (1, False), "2": (2, False), "2, in parts": (2, True), "4, in parts": (4, True)}
+WHOLE = "2"
 SMALL = "1M"
 POLL_S = 0.02
 MIB = 2**20
@@ -93,9 +94,6 @@ def main():
         systems = {layout: lambda layout=layout: update(own, given.case, *LAYOUTS[layout]) for layout in LAYOUTS}
         found = harness.interleaved(systems, given.repeat)
         weights = sum((own / part / "model.safetensors").stat().st_size for part in ("policy", "critic"))
-    for layout, turns in found.items():
-        if any(turn["digests"] != found["1"][0]["digests"] for turn in turns):
-            raise SystemExit(f"the digests of one process and of {layout} are not the same")
     rows = []
     for layout, (processes, sharded) in LAYOUTS.items():
         turns = found[layout]
@@ -107,8 +105,7 @@ def main():
             turn["first"] -= small["first"]
             turn["others"] -= small["others"]
         peaks = [f"{harness.median(turns, key) / MIB:,.0f} MiB" for key in ("first", "others")]
-        whole_ones = found[str(processes)]
-        share = [a["others"] / b["others"] for a, b in zip(turns, whole_ones, strict=True)]
+        share = [a["others"] / b["others"] for a, b in zip(turns, found[WHOLE], strict=True)]
         rows.append([layout, seconds, *peaks, harness.spread(share) if sharded else ""])
     text = "\n\n".join(
         [
@@ -118,6 +115,9 @@ def main():
         ]
     )
     print(text)
+    for layout, turns in found.items():
+        if any(turn["digests"] != found["1"][0]["digests"] for turn in turns):
+            raise SystemExit(f"the digests of one process and of {layout} are not the same")
     if given.readme:
         harness.write_readme("parts", text)
 
