@@ -13,7 +13,7 @@ from test_decoding import SETTINGS
 
 import ppo_core
 
-QUICK = ["gpt2", "gemma", "mixtral", EXPERTS]
+QUICK = ["gemma", "mixtral", EXPERTS]
 
 
 def updates_of(folder, families, processes=2):
@@ -44,14 +44,8 @@ def test_a_model_in_parts_has_the_bytes_of_a_whole_one(tmp_path, families, proce
     ]
     assert not different
     for family in families:
-        begun = list(gloo_families.model_of(family).parameters())
-        assert any(not torch.equal(a, b) for a, b in zip(begun, alone[family], strict=True)), family
-
-
-def test_what_no_token_reached_is_left_alone_in_parts_too(tmp_path):
-    _, in_parts = updates_of(tmp_path, [EXPERTS])
-    begun = dict(gloo_families.model_of(EXPERTS).named_parameters())
-    came_to = dict(zip(begun, in_parts[EXPERTS], strict=True))
-    spares = [name for name in begun if name.endswith("spare")]
-    assert len(spares) == 2
-    assert all(torch.equal(begun[name], came_to[name]) for name in spares)
+        begun = dict(gloo_families.model_of(family).named_parameters())
+        left_alone = {name for name, own in zip(begun, in_parts[family], strict=True) if torch.equal(begun[name], own)}
+        assert left_alone != set(begun), family
+        # What no token reaches does not decay.
+        assert {name for name in begun if name.endswith("spare")} <= left_alone

@@ -537,6 +537,8 @@ def test_artifacts_that_somebody_put_elsewhere_stay_there(home, run, tmp_path):
 @pytest.mark.parametrize("name", ["what?mode=ro", "a?b#c%25 ü", "50%25 done #1"])
 def test_an_odd_path_keeps_the_database_and_the_artifacts_inside_the_home(fresh_home, run, tmp_path, monkeypatch, name):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # MLflow takes an address for a path too, and makes directories of it where it is.
+    monkeypatch.chdir(tmp_path)
     home = tmp_path / "odd" / name / "home"
     shutil.copytree(fresh_home / "mlflow", home / "mlflow")
     published = Tracking(home, EXPERIMENT).publish(run)
