@@ -1,15 +1,15 @@
 """Updates of models of many families, whole in one process and in parts on several: what each came to.
 
-python gloo_families.py FOLDER FAMILY …
+python gloo_families.py FOLDER PROCESSES FAMILY …
 """
 
-import datetime
 import sys
 from pathlib import Path
 
 # Imported on the first use of an optimizer: better once than in each process.
 import torch._dynamo
 from cases import Draws
+from gloo_update import join
 from test_decoding import PROMPTS, V, a_model
 from torch import Tensor, distributed, multiprocessing, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -89,13 +89,7 @@ def updated(model: nn.Module, sharing: Sharing) -> list[Tensor]:
 
 
 def take_part(rank: int, folder: Path, processes: int, families: list[str]) -> None:
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=processes,
-        timeout=datetime.timedelta(seconds=100),
-    )
+    join(rank, folder, processes)
     results = {}
     for family in families:
         model = model_of(family)

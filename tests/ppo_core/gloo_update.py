@@ -68,14 +68,19 @@ def run_update(name, sharing=ALONE, *, micro_batch_tokens=8192):
     return [*world.weights, world.policy.spare.detach()], stats.as_dict()
 
 
-def take_part(rank, folder):
+def join(rank: int, folder: Path, processes: int) -> None:
+    """Be one of so many processes that find each other by a file in this folder."""
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
-        world_size=NUM_PROCESSES,
+        world_size=processes,
         timeout=datetime.timedelta(seconds=100),
     )
+
+
+def take_part(rank, folder):
+    join(rank, folder, NUM_PROCESSES)
     results = {}
     for size in range(1, NUM_PROCESSES + 1):
         group = distributed.new_group(list(range(size))) if size > 1 else None
